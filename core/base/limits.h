@@ -1,0 +1,42 @@
+// Every limit of the system, by name. docs/limits.md lists each one with its reason; a test
+// compares the two.
+#ifndef LATTICEKV_CORE_BASE_LIMITS_H_
+#define LATTICEKV_CORE_BASE_LIMITS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace latticekv::limits {
+
+// Layouts and frames.
+inline constexpr uint32_t kMaxLayers = 512;
+inline constexpr uint32_t kMaxPlanesPerLayer = 8;
+inline constexpr uint32_t kMaxHeads = 256;
+inline constexpr uint32_t kMaxHeadDim = 1024;
+inline constexpr uint32_t kMaxChunkTokens = 256;
+inline constexpr uint32_t kMinChunkTokens = 16;
+inline constexpr size_t kMaxNameBytes = 256;
+inline constexpr size_t kMaxLayoutBytes = 1 << 20;
+inline constexpr size_t kMaxProfileBytes = 64 << 20;
+inline constexpr size_t kMaxFrameBytes = size_t{1} << 30;
+inline constexpr uint64_t kMaxPosition = uint64_t{1} << 40;
+
+// Messages and streams.
+inline constexpr size_t kMaxPartBytes = 4 << 20;
+inline constexpr size_t kMaxMessageBytes = kMaxPartBytes + (64 << 10);
+inline constexpr int kMaxConcurrentStreams = 128;
+inline constexpr uint32_t kMaxUnackedBlocksPerStream = 64;
+inline constexpr uint32_t kMaxLookupTokens = 1 << 20;
+inline constexpr uint32_t kMaxBlocksPerRequest = 65536;
+inline constexpr uint32_t kMaxListPageSize = 1000;
+inline constexpr int64_t kUploadIdleTimeoutMs = 30'000;
+inline constexpr int64_t kDrainTimeoutMs = 10'000;
+
+// Store.
+inline constexpr size_t kMaxSessions = 1'000'000;
+inline constexpr size_t kMaxLayouts = 256;
+inline constexpr size_t kDecodeAheadBytes = 32 << 20;
+
+}  // namespace latticekv::limits
+
+#endif  // LATTICEKV_CORE_BASE_LIMITS_H_

@@ -1,0 +1,122 @@
+// The codec's interface: a chunk of up to 256 consecutive tokens of one sequence, all layers, becomes
+// one frame (docs/format/frame.md), and a frame becomes a chunk again, whole or layer by layer.
+#ifndef LATTICEKV_CORE_CODEC_CODEC_H_
+#define LATTICEKV_CORE_CODEC_CODEC_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/base/bytes.h"
+#include "core/base/sha256.h"
+#include "core/codec/presets.h"
+#include "core/layout/layout.h"
+#include "core/layout/model_profile.h"
+
+namespace latticekv {
+
+// One plane of one layer of a chunk in memory: element (token, head, d) of the plane's dtype lies at
+// data + token * token_stride + head * head_stride + d * DTypeBytes(dtype). Strides in bytes.
+template <typename Byte>
+struct BasicPlaneView {
+  Byte* data = nullptr;
+  size_t token_stride = 0;
+  size_t head_stride = 0;
+};
+using PlaneView = BasicPlaneView<const std::byte>;
+using MutablePlaneView = BasicPlaneView<std::byte>;
+
+// The view of contiguous [tokens, heads, head_dim] data.
+template <typename Byte>
+BasicPlaneView<Byte> ContiguousPlane(const PlaneSpec& plane, Byte* data) {
+  return {data, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype)};
+}
+
+// Views of a whole chunk as the service moves it: for each layer, for each plane, contiguous
+// [tokens, heads, head_dim]. `raw` has layout.token_bytes() * tokens bytes. Result is [layer][plane].
+std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t tokens,
+                                                  ByteSpan raw);
+
+// Where channel means and spreads come from. kAuto takes what is smaller, tile by tile.
+enum class StatsMode : uint8_t { kOwn = 0, kProfile = 1, kAuto = 2 };
+
+struct EncodeOptions {
+  PresetId preset = kDefaultPreset;
+  StatsMode stats = StatsMode::kAuto;
+  // Null: no query energy (noise is then relative to the keys' spread, reported as unprofiled) and
+  // own statistics. StatsMode::kProfile without statistics in the profile is FAILED_PRECONDITION.
+  const ModelProfile* profile = nullptr;
+  // Position of the chunk's first token. Tokens at positions below kSinkTokens are stored exact.
+  uint64_t start_position = 0;
+  // Further tokens of the chunk (0-based, increasing) to store exact.
+  std::vector<uint32_t> exact_tokens;
+};
+
+inline constexpr uint32_t kSinkTokens = 4;
+
+// What a frame says of itself. Errors are over the vectors that were not stored exact.
+struct Quality {
+  bool exact = false;
+  // False: no query energy was known; logit_noise then holds the keys' rms relative error.
+  bool profiled = false;
+  double logit_noise = 0;  // rms, nats
+  double value_error = 0;  // rms, relative
+};
+
+struct FrameInfo {
+  PresetId preset = PresetId::kExact;
+  uint32_t tokens = 0;
+  uint32_t layers = 0;
+  uint64_t start_position = 0;
+  Digest layout_fingerprint{};
+  Digest profile_hash{};  // all zero: no profile is needed to decode
+  bool needs_profile = false;
+  Quality quality;
+  uint64_t frame_bytes = 0;
+  std::vector<uint32_t> layer_bytes;
+};
+
+// Encodes one chunk. `planes` is [layer][plane] in the layout's order, `tokens` in 1..256.
+// INVALID_ARGUMENT when the chunk does not fit the layout. Thread-safe.
+absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
+                                       const std::vector<std::vector<PlaneView>>& planes,
+                                       const EncodeOptions& options);
+
+// Reads header and tables of a frame, not its layers: works without layout or profile.
+// DATA_LOSS: damaged or not a frame; UNIMPLEMENTED: a stage or version this build does not know.
+absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame);
+
+// A frame that was checked against its layout, ready to decode layer by layer. Refers to `frame`,
+// `layout` and `profile`, which must outlive it. Const methods are thread-safe.
+class FrameDecoder {
+ public:
+  // Errors of ReadFrameInfo, and FAILED_PRECONDITION when the frame belongs to another layout or
+  // needs a profile that was not given (names its hash).
+  static absl::StatusOr<FrameDecoder> Open(ByteSpan frame, const Layout& layout,
+                                           const ModelProfile* profile);
+
+  const FrameInfo& info() const { return info_; }
+  // Decodes one layer into `planes` ([plane] in the layout's order), every element of it.
+  // DATA_LOSS when the layer's bytes are damaged; what was written by then is unspecified.
+  absl::Status DecodeLayer(uint32_t layer, const std::vector<MutablePlaneView>& planes) const;
+
+ private:
+  FrameDecoder() = default;
+  ByteSpan frame_;
+  const Layout* layout_ = nullptr;
+  const ModelProfile* profile_ = nullptr;
+  FrameInfo info_;
+  std::vector<uint64_t> layer_offsets_;  // layers + 1 of them
+  std::vector<uint32_t> layer_crcs_;
+  uint8_t stages_ = 0;
+};
+
+// Decodes a whole frame into `raw`, laid out as RawChunkViews; sizes must agree.
+absl::Status DecodeFrame(const FrameDecoder& decoder, const Layout& layout, MutableByteSpan raw);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CODEC_H_

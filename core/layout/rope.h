@@ -1,0 +1,28 @@
+// Rotary phases as integers and their sines and cosines without libm, so that every machine computes
+// the same bits (docs/format/frame.md, "Rotary embedding").
+#ifndef LATTICEKV_CORE_LAYOUT_ROPE_H_
+#define LATTICEKV_CORE_LAYOUT_ROPE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "core/layout/layout.h"
+
+namespace latticekv {
+
+// Turns per position of each rotary pair, in units of 2^-64 turn; rotary_dims/2 of them.
+std::vector<uint64_t> RopeFrequencies(const RopeSpec& rope);
+
+struct SinCos {
+  float cos;
+  float sin;
+};
+// Of an angle of phase / 2^64 turns.
+SinCos RopeSinCos(uint64_t phase);
+
+// cos and sin for tokens positions start .. start + tokens - 1: [token][pair].
+std::vector<SinCos> RopeTable(const RopeSpec& rope, uint64_t start, uint32_t tokens);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_LAYOUT_ROPE_H_
