@@ -18,6 +18,8 @@
 
 namespace latticekv {
 
+class ChunkRope;
+
 // One plane of one layer of a chunk in memory: element (token, head, d) of the plane's dtype lies at
 // data + token * token_stride + head * head_stride + d * DTypeBytes(dtype). Strides in bytes.
 template <typename Byte>
@@ -111,7 +113,8 @@ class FrameDecoder {
   FrameInfo info_;
   std::vector<uint64_t> layer_offsets_;  // layers + 1 of them
   std::vector<uint32_t> layer_crcs_;
-  uint8_t stages_ = 0;
+  std::shared_ptr<const ChunkRope> rope_;  // lattice frames
+  int16_t value_unit_16_ = 0;
 };
 
 // Decodes a whole frame into `raw`, laid out as RawChunkViews; sizes must agree.

@@ -71,6 +71,10 @@ absl::StatusOr<Layout> ParseLayout(ByteSpan bytes);
 // SHA-256 of SerializeLayout(layout).
 Digest LayoutFingerprint(const Layout& layout);
 
+// Channel of the layout for each canonical channel. Canonical order is neox: first the first halves of
+// all rotary pairs, then the second halves, then channels that are not rotated; identity for neox.
+std::vector<uint32_t> CanonicalChannels(const PlaneSpec& plane);
+
 // A layout of `layers` equal layers with planes "k" and "v".
 Layout MakeUniformLayout(std::string model, uint32_t layers, uint32_t kv_heads, uint32_t head_dim,
                          DType dtype, RopeSpec rope);

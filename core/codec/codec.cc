@@ -1,0 +1,297 @@
+#include "core/codec/codec.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "core/codec/frame_format.h"
+#include "core/codec/layer_codec.h"
+
+namespace latticekv {
+namespace {
+
+// rms error per coordinate of the E8 lattice with unit step: sqrt(0.0716821) (Conway and Sloane 1982).
+constexpr double kE8Rms = 0.26773508;
+
+uint64_t IntegerSqrt(uint64_t v) {
+  uint64_t r = static_cast<uint64_t>(std::sqrt(static_cast<double>(v)));
+  while (r > 0 && r * r > v) --r;
+  while ((r + 1) * (r + 1) <= v) ++r;
+  return r;
+}
+
+// rms of `vectors` squared errors in units of 2^-15, saturated.
+uint16_t RmsQ15(uint64_t sum, uint32_t vectors) {
+  if (vectors == 0) return 0;
+  const uint64_t mean = sum / vectors;  // units of 2^-28
+  return static_cast<uint16_t>(std::min<uint64_t>(IntegerSqrt(mean << 2), 65535));
+}
+
+double Rms(uint64_t sum, uint32_t vectors) {
+  if (vectors == 0) return 0;
+  return std::sqrt(static_cast<double>(sum) / vectors / std::exp2(kErrorFractionBits));
+}
+
+int16_t ValueUnit16(double value_error) {
+  return static_cast<int16_t>(std::lround(16 * std::log2(value_error / kE8Rms)));
+}
+
+uint64_t SaturatingAdd(uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; }
+
+absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
+                        const std::vector<std::vector<PlaneView>>& planes,
+                        const EncodeOptions& options) {
+  if (tokens == 0 || tokens > limits::kMaxChunkTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("a chunk has 1 to ", limits::kMaxChunkTokens,
+                                                   " tokens, not ", tokens));
+  }
+  if (planes.size() != layout.layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("the chunk has ", planes.size(),
+                                                   " layers, the layout ", layout.layers.size()));
+  }
+  for (size_t l = 0; l < planes.size(); ++l) {
+    if (planes[l].size() != layout.layers[l].planes.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("layer ", l, " has ", planes[l].size(),
+                                                     " planes, the layout ",
+                                                     layout.layers[l].planes.size()));
+    }
+  }
+  if (options.start_position > limits::kMaxPosition - tokens) {
+    return absl::InvalidArgumentError("start_position is too large");
+  }
+  for (uint32_t t : options.exact_tokens) {
+    if (t >= tokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("exact token ", t, " is outside of the chunk of ", tokens));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckProfile(const FrameHeader& header, const EncodeOptions& options) {
+  if (options.profile == nullptr) {
+    if (options.stats != StatsMode::kProfile) return absl::OkStatus();
+    return absl::FailedPreconditionError("statistics of the profile were asked for; give a profile");
+  }
+  if (options.profile->layout_fingerprint != header.layout_fingerprint) {
+    return absl::FailedPreconditionError("the profile was made for another layout");
+  }
+  if (options.stats != StatsMode::kProfile) return absl::OkStatus();
+  for (const auto& layer : options.profile->layers) {
+    for (const PlaneProfile& plane : layer) {
+      for (const HeadProfile& head : plane.heads) {
+        if (!head.has_statistics()) {
+          return absl::FailedPreconditionError(
+              "the profile has no means and sigmas; learn one or use own statistics");
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
+  if (profile == nullptr) return false;
+  for (size_t l = 0; l < profile->layers.size(); ++l) {
+    for (size_t p = 0; p < profile->layers[l].size(); ++p) {
+      if (layout.layers[l].planes[p].role != PlaneRole::kKey) continue;
+      for (const HeadProfile& head : profile->layers[l][p].heads) {
+        if (head.query_energy.empty()) return false;
+      }
+    }
+  }
+  return true;
+}
+
+// Encodes all layers behind `body`, filling the header's table and errors.
+absl::Status EncodeLayers(const Layout& layout, uint32_t tokens,
+                          const std::vector<std::vector<PlaneView>>& planes,
+                          const EncodeOptions& options, FrameHeader& header, ByteWriter& body) {
+  const Preset& preset = GetPreset(options.preset);
+  const bool exact = options.preset == PresetId::kExact;
+  const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
+  if (!rope.empty() && !exact) header.stages |= kStageRope;
+  LatticeChoices choices{preset.logit_noise, options.stats, std::vector<uint8_t>(tokens, 0)};
+  for (uint32_t t = 0; t < tokens; ++t) {
+    choices.raw_tokens[t] = options.start_position + t < kSinkTokens;
+  }
+  for (uint32_t t : options.exact_tokens) choices.raw_tokens[t] = 1;
+
+  for (size_t l = 0; l < layout.layers.size(); ++l) {
+    EncodedLayer layer;
+    if (exact) {
+      LKV_ASSIGN_OR_RETURN(layer.bytes, EncodeExactLayer(layout.layers[l], tokens, planes[l]));
+    } else {
+      const LatticeContext context{layout.layers[l],
+                                   tokens,
+                                   options.start_position,
+                                   rope,
+                                   options.profile ? &options.profile->layers[l] : nullptr,
+                                   header.value_unit_16};
+      layer = EncodeLatticeLayer(context, choices, planes[l]);
+    }
+    if (layer.uses_profile) header.stages |= kStageProfile;
+    const LayerErrors& e = layer.errors;
+    header.key_error_sum = SaturatingAdd(header.key_error_sum, e.key_error_sum);
+    header.value_error_sum = SaturatingAdd(header.value_error_sum, e.value_error_sum);
+    header.key_vectors += e.key_vectors;
+    header.value_vectors += e.value_vectors;
+    header.layers.push_back({static_cast<uint32_t>(layer.bytes.size()), Crc32c(layer.bytes),
+                             RmsQ15(e.key_error_sum, e.key_vectors),
+                             RmsQ15(e.value_error_sum, e.value_vectors)});
+    body.PutBytes(layer.bytes);
+  }
+  return absl::OkStatus();
+}
+
+FrameInfo MakeInfo(const FrameHeader& header, uint64_t frame_bytes) {
+  FrameInfo info;
+  info.preset = static_cast<PresetId>(header.preset);
+  info.tokens = header.tokens;
+  info.layers = static_cast<uint32_t>(header.layers.size());
+  info.start_position = header.start_position;
+  info.layout_fingerprint = header.layout_fingerprint;
+  info.profile_hash = header.profile_hash;
+  info.needs_profile = header.stages & kStageProfile;
+  info.quality.exact = header.stages & kStageExact;
+  info.quality.profiled = header.flags & kFlagProfiled;
+  info.quality.logit_noise = Rms(header.key_error_sum, header.key_vectors);
+  info.quality.value_error = Rms(header.value_error_sum, header.value_vectors);
+  info.frame_bytes = frame_bytes;
+  for (const LayerEntry& layer : header.layers) info.layer_bytes.push_back(layer.size_bytes);
+  return info;
+}
+
+}  // namespace
+
+ChunkRope::ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens) {
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      if (plane.rope.style == RopeStyle::kNone || Table(plane.rope) != nullptr) continue;
+      tables_.emplace_back(plane.rope, RopeTable(plane.rope, start_position, tokens));
+    }
+  }
+}
+
+const SinCos* ChunkRope::Table(const RopeSpec& rope) const {
+  for (const auto& [spec, table] : tables_) {
+    if (spec == rope) return table.data();
+  }
+  return nullptr;
+}
+
+std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t tokens,
+                                                  ByteSpan raw) {
+  std::vector<std::vector<PlaneView>> out;
+  const std::byte* at = raw.data();
+  for (const LayerSpec& layer : layout.layers) {
+    std::vector<PlaneView>& planes = out.emplace_back();
+    for (const PlaneSpec& plane : layer.planes) {
+      planes.push_back(ContiguousPlane(plane, at));
+      at += plane.token_bytes() * tokens;
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
+                                       const std::vector<std::vector<PlaneView>>& planes,
+                                       const EncodeOptions& options) {
+  LKV_RETURN_IF_ERROR(CheckChunk(layout, tokens, planes, options));
+  const Preset& preset = GetPreset(options.preset);
+  FrameHeader header;
+  header.preset = static_cast<uint8_t>(preset.id);
+  header.start_position = options.start_position;
+  header.tokens = static_cast<uint16_t>(tokens);
+  header.layout_fingerprint = LayoutFingerprint(layout);
+  if (preset.id == PresetId::kExact) {
+    header.stages = kStageExact;
+  } else {
+    LKV_RETURN_IF_ERROR(CheckProfile(header, options));
+    header.stages = kStageLattice;
+    header.value_unit_16 = ValueUnit16(preset.value_error);
+    if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
+  }
+  ByteWriter body;
+  LKV_RETURN_IF_ERROR(EncodeLayers(layout, tokens, planes, options, header, body));
+  if (header.stages & kStageProfile) header.profile_hash = ProfileHash(*options.profile);
+  ByteVector frame = SerializeFrameHeader(header);
+  frame.insert(frame.end(), body.bytes().begin(), body.bytes().end());
+  return frame;
+}
+
+absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
+  return MakeInfo(parsed.header, frame.size());
+}
+
+absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& layout,
+                                                const ModelProfile* profile) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
+  const FrameHeader& header = parsed.header;
+  if (header.layout_fingerprint != LayoutFingerprint(layout)) {
+    return absl::FailedPreconditionError("the frame belongs to another layout");
+  }
+  if (header.layers.size() != layout.layers.size()) {
+    return absl::DataLossError("frame: its layer count is not the layout's");
+  }
+  FrameDecoder out;
+  out.info_ = MakeInfo(header, frame.size());
+  if (out.info_.needs_profile) {
+    if (profile == nullptr || ProfileHash(*profile) != header.profile_hash) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
+    }
+    out.profile_ = profile;
+  }
+  out.frame_ = frame;
+  out.layout_ = &layout;
+  out.layer_offsets_ = parsed.layer_offsets;
+  for (const LayerEntry& layer : header.layers) out.layer_crcs_.push_back(layer.crc32c);
+  out.value_unit_16_ = header.value_unit_16;
+  if (!out.info_.quality.exact) {
+    out.rope_ = std::make_shared<ChunkRope>(layout, header.start_position, header.tokens);
+  }
+  return out;
+}
+
+absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
+                                       const std::vector<MutablePlaneView>& planes) const {
+  if (layer >= info_.layers || planes.size() != layout_->layers[layer].planes.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("the layout has no layer ", layer,
+                                                   " with ", planes.size(), " planes"));
+  }
+  const ByteSpan bytes =
+      frame_.subspan(layer_offsets_[layer], layer_offsets_[layer + 1] - layer_offsets_[layer]);
+  if (Crc32c(bytes) != layer_crcs_[layer]) {
+    return absl::DataLossError(absl::StrCat("frame: layer ", layer, " has a wrong checksum"));
+  }
+  const LayerSpec& spec = layout_->layers[layer];
+  if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
+  const LatticeContext context{spec,   info_.tokens,
+                               info_.start_position, *rope_,
+                               profile_ ? &profile_->layers[layer] : nullptr, value_unit_16_};
+  return DecodeLatticeLayer(context, bytes, planes);
+}
+
+absl::Status DecodeFrame(const FrameDecoder& decoder, const Layout& layout, MutableByteSpan raw) {
+  const uint32_t tokens = decoder.info().tokens;
+  if (raw.size() != layout.token_bytes() * tokens) {
+    return absl::InvalidArgumentError("the output's size is not the chunk's");
+  }
+  std::byte* at = raw.data();
+  for (uint32_t l = 0; l < layout.layers.size(); ++l) {
+    std::vector<MutablePlaneView> planes;
+    for (const PlaneSpec& plane : layout.layers[l].planes) {
+      planes.push_back(ContiguousPlane(plane, at));
+      at += plane.token_bytes() * tokens;
+    }
+    LKV_RETURN_IF_ERROR(decoder.DecodeLayer(l, planes));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace latticekv

@@ -1,0 +1,141 @@
+#include "core/codec/frame_format.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+
+namespace latticekv {
+namespace {
+
+absl::Status Damaged(const char* what) {
+  return absl::DataLossError(absl::StrCat("frame: ", what));
+}
+
+Digest ReadDigest(ByteReader& in) {
+  Digest out{};
+  const ByteSpan bytes = in.GetBytes(out.size());
+  std::copy(bytes.begin(), bytes.end(), out.begin());
+  return out;
+}
+
+// Optional sections: u16 type, u16 zero, u32 size, bytes. This version knows none and skips all.
+bool SkipSections(ByteSpan sections) {
+  ByteReader in(sections);
+  while (in.remaining() > 0) {
+    in.Get<uint16_t>();
+    const uint16_t zero = in.Get<uint16_t>();
+    in.GetBytes(in.Get<uint32_t>());
+    if (!in.ok() || zero != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+ByteVector SerializeFrameHeader(const FrameHeader& h) {
+  ByteWriter out;
+  out.Put(kFrameMagic);
+  out.Put(kFrameMajor);
+  out.Put(kFrameMinor);
+  out.Put<uint16_t>(kFrameHeaderBytes);
+  out.Put(h.stages);
+  out.Put(h.preset);
+  out.Put(h.flags);
+  out.Put(h.value_unit_16);
+  out.Put(h.start_position);
+  out.Put(h.tokens);
+  out.Put(h.tokens);  // rows stored; fewer once tokens may be evicted
+  out.Put(static_cast<uint16_t>(h.layers.size()));
+  out.Put<uint16_t>(0);
+  out.PutBytes(h.layout_fingerprint);
+  out.PutBytes(h.profile_hash);
+  out.Put(h.key_error_sum);
+  out.Put(h.value_error_sum);
+  out.Put(h.key_vectors);
+  out.Put(h.value_vectors);
+  out.Put<uint32_t>(0);  // bytes of optional sections
+  out.Put<uint32_t>(0);  // checksum, below
+  for (const LayerEntry& layer : h.layers) {
+    out.Put(layer.size_bytes);
+    out.Put(layer.crc32c);
+    out.Put(layer.logit_noise_q15);
+    out.Put(layer.value_error_q15);
+  }
+  StoreLe<uint32_t>(out.data() + kFrameHeaderBytes - 4, Crc32c(out.bytes()));
+  return out.Take();
+}
+
+absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
+  if (frame.size() < kFrameHeaderBytes) return Damaged("shorter than a header");
+  if (frame.size() > limits::kMaxFrameBytes) return Damaged("larger than kMaxFrameBytes");
+  ByteReader in(frame);
+  if (in.Get<uint32_t>() != kFrameMagic) return Damaged("bad magic, this is not a frame");
+  const int major = in.Get<uint8_t>();
+  if (major != kFrameMajor) {
+    return absl::UnimplementedError(
+        absl::StrCat("frame: format version ", major, " is not known to this build"));
+  }
+  in.Get<uint8_t>();  // minor: newer minors only add optional sections
+  if (in.Get<uint16_t>() != kFrameHeaderBytes) return Damaged("bad header size");
+
+  ParsedFrame out;
+  FrameHeader& h = out.header;
+  h.stages = in.Get<uint32_t>();
+  h.preset = in.Get<uint8_t>();
+  h.flags = in.Get<uint8_t>();
+  h.value_unit_16 = in.Get<int16_t>();
+  h.start_position = in.Get<uint64_t>();
+  h.tokens = in.Get<uint16_t>();
+  const uint16_t rows = in.Get<uint16_t>();
+  const uint16_t layers = in.Get<uint16_t>();
+  const uint16_t reserved = in.Get<uint16_t>();
+  h.layout_fingerprint = ReadDigest(in);
+  h.profile_hash = ReadDigest(in);
+  h.key_error_sum = in.Get<uint64_t>();
+  h.value_error_sum = in.Get<uint64_t>();
+  h.key_vectors = in.Get<uint32_t>();
+  h.value_vectors = in.Get<uint32_t>();
+  const size_t sections_bytes = in.Get<uint32_t>();
+  const uint32_t crc = in.Get<uint32_t>();
+
+  const size_t table_bytes = layers * kLayerEntryBytes;
+  if (table_bytes + sections_bytes > in.remaining()) return Damaged("truncated layer table");
+  // The checksum covers header (its own field as zero), layer table and sections.
+  std::array<std::byte, 4> zero{};
+  uint32_t actual = Crc32c(frame.first(kFrameHeaderBytes - 4));
+  actual = Crc32c(zero, actual);
+  actual = Crc32c(frame.subspan(kFrameHeaderBytes, table_bytes + sections_bytes), actual);
+  if (actual != crc) return Damaged("header checksum is wrong");
+  if (h.stages & ~kKnownStages) {
+    return absl::UnimplementedError(
+        absl::StrCat("frame: needs stages this build does not know (mask ", h.stages, ")"));
+  }
+  const bool exact = h.stages & kStageExact, lattice = h.stages & kStageLattice;
+  if (exact == lattice) return Damaged("must be either exact or lattice coded");
+  if (exact && h.stages != kStageExact) return Damaged("exact frames have no other stage");
+  if (h.flags & ~kFlagProfiled) return Damaged("reserved flags are set");
+  if (reserved != 0 || rows != h.tokens) return Damaged("reserved fields are set");
+  if (h.tokens == 0 || h.tokens > limits::kMaxChunkTokens) return Damaged("bad token count");
+  if (layers == 0 || layers > limits::kMaxLayers) return Damaged("bad layer count");
+  if (h.preset < 1 || h.preset > 7 || exact != (h.preset == 1)) return Damaged("bad preset");
+  if (h.start_position > limits::kMaxPosition) return Damaged("bad start position");
+  if (h.value_unit_16 < -512 || h.value_unit_16 > 512) return Damaged("bad value unit");
+
+  out.layer_offsets.push_back(kFrameHeaderBytes + table_bytes + sections_bytes);
+  for (uint16_t l = 0; l < layers; ++l) {
+    LayerEntry entry;
+    entry.size_bytes = in.Get<uint32_t>();
+    entry.crc32c = in.Get<uint32_t>();
+    entry.logit_noise_q15 = in.Get<uint16_t>();
+    entry.value_error_q15 = in.Get<uint16_t>();
+    h.layers.push_back(entry);
+    out.layer_offsets.push_back(out.layer_offsets.back() + entry.size_bytes);
+  }
+  if (!SkipSections(in.GetBytes(sections_bytes))) return Damaged("bad optional section");
+  if (out.layer_offsets.back() != frame.size()) return Damaged("layer sizes and frame size differ");
+  return out;
+}
+
+}  // namespace latticekv

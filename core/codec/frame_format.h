@@ -1,0 +1,72 @@
+// The frame's header and layer table as bytes; docs/format/frame.md is the specification.
+#ifndef LATTICEKV_CORE_CODEC_FRAME_FORMAT_H_
+#define LATTICEKV_CORE_CODEC_FRAME_FORMAT_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/base/bytes.h"
+#include "core/base/sha256.h"
+
+namespace latticekv {
+
+inline constexpr uint32_t kFrameMagic = 0x46564B4C;  // "LKVF"
+inline constexpr uint8_t kFrameMajor = 1;
+inline constexpr uint8_t kFrameMinor = 0;
+inline constexpr size_t kFrameHeaderBytes = 128;
+inline constexpr size_t kLayerEntryBytes = 12;
+
+// Stages that a reader must know. Unknown bits are refused.
+enum FrameStage : uint32_t {
+  kStageExact = 1u << 0,    // all planes as byte planes + zstd
+  kStageLattice = 1u << 1,  // E8 lattice, parametric tables, 32-lane rANS
+  kStageRope = 1u << 2,     // keys were stored before rotary embedding
+  kStageProfile = 1u << 3,  // statistics or steps of the model profile are needed
+};
+inline constexpr uint32_t kKnownStages = kStageExact | kStageLattice | kStageRope | kStageProfile;
+
+enum FrameFlag : uint8_t {
+  kFlagProfiled = 1u << 0,  // key_error_sum is logit noise, not relative key error
+};
+
+struct LayerEntry {
+  uint32_t size_bytes = 0;
+  uint32_t crc32c = 0;
+  uint16_t logit_noise_q15 = 0;  // rms over the layer, units of 2^-15, saturated
+  uint16_t value_error_q15 = 0;
+};
+
+// Squared errors are sums over vectors in units of 2^-kErrorFractionBits.
+inline constexpr int kErrorFractionBits = 28;
+
+struct FrameHeader {
+  uint32_t stages = 0;
+  uint8_t preset = 0;
+  uint8_t flags = 0;
+  int16_t value_unit_16 = 0;  // log2 of value step over token rms, sixteenths of an octave
+  uint64_t start_position = 0;
+  uint16_t tokens = 0;
+  Digest layout_fingerprint{};
+  Digest profile_hash{};
+  uint64_t key_error_sum = 0;
+  uint64_t value_error_sum = 0;
+  uint32_t key_vectors = 0;  // that are not stored raw
+  uint32_t value_vectors = 0;
+  std::vector<LayerEntry> layers;
+};
+
+// Header, layer table and checksum: what precedes the layers.
+ByteVector SerializeFrameHeader(const FrameHeader& header);
+
+struct ParsedFrame {
+  FrameHeader header;
+  std::vector<uint64_t> layer_offsets;  // layers + 1 of them, from the frame's first byte
+};
+// Checks everything but the layers' own bytes; `frame` must be the whole frame. DATA_LOSS or
+// UNIMPLEMENTED (newer version, unknown stage).
+absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_FRAME_FORMAT_H_

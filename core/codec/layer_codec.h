@@ -1,0 +1,77 @@
+// How one layer of a chunk becomes bytes: the two families of stages behind one signature each.
+// Internal to core/codec.
+#ifndef LATTICEKV_CORE_CODEC_LAYER_CODEC_H_
+#define LATTICEKV_CORE_CODEC_LAYER_CODEC_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/codec/codec.h"
+#include "core/layout/rope.h"
+
+namespace latticekv {
+
+// Rotary tables of one chunk, one for each distinct RopeSpec of the layout: [token][pair].
+class ChunkRope {
+ public:
+  ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens);
+  // Null for planes without rotary embedding.
+  const SinCos* Table(const RopeSpec& rope) const;
+  bool empty() const { return tables_.empty(); }
+
+ private:
+  std::vector<std::pair<RopeSpec, std::vector<SinCos>>> tables_;
+};
+
+struct LayerErrors {
+  // Sums over coded vectors, units of 2^-28: mean over channels of squared logit error (or squared
+  // relative key error when unprofiled), squared relative value error.
+  uint64_t key_error_sum = 0, value_error_sum = 0;
+  uint32_t key_vectors = 0, value_vectors = 0;
+};
+
+// What the lattice stages of one layer need to know besides its data.
+struct LatticeContext {
+  const LayerSpec& layer;
+  uint32_t tokens;
+  uint64_t start_position;
+  const ChunkRope& rope;
+  const std::vector<PlaneProfile>* profile;  // null: none
+  int16_t value_unit_16;
+};
+
+// Encoding choices; `raw_tokens` [tokens] is 1 for tokens to store bit for bit.
+struct LatticeChoices {
+  double logit_noise;
+  StatsMode stats;
+  std::vector<uint8_t> raw_tokens;
+};
+
+struct EncodedLayer {
+  ByteVector bytes;
+  LayerErrors errors;
+  bool uses_profile = false;
+};
+
+absl::StatusOr<ByteVector> EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
+                                            const std::vector<PlaneView>& planes);
+absl::Status DecodeExactLayer(const LayerSpec& layer, uint32_t tokens, ByteSpan bytes,
+                              const std::vector<MutablePlaneView>& planes);
+
+EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoices& choices,
+                                const std::vector<PlaneView>& planes);
+absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
+                                const std::vector<MutablePlaneView>& planes);
+
+// One plane as byte planes + zstd, or as it is where that does not pay; appended to `out` with a u32
+// size. Decoding reads exactly what encoding appended.
+void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& view,
+                      ByteWriter& out);
+absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader& in,
+                            const MutablePlaneView& view);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_LAYER_CODEC_H_
