@@ -31,10 +31,16 @@ inline constexpr uint32_t kMaxBlocksPerRequest = 65536;
 inline constexpr uint32_t kMaxListPageSize = 1000;
 inline constexpr int64_t kUploadIdleTimeoutMs = 30'000;
 inline constexpr int64_t kDrainTimeoutMs = 10'000;
+inline constexpr int64_t kCreditWaitTimeoutMs = 10'000;
+inline constexpr int64_t kReaderStallTimeoutMs = 60'000;
+inline constexpr size_t kMaxCodecQueueJobs = 65536;
 
 // Store.
 inline constexpr size_t kMaxSessions = 1'000'000;
 inline constexpr size_t kMaxLayouts = 256;
+inline constexpr size_t kMaxNamespaces = 1024;
+inline constexpr size_t kMaxProfilesPerLayout = 16;
+inline constexpr size_t kMaxRememberedRemovals = 65536;
 inline constexpr size_t kDecodeAheadBytes = 32 << 20;
 
 }  // namespace latticekv::limits
