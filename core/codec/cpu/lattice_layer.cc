@@ -1,5 +1,165 @@
+// One layer as tiles: the scalar code that specifies the lattice stages.
+#include <algorithm>
+
+#include "core/base/status_macros.h"
+#include "core/codec/cpu/float_cast.h"
+#include "core/codec/cpu/reconstruct.h"
+#include "core/codec/cpu/tile_coder.h"
+#include "core/codec/cpu/unit_encoder.h"
 #include "core/codec/layer_codec.h"
+
 namespace latticekv {
-EncodedLayer EncodeLatticeLayer(const LatticeContext&, const LatticeChoices&, const std::vector<PlaneView>&) { return {}; }
-absl::Status DecodeLatticeLayer(const LatticeContext&, ByteSpan, const std::vector<MutablePlaneView>&) { return absl::DataLossError("empty"); }
+namespace {
+
+const std::byte* VectorAt(const PlaneView& view, uint32_t token, uint32_t head) {
+  return view.data + token * view.token_stride + head * view.head_stride;
 }
+
+size_t VectorBytes(const UnitRef& unit) {
+  return unit.spec->head_dim * DTypeBytes(unit.spec->dtype);
+}
+
+ByteVector AssembleTile(std::span<const CodedUnit> units, const std::vector<PlaneView>& planes) {
+  ByteWriter out;
+  for (const CodedUnit& u : units) AppendUnitHeader(u.plan.header, out);
+  for (const CodedUnit& u : units) {
+    for (uint32_t t = 0; t < u.plan.raw.size(); ++t) {
+      if (!u.plan.raw[t]) continue;
+      const UnitRef& unit = u.plan.unit;
+      out.PutBytes({VectorAt(planes[unit.plane], t, unit.head), VectorBytes(unit)});
+    }
+  }
+  if (TileHasSymbols(units)) {
+    RansEncoder coder;
+    EncodeTileSymbols(units, coder);
+    coder.Finish(out);
+  }
+  return out.Take();
+}
+
+// Reads headers and raw vectors of a tile; what is left of `in` are the coder's bytes.
+absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& context,
+                                                    std::span<const UnitRef> refs,
+                                                    const std::vector<MutablePlaneView>& planes,
+                                                    std::vector<const HeadProfile*>& profiles,
+                                                    ByteReader& in) {
+  std::vector<CodedUnit> units(refs.size());
+  for (size_t i = 0; i < refs.size(); ++i) {
+    const UnitRef& ref = refs[i];
+    profiles.push_back(context.profile ? &(*context.profile)[ref.plane].heads[ref.head] : nullptr);
+    units[i].plan.unit = ref;
+    LKV_ASSIGN_OR_RETURN(units[i].plan.header,
+                         ReadUnitHeader(context.tokens, ref, profiles.back(), in));
+    ResolveRows(context.tokens, units[i].plan);
+  }
+  for (const CodedUnit& u : units) {
+    const UnitRef& ref = u.plan.unit;
+    const MutablePlaneView& view = planes[ref.plane];
+    for (uint32_t t = 0; t < context.tokens; ++t) {
+      std::byte* dst = view.data + t * view.token_stride + ref.head * view.head_stride;
+      if (u.plan.header.all_zero) std::fill_n(dst, VectorBytes(ref), std::byte{0});
+      if (!u.plan.raw[t]) continue;
+      const ByteSpan vector = in.GetBytes(VectorBytes(ref));
+      if (!in.ok()) return absl::DataLossError("frame: truncated raw vectors");
+      std::copy(vector.begin(), vector.end(), dst);
+    }
+  }
+  return units;
+}
+
+absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> refs,
+                        ByteSpan bytes, const std::vector<MutablePlaneView>& planes) {
+  ByteReader in(bytes);
+  std::vector<const HeadProfile*> profiles;
+  LKV_ASSIGN_OR_RETURN(std::vector<CodedUnit> units,
+                       ReadTileHead(context, refs, planes, profiles, in));
+  const ByteSpan coded = in.GetBytes(in.remaining());
+  if (!TileHasSymbols(units)) {
+    return coded.empty() ? absl::OkStatus() : absl::DataLossError("frame: trailing bytes in a tile");
+  }
+  if (coded.size() < 4 * kLanes || coded.size() % 2 != 0) {
+    return absl::DataLossError("frame: tile too short for its coder states");
+  }
+  RansDecoder coder(coded);
+  if (!DecodeTileSymbols(units, profiles, context.value_unit_16, coder)) {
+    return absl::DataLossError("frame: damaged symbols in a tile");
+  }
+  std::vector<float> row;
+  for (const CodedUnit& u : units) {
+    const PlaneSpec& spec = *u.plan.unit.spec;
+    const MutablePlaneView& view = planes[u.plan.unit.plane];
+    UnitReconstructor reconstruct(u.plan, context.rope.Table(spec.rope));
+    row.resize(spec.head_dim);
+    for (size_t i = 0; i < u.plan.coded.size(); ++i) {
+      reconstruct.Row(i, &u.q2[i * spec.head_dim], row.data());
+      StoreRow(spec.dtype, row.data(), spec.head_dim,
+               view.data + u.plan.coded[i] * view.token_stride +
+                   u.plan.unit.head * view.head_stride);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoices& choices,
+                                const std::vector<PlaneView>& planes) {
+  EncodedLayer out;
+  const std::vector<UnitRef> refs = LayerUnits(context.layer);
+  std::vector<CodedUnit> units;
+  for (const UnitRef& ref : refs) {
+    const UnitData data = LoadUnit(context, choices, ref, planes[ref.plane]);
+    units.push_back(EncodeUnit(context, choices, ref, data));
+    MeasureUnit(context, data, units.back(), out.errors);
+    out.uses_profile |= UsesProfile(units.back().plan.header);
+  }
+  const std::vector<uint32_t> tiles = SplitIntoTiles(refs, context.tokens);
+  ByteWriter bytes, bodies;
+  bytes.Put(static_cast<uint16_t>(tiles.size()));
+  std::span<const CodedUnit> rest(units);
+  for (uint32_t count : tiles) {
+    const ByteVector tile = AssembleTile(rest.first(count), planes);
+    rest = rest.subspan(count);
+    bytes.Put(static_cast<uint16_t>(count));
+    bytes.Put(static_cast<uint32_t>(tile.size()));
+    bodies.PutBytes(tile);
+  }
+  bytes.PutBytes(bodies.bytes());
+  for (size_t p = 0; p < context.layer.planes.size(); ++p) {
+    if (context.layer.planes[p].role != PlaneRole::kOpaque) continue;
+    AppendExactPlane(context.layer.planes[p], context.tokens, planes[p], bytes);
+  }
+  out.bytes = bytes.Take();
+  return out;
+}
+
+absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
+                                const std::vector<MutablePlaneView>& planes) {
+  const std::vector<UnitRef> refs = LayerUnits(context.layer);
+  std::span<const UnitRef> rest(refs);
+  ByteReader in(bytes);
+  const uint32_t tiles = in.Get<uint16_t>();
+  std::vector<std::pair<uint32_t, uint32_t>> table;  // units, bytes
+  for (uint32_t i = 0; i < tiles && in.ok(); ++i) {
+    const uint32_t count = in.Get<uint16_t>();
+    table.emplace_back(count, in.Get<uint32_t>());
+  }
+  for (const auto& [count, size] : table) {
+    const ByteSpan tile = in.GetBytes(size);
+    if (!in.ok() || count == 0 || count > rest.size()) {
+      return absl::DataLossError("frame: damaged tile table");
+    }
+    LKV_RETURN_IF_ERROR(DecodeTile(context, rest.first(count), tile, planes));
+    rest = rest.subspan(count);
+  }
+  if (!in.ok() || !rest.empty()) return absl::DataLossError("frame: damaged tile table");
+  for (size_t p = 0; p < context.layer.planes.size(); ++p) {
+    const PlaneSpec& plane = context.layer.planes[p];
+    if (plane.role != PlaneRole::kOpaque) continue;
+    LKV_RETURN_IF_ERROR(ReadExactPlane(plane, context.tokens, in, planes[p]));
+  }
+  if (in.remaining() != 0) return absl::DataLossError("frame: trailing bytes in a layer");
+  return absl::OkStatus();
+}
+
+}  // namespace latticekv

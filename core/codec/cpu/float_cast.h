@@ -1,0 +1,82 @@
+// f16, bf16 and f32 to float and back: round to nearest even, saturating at the largest finite value.
+// Internal to core/codec.
+#ifndef LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
+#define LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
+
+#include <bit>
+#include <cstdint>
+
+#include "core/base/bytes.h"
+#include "core/layout/layout.h"
+
+namespace latticekv {
+
+inline float HalfToFloat(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, magnitude = h & 0x7FFF;
+  if (magnitude >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
+  // Exact for normals and denormals alike: place the bits 112 exponents too low, then scale.
+  const float scaled = std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000u);
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+}
+
+inline uint16_t FloatToHalf(float f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  if (magnitude > 0x7F800000) return sign | 0x7E00;
+  if (magnitude >= 0x477FF000) return sign | 0x7BFF;
+  if (magnitude < 0x38800000) {  // result is denormal: adding 0.5 leaves its bits at the bottom
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return sign | static_cast<uint16_t>(std::bit_cast<uint32_t>(shifted) - 0x3F000000);
+  }
+  const uint32_t rounded = magnitude + 0xFFF + (magnitude >> 13 & 1);
+  return sign | static_cast<uint16_t>((rounded - 0x38000000) >> 13);
+}
+
+inline float Bf16ToFloat(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
+
+inline uint16_t FloatToBf16(float f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  if (magnitude > 0x7F800000) return sign | 0x7FC0;
+  const uint32_t rounded = (magnitude + 0x7FFF + (magnitude >> 16 & 1)) >> 16;
+  return sign | static_cast<uint16_t>(rounded > 0x7F7F ? 0x7F7F : rounded);
+}
+
+// `count` elements of `dtype` at `src`, in order.
+inline void LoadRow(DType dtype, const std::byte* src, uint32_t count, float* out) {
+  switch (dtype) {
+    case DType::kF16:
+      for (uint32_t i = 0; i < count; ++i) out[i] = HalfToFloat(LoadLe<uint16_t>(src + 2 * i));
+      return;
+    case DType::kBF16:
+      for (uint32_t i = 0; i < count; ++i) out[i] = Bf16ToFloat(LoadLe<uint16_t>(src + 2 * i));
+      return;
+    case DType::kF32:
+      for (uint32_t i = 0; i < count; ++i) out[i] = LoadLe<float>(src + 4 * i);
+      return;
+  }
+}
+
+// Writes `count` floats as `dtype` to `dst`.
+inline void StoreRow(DType dtype, const float* in, uint32_t count, std::byte* dst) {
+  switch (dtype) {
+    case DType::kF16:
+      for (uint32_t i = 0; i < count; ++i) StoreLe<uint16_t>(dst + 2 * i, FloatToHalf(in[i]));
+      return;
+    case DType::kBF16:
+      for (uint32_t i = 0; i < count; ++i) StoreLe<uint16_t>(dst + 2 * i, FloatToBf16(in[i]));
+      return;
+    case DType::kF32:
+      for (uint32_t i = 0; i < count; ++i) {
+        const uint32_t bits = std::bit_cast<uint32_t>(in[i]);
+        // Saturate as the narrow types do: a lossy codec must not turn large into infinite.
+        const bool infinite = (bits & 0x7FFFFFFF) == 0x7F800000;
+        StoreLe<uint32_t>(dst + 4 * i, infinite ? bits - 1 : bits);
+      }
+      return;
+  }
+}
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_

@@ -1,0 +1,45 @@
+// Quantising one unit under given steps and statistics. Internal to core/codec/cpu.
+#ifndef LATTICEKV_CORE_CODEC_CPU_QUANTIZER_H_
+#define LATTICEKV_CORE_CODEC_CPU_QUANTIZER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "core/codec/cpu/unit_encoder.h"
+
+namespace latticekv {
+
+// Which sources a candidate takes its statistics from.
+struct StatisticsChoice {
+  MeanSource mean;
+  SpreadSource spread;
+  StepSource key_step;
+};
+
+// A quantised unit and what it costs.
+struct Candidate {
+  CodedUnit unit;
+  uint64_t cost = 0;  // units of 1/256 bit, header left out
+};
+
+// Steps of a unit's tokens and channels, before sources are chosen.
+struct StepPlan {
+  std::vector<int16_t> key;    // [head_dim] step index per channel, keys
+  int16_t key_base = 0;        // sixteenths: what a profile's relative steps add to; else the index
+  bool key_from_energy = false;
+  std::vector<int16_t> value;  // [tokens] step index per vector, values
+};
+StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
+                   const UnitRef& unit, const HeadProfile* profile, UnitData& data);
+
+// Quantises `data` and fills every field of the candidate's unit. `data.raw` grows a copy of its own.
+Candidate Quantize(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
+                   const UnitData& data, const StepPlan& steps, const StatisticsChoice& choice,
+                   bool need_cost);
+
+// Cheapest way to code `values` as side information; adds its cost in 1/256 bit to `*cost`.
+SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_QUANTIZER_H_

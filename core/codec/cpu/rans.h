@@ -1,0 +1,126 @@
+// 32-lane interleaved rANS with 10-bit probabilities and 16-bit renormalisation (Duda 2013; Giesen
+// 2014 for the interleaving). Internal to core/codec/cpu.
+//
+// A tile's symbols are coded in a fixed order; each belongs to a lane, each lane has its own 32-bit
+// state, and all lanes share one stream of 16-bit words, read in the order of the symbols. A warp, a
+// vector register and a scalar loop over the lanes therefore read the same words.
+#ifndef LATTICEKV_CORE_CODEC_CPU_RANS_H_
+#define LATTICEKV_CORE_CODEC_CPU_RANS_H_
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "core/base/bytes.h"
+#include "core/codec/entropy_tables.h"
+#include "core/codec/tile_format.h"
+
+namespace latticekv {
+
+inline constexpr uint32_t kRansLow = 1u << 16;  // states are in [kRansLow, 2^32)
+
+// Collects symbols in decoding order and codes them backwards. Not thread-safe.
+class RansEncoder {
+ public:
+  void Symbol(int lane, EncodeEntry entry) {
+    events_.push_back(static_cast<uint32_t>(lane) << 26 |
+                      static_cast<uint32_t>(entry.frequency) << 10 | entry.start);
+  }
+  void Bits(int lane, uint32_t bits, int count) {
+    events_.push_back(1u << 31 | static_cast<uint32_t>(lane) << 26 |
+                      static_cast<uint32_t>(count) << 16 | bits);
+  }
+  bool empty() const { return events_.empty(); }
+  // Appends the 32 states and the words, and forgets the symbols.
+  void Finish(ByteWriter& out) {
+    std::array<uint32_t, kLanes> state;
+    state.fill(kRansLow);
+    words_.clear();
+    for (size_t i = events_.size(); i-- > 0;) {
+      const uint32_t e = events_[i];
+      uint32_t& x = state[e >> 26 & 31];
+      if (e >> 31) {
+        const int count = static_cast<int>(e >> 16 & 15);
+        if (x >> (32 - count)) Emit(x);
+        x = x << count | (e & 0xFFFF);
+      } else {
+        const uint32_t frequency = e >> 10 & 0xFFFF, start = e & 1023;
+        if (x >= static_cast<uint64_t>(frequency) << 22) Emit(x);
+        const uint32_t quotient = x / frequency;
+        x = (quotient << kProbabilityBits) + (x - quotient * frequency) + start;
+      }
+    }
+    for (uint32_t x : state) out.Put(x);
+    std::reverse(words_.begin(), words_.end());
+    out.PutBytes(std::as_bytes(std::span(words_)));
+    events_.clear();
+  }
+
+ private:
+  void Emit(uint32_t& x) {
+    words_.push_back(static_cast<uint16_t>(x));
+    x >>= 16;
+  }
+  std::vector<uint32_t> events_;
+  std::vector<uint16_t> words_;
+};
+
+// Reads what RansEncoder wrote. Past the end of the words it reads zeros and ok() is false. Not
+// thread-safe.
+class RansDecoder {
+ public:
+  // `bytes`: 32 states, then words; at least 128 bytes and even.
+  explicit RansDecoder(ByteSpan bytes)
+      : next_(bytes.data() + 4 * kLanes), end_(bytes.data() + bytes.size()) {
+    for (int i = 0; i < kLanes; ++i) state_[i] = LoadLe<uint32_t>(bytes.data() + 4 * i);
+  }
+  int Symbol(int lane, const std::array<DecodeEntry, kProbabilityTotal>& table) {
+    uint32_t x = state_[lane];
+    const DecodeEntry e = table[x & (kProbabilityTotal - 1)];
+    x = e.frequency * (x >> kProbabilityBits) + e.offset;
+    state_[lane] = Renormalise(x);
+    return e.symbol;
+  }
+  // The coset: half has the `half_frequency` highest slots.
+  bool Coset(int lane, uint32_t half_frequency) {
+    uint32_t x = state_[lane];
+    const uint32_t slot = x & (kProbabilityTotal - 1), whole = kProbabilityTotal - half_frequency;
+    const bool half = slot >= whole;
+    x = (half ? half_frequency : whole) * (x >> kProbabilityBits) + (half ? slot - whole : slot);
+    state_[lane] = Renormalise(x);
+    return half;
+  }
+  uint32_t Bits(int lane, int count) {
+    uint32_t x = state_[lane];
+    const uint32_t bits = x & ((1u << count) - 1);
+    state_[lane] = Renormalise(x >> count);
+    return bits;
+  }
+  // True when every word was read and every state is back where the encoder began.
+  bool Finished() const {
+    return ok_ && next_ == end_ &&
+           std::all_of(state_.begin(), state_.end(), [](uint32_t x) { return x == kRansLow; });
+  }
+  bool ok() const { return ok_; }
+
+ private:
+  uint32_t Renormalise(uint32_t x) {
+    if (x >= kRansLow) return x;
+    if (next_ == end_) {
+      ok_ = false;
+      return x | kRansLow;
+    }
+    x = x << 16 | LoadLe<uint16_t>(next_);
+    next_ += 2;
+    return x;
+  }
+  std::array<uint32_t, kLanes> state_;
+  const std::byte* next_;
+  const std::byte* end_;
+  bool ok_ = true;
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_RANS_H_

@@ -1,0 +1,117 @@
+// Steps from the contract: keys by the queries' energy, values by the vector's own norm.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "core/codec/cpu/quantizer.h"
+#include "core/codec/fixed_point.h"
+
+namespace latticekv {
+namespace {
+
+constexpr double kE8Rms = 0.26773508;  // rms error per coordinate of E8 with unit step
+
+// Exponent e such that every |x| < 2^e, from the bits of finite floats; -127 for zeros.
+int ExponentOf(const float* x, size_t count) {
+  uint32_t largest = 0;
+  for (size_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7FFFFFFF);
+  }
+  return static_cast<int>(largest >> 23) - 126;
+}
+
+// x as an integer below 2^14 in magnitude when |x| < 2^exponent.
+int32_t ToInteger(float x, float scale) { return RoundSmall(x * scale); }
+float IntegerScale(int exponent) {
+  return std::bit_cast<float>(static_cast<uint32_t>(std::clamp(127 + 14 - exponent, 1, 254)) << 23);
+}
+// The exponent that the clamped scale stands for.
+int ScaledExponent(int exponent) { return 14 - (std::clamp(127 + 14 - exponent, 1, 254) - 127); }
+
+// round(16 log2 w) of a positive float.
+int EnergyLog16(float w) {
+  const uint32_t bits = std::bit_cast<uint32_t>(w);
+  const int exponent = std::max<int>(bits >> 23, 1);
+  const uint64_t mantissa = (bits & 0x7FFFFF) | (bits >> 23 ? 0x800000u : 0u);
+  return Log2Sixteenths(std::max<uint64_t>(mantissa, 1)) + 16 * (exponent - 127 - 23);
+}
+
+int16_t ClampStep(int i) { return static_cast<int16_t>(std::clamp(i, -kMaxStepIndex, kMaxStepIndex)); }
+
+// 32 log2 of the rms spread of a head's channels around their means, over the vectors not raw.
+int HeadSpreadLog32(const UnitData& data, uint32_t tokens, uint32_t dim) {
+  int exponent = -127;
+  int64_t n = 0;
+  for (uint32_t t = 0; t < tokens; ++t) {
+    if (data.raw[t]) continue;
+    exponent = std::max(exponent, ExponentOf(&data.canonical[size_t{t} * dim], dim));
+    ++n;
+  }
+  const float scale = IntegerScale(exponent);
+  std::vector<int64_t> sum(dim, 0), square(dim, 0);
+  for (uint32_t t = 0; t < tokens; ++t) {
+    if (data.raw[t]) continue;
+    for (uint32_t c = 0; c < dim; ++c) {
+      const int64_t x = ToInteger(data.canonical[size_t{t} * dim + c], scale);
+      sum[c] += x;
+      square[c] += x * x;
+    }
+  }
+  uint64_t variance = 0, energy = 0;
+  for (uint32_t c = 0; c < dim; ++c) {
+    variance += static_cast<uint64_t>(n * square[c] - sum[c] * sum[c]);
+    energy += static_cast<uint64_t>(n * square[c]);
+  }
+  // One token, or constant channels: there is no spread, and the size of the keys has to serve.
+  const uint64_t v = std::max<uint64_t>(variance ? variance : energy, 1);
+  const uint64_t count = std::max<uint64_t>(1, static_cast<uint64_t>(n) * n * dim);
+  return Log2Sixteenths(v) - Log2Sixteenths(count) + 32 * (ScaledExponent(exponent) - 14);
+}
+
+}  // namespace
+
+StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
+                   const UnitRef& unit, const HeadProfile* profile, UnitData& data) {
+  const uint32_t dim = unit.spec->head_dim;
+  StepPlan out;
+  if (unit.spec->role == PlaneRole::kKey) {
+    if (profile != nullptr && !profile->query_energy.empty()) {
+      const int unit_16 = static_cast<int>(std::lround(16 * std::log2(choices.logit_noise / kE8Rms)));
+      out.key_from_energy = true;
+      out.key_base = static_cast<int16_t>(std::clamp(
+          (2 * unit_16 - EnergyLog16(profile->mean_energy) + 1) >> 1, -4 * kMaxStepIndex,
+          4 * kMaxStepIndex));
+      for (uint32_t c = 0; c < dim; ++c) {
+        out.key.push_back(ClampStep((out.key_base + profile->step_16[c] + 2) >> 2));
+      }
+    } else {
+      const int unit_16 = static_cast<int>(std::lround(16 * std::log2(3 * choices.logit_noise)));
+      const int log_32 = 2 * unit_16 + HeadSpreadLog32(data, context.tokens, dim);
+      out.key_base = ClampStep((log_32 + 4) >> 3);
+      out.key.assign(dim, out.key_base);
+    }
+    return out;
+  }
+  out.value.assign(context.tokens, 0);
+  for (uint32_t t = 0; t < context.tokens; ++t) {
+    if (data.raw[t]) continue;
+    const float* x = &data.canonical[size_t{t} * dim];
+    const int exponent = ExponentOf(x, dim);
+    const float scale = IntegerScale(exponent);
+    uint64_t energy = 0;
+    for (uint32_t c = 0; c < dim; ++c) {
+      const int64_t v = ToInteger(x[c], scale);
+      energy += static_cast<uint64_t>(v * v);
+    }
+    if (energy == 0) {
+      data.raw[t] = 1;  // no norm to be relative to
+      continue;
+    }
+    const int log_32 = 2 * context.value_unit_16 + Log2Sixteenths(energy) - Log2Sixteenths(dim) +
+                       32 * (ScaledExponent(exponent) - 14);
+    out.value[t] = ClampStep((log_32 + 4) >> 3);
+  }
+  return out;
+}
+
+}  // namespace latticekv

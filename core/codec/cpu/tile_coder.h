@@ -1,0 +1,41 @@
+// Order of a tile's symbols, written once for both directions. Internal to core/codec/cpu.
+#ifndef LATTICEKV_CORE_CODEC_CPU_TILE_CODER_H_
+#define LATTICEKV_CORE_CODEC_CPU_TILE_CODER_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/base/bytes.h"
+#include "core/codec/cpu/rans.h"
+#include "core/codec/tile_format.h"
+
+namespace latticekv {
+
+// A unit's plan and the values that the bitstream carries for it.
+struct CodedUnit {
+  UnitPlan plan;
+  std::vector<int32_t> step_values, mean_values, sigma_values;  // as sent; empty when not sent
+  std::vector<int16_t> q2;  // [coded][head_dim], twice the lattice point, canonical order
+};
+
+// Sizes of the three side arrays, from the header's sources.
+struct SideSizes {
+  size_t step, mean, sigma;
+};
+SideSizes SideSizesOf(const UnitPlan& plan);
+
+// Codes side values and lattice points of a tile's units; nothing at all when there are none.
+void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder);
+
+// Resolves the plans and reads the lattice points. `units` come with header, rows and sizes set.
+// False when the bitstream or a resolved number is damaged.
+bool DecodeTileSymbols(std::span<CodedUnit> units, std::span<const HeadProfile* const> profiles,
+                       int16_t value_unit_16, RansDecoder& coder);
+
+// True when the tile codes any symbol.
+bool TileHasSymbols(std::span<const CodedUnit> units);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_TILE_CODER_H_

@@ -1,0 +1,170 @@
+#include "core/codec/cpu/unit_encoder.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "core/codec/cpu/float_cast.h"
+#include "core/codec/cpu/quantizer.h"
+#include "core/codec/cpu/reconstruct.h"
+#include "core/codec/fixed_point.h"
+
+namespace latticekv {
+namespace {
+
+const HeadProfile* ProfileOf(const LatticeContext& context, const UnitRef& unit) {
+  if (context.profile == nullptr) return nullptr;
+  return &(*context.profile)[unit.plane].heads[unit.head];
+}
+
+// Squared error of one vector relative to its squared norm, units of 2^-28, saturated.
+uint64_t RelativeError(const float* error, const float* exact, uint32_t dim, float inverse_step) {
+  uint64_t e = 0, v = 0;
+  for (uint32_t c = 0; c < dim; ++c) {
+    const int64_t ei = std::clamp(RoundClamped(error[c] * inverse_step * 256.0f), -32767, 32767);
+    const int64_t vi = RoundClamped(exact[c] * inverse_step * 256.0f);
+    e += static_cast<uint64_t>(ei * ei);
+    v += static_cast<uint64_t>(vi * vi);
+  }
+  return (std::min<uint64_t>(e, (uint64_t{1} << 36) - 1) << 28) / std::max<uint64_t>(v, 1);
+}
+
+// Weights of squared errors in steps: query energy times squared step, units of 2^-12.
+std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const UnitPlan& plan,
+                                   const std::vector<uint32_t>& order) {
+  std::vector<uint64_t> out(plan.step.size());
+  for (size_t c = 0; c < out.size(); ++c) {
+    const double step = StepFloat(plan.step[c]);
+    const double weight = profile.query_energy[c] * step * step * 4096.0 + 0.5;
+    out[order[c]] = static_cast<uint64_t>(std::min(weight, 1e9));
+  }
+  return out;
+}
+
+}  // namespace
+
+bool UsesProfile(const UnitHeader& h) {
+  return h.mean_source >= MeanSource::kProfile || h.spread_source >= SpreadSource::kProfile ||
+         h.step_source == StepSource::kProfile;
+}
+
+UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
+                  const PlaneView& view) {
+  const PlaneSpec& spec = *unit.spec;
+  const uint32_t dim = spec.head_dim, pairs = spec.rope.rotary_dims / 2;
+  const std::vector<uint32_t> order = CanonicalChannels(spec);
+  const SinCos* angle = pairs > 0 ? context.rope.Table(spec.rope) : nullptr;
+  UnitData data;
+  data.original.resize(size_t{context.tokens} * dim);
+  data.canonical.resize(data.original.size());
+  data.raw = choices.raw_tokens;
+  data.all_zero = true;
+  for (uint32_t t = 0; t < context.tokens; ++t) {
+    float* x = &data.original[size_t{t} * dim];
+    float* y = &data.canonical[size_t{t} * dim];
+    LoadRow(spec.dtype, view.data + t * view.token_stride + unit.head * view.head_stride, dim, x);
+    uint32_t any = 0;
+    bool finite = true;
+    for (uint32_t c = 0; c < dim; ++c) {
+      const uint32_t bits = std::bit_cast<uint32_t>(x[c]);
+      any |= bits;
+      finite &= (bits & 0x7F800000) != 0x7F800000;
+    }
+    data.all_zero &= any == 0;
+    if (!finite) data.raw[t] = 1;
+    for (uint32_t i = 0; i < pairs; ++i) {
+      const float a = x[order[i]], b = x[order[i + pairs]];
+      const SinCos r = angle[size_t{t} * pairs + i];
+      y[i] = a * r.cos + b * r.sin;
+      y[i + pairs] = b * r.cos - a * r.sin;
+    }
+    for (uint32_t c = 2 * pairs; c < dim; ++c) y[c] = x[order[c]];
+    // Sums of huge f32 values may leave the range of a float.
+    bool rotated_finite = true;
+    for (uint32_t c = 0; c < 2 * pairs; ++c) {
+      rotated_finite &= (std::bit_cast<uint32_t>(y[c]) & 0x7F800000) != 0x7F800000;
+    }
+    if (!rotated_finite) data.raw[t] = 1;
+  }
+  return data;
+}
+
+CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
+                     const UnitRef& unit, const UnitData& data_in) {
+  CodedUnit zero;
+  zero.plan.unit = unit;
+  if (data_in.all_zero) {
+    zero.plan.header.all_zero = true;
+    ResolveRows(context.tokens, zero.plan);
+    return zero;
+  }
+  UnitData data = data_in;
+  const HeadProfile* profile = ProfileOf(context, unit);
+  const StepPlan steps = PlanSteps(context, choices, unit, profile, data);
+  const bool statistics = profile != nullptr && profile->has_statistics();
+  const StatisticsChoice own{MeanSource::kOwn, SpreadSource::kOwn, StepSource::kSent};
+  const StatisticsChoice from_profile{MeanSource::kProfile, SpreadSource::kProfile,
+                                      StepSource::kProfile};
+  if (choices.stats == StatsMode::kOwn || !statistics) {
+    return Quantize(context, unit, profile, data, steps, own, false).unit;
+  }
+  Candidate best = Quantize(context, unit, profile, data, steps, from_profile, true);
+  if (choices.stats == StatsMode::kProfile) {
+    // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
+    const size_t raw_before = std::count(data.raw.begin(), data.raw.end(), 1);
+    const size_t raw_now = context.tokens - best.unit.plan.coded.size();
+    if (raw_now <= raw_before + context.tokens / 16) return std::move(best.unit);
+  }
+  const StatisticsChoice difference{MeanSource::kDifference, SpreadSource::kDifference,
+                                    StepSource::kProfile};
+  for (const StatisticsChoice& choice : {own, difference}) {
+    Candidate candidate = Quantize(context, unit, profile, data, steps, choice, true);
+    if (candidate.cost < best.cost) best = std::move(candidate);
+  }
+  return std::move(best.unit);
+}
+
+void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
+                 LayerErrors& errors) {
+  const UnitPlan& plan = unit.plan;
+  const PlaneSpec& spec = *plan.unit.spec;
+  const uint32_t dim = spec.head_dim;
+  const bool key = spec.role == PlaneRole::kKey;
+  const HeadProfile* profile = ProfileOf(context, plan.unit);
+  const bool profiled = key && profile != nullptr && !profile->query_energy.empty();
+  const std::vector<uint32_t> order = CanonicalChannels(spec);
+  std::vector<uint64_t> weights, squares(dim, 0);
+  std::vector<float> inverse(dim, 1.0f);
+  if (key) {
+    if (profiled) weights = LogitWeights(*profile, plan, order);
+    for (uint32_t c = 0; c < dim; ++c) inverse[order[c]] = StepFloat(-plan.step[c]);
+  }
+  UnitReconstructor reconstruct(plan, context.rope.Table(spec.rope));
+  std::vector<float> row(dim), back(dim);
+  ByteVector stored(dim * DTypeBytes(spec.dtype));
+  uint64_t sum = 0;
+  for (size_t i = 0; i < plan.coded.size(); ++i) {
+    const float* exact = &data.original[size_t{plan.coded[i]} * dim];
+    reconstruct.Row(i, &unit.q2[i * dim], row.data());
+    StoreRow(spec.dtype, row.data(), dim, stored.data());
+    LoadRow(spec.dtype, stored.data(), dim, back.data());
+    for (uint32_t c = 0; c < dim; ++c) back[c] = back[c] - exact[c];
+    if (!profiled) {
+      sum += RelativeError(back.data(), exact, dim, key ? inverse[0] : StepFloat(-plan.step[i]));
+      continue;
+    }
+    for (uint32_t c = 0; c < dim; ++c) {
+      const int64_t e = std::clamp(RoundClamped(back[c] * inverse[c] * 256.0f), -32767, 32767);
+      squares[c] += static_cast<uint64_t>(e * e);
+    }
+  }
+  if (profiled) {
+    for (uint32_t c = 0; c < dim; ++c) sum += squares[c] * weights[c];
+    sum /= dim;
+  }
+  const uint32_t vectors = static_cast<uint32_t>(plan.coded.size());
+  (key ? errors.key_error_sum : errors.value_error_sum) += sum;
+  (key ? errors.key_vectors : errors.value_vectors) += vectors;
+}
+
+}  // namespace latticekv

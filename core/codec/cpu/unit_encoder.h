@@ -1,0 +1,38 @@
+// Chooses how one (plane, head) unit is coded. Internal to core/codec/cpu.
+#ifndef LATTICEKV_CORE_CODEC_CPU_UNIT_ENCODER_H_
+#define LATTICEKV_CORE_CODEC_CPU_UNIT_ENCODER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "core/codec/cpu/tile_coder.h"
+#include "core/codec/layer_codec.h"
+
+namespace latticekv {
+
+// One unit's vectors. [tokens][head_dim] row-major.
+struct UnitData {
+  std::vector<float> original;   // as stored, the layout's channel order
+  std::vector<float> canonical;  // canonical order, before rotary embedding
+  std::vector<uint8_t> raw;      // [tokens] 1: to be stored bit for bit
+  bool all_zero = false;         // every element is +0
+};
+
+// Loads a unit and marks its raw vectors: tokens asked for, and vectors with a non-finite value.
+UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
+                  const PlaneView& view);
+
+// Quantises and picks sources of steps, means and spreads by coded size.
+CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
+                     const UnitRef& unit, const UnitData& data);
+
+// Adds the unit's squared errors, measured on what a decoder will write.
+void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
+                 LayerErrors& errors);
+
+// True when decoding the unit needs the model profile.
+bool UsesProfile(const UnitHeader& header);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_UNIT_ENCODER_H_

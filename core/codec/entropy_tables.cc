@@ -1,0 +1,26 @@
+#include "core/codec/entropy_tables.h"
+
+namespace latticekv {
+
+const EntropyTables& Tables() {
+  static const EntropyTables* const tables = [] {
+    auto* out = new EntropyTables();
+    for (int id = 0; id < kTableIds; ++id) {
+      const EntropyTableHead& head = kEntropyTableHeads[id];
+      uint16_t start = 0;
+      for (int i = 0; i < head.count; ++i) {
+        const int symbol = head.first + i * head.stride;
+        const uint16_t frequency = kEntropyFrequencies[head.at + i];
+        out->encode[id][symbol + kSymbolOffset] = {frequency, start};
+        for (uint16_t slot = 0; slot < frequency; ++slot) {
+          out->decode[id][start + slot] = {static_cast<int8_t>(symbol), 0, frequency, slot, 0};
+        }
+        start = static_cast<uint16_t>(start + frequency);
+      }
+    }
+    return out;
+  }();
+  return *tables;
+}
+
+}  // namespace latticekv
