@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
@@ -25,6 +26,7 @@ void ForEachRow(const PlaneSpec& plane, uint32_t tokens, Visit visit) {
 
 void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& view,
                       ByteWriter& out) {
+  const ScopedStage timer(CodecStage::kExact);
   const size_t width = DTypeBytes(plane.dtype), row = plane.head_dim * width;
   const size_t total = plane.token_bytes() * tokens, elements = total / width;
   // Byte b of element (token, head, d) goes to plane b at [head][d][token]: neighbours in time have
@@ -54,6 +56,7 @@ void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& 
 
 absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader& in,
                             const MutablePlaneView& view) {
+  const ScopedStage timer(CodecStage::kExact);
   const size_t width = DTypeBytes(plane.dtype), row = plane.head_dim * width;
   const size_t total = plane.token_bytes() * tokens, elements = total / width;
   const size_t size = in.Get<uint32_t>();

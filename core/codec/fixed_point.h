@@ -35,7 +35,8 @@ inline int Log2Sixteenths(uint64_t v) {
 inline int32_t RoundSmall(float v) {
   return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000;
 }
-inline constexpr float kRoundLimit = 2097152.0f;  // 2^21
+inline constexpr int32_t kRoundLimitInteger = 1 << 21;
+inline constexpr float kRoundLimit = kRoundLimitInteger;
 inline int32_t RoundClamped(float v) {
   return RoundSmall(std::min(std::max(v, -kRoundLimit), kRoundLimit));
 }

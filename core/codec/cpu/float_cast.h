@@ -11,25 +11,26 @@
 
 namespace latticekv {
 
+// All cases are computed and one is selected, so that loops over rows vectorise.
 inline float HalfToFloat(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, magnitude = h & 0x7FFF;
-  if (magnitude >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
   // Exact for normals and denormals alike: place the bits 112 exponents too low, then scale.
   const float scaled = std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000u);
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+  const uint32_t finite = std::bit_cast<uint32_t>(scaled), infinite = 0x7F800000 | magnitude << 13;
+  return std::bit_cast<float>(sign | (magnitude >= 0x7C00 ? infinite : finite));
 }
 
 inline uint16_t FloatToHalf(float f) {
   const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;
-  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
-  if (magnitude > 0x7F800000) return sign | 0x7E00;
-  if (magnitude >= 0x477FF000) return sign | 0x7BFF;
-  if (magnitude < 0x38800000) {  // result is denormal: adding 0.5 leaves its bits at the bottom
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return sign | static_cast<uint16_t>(std::bit_cast<uint32_t>(shifted) - 0x3F000000);
-  }
-  const uint32_t rounded = magnitude + 0xFFF + (magnitude >> 13 & 1);
-  return sign | static_cast<uint16_t>((rounded - 0x38000000) >> 13);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  // A denormal result: adding 0.5 leaves its bits at the bottom.
+  const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+  const uint32_t denormal = std::bit_cast<uint32_t>(shifted) - 0x3F000000;
+  const uint32_t normal = (magnitude + 0xFFF + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+  uint32_t out = magnitude < 0x38800000 ? denormal : normal;
+  out = magnitude >= 0x477FF000 ? 0x7BFF : out;
+  out = magnitude > 0x7F800000 ? 0x7E00 : out;
+  return static_cast<uint16_t>(sign | out);
 }
 
 inline float Bf16ToFloat(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }

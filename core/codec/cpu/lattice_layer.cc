@@ -7,6 +7,7 @@
 #include "core/codec/cpu/tile_coder.h"
 #include "core/codec/cpu/unit_encoder.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
@@ -30,6 +31,7 @@ ByteVector AssembleTile(std::span<const CodedUnit> units, const std::vector<Plan
     }
   }
   if (TileHasSymbols(units)) {
+    const ScopedStage timer(CodecStage::kEntropyCode);
     RansEncoder coder;
     EncodeTileSymbols(units, coder);
     coder.Finish(out);
@@ -81,9 +83,13 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
     return absl::DataLossError("frame: tile too short for its coder states");
   }
   RansDecoder coder(coded);
-  if (!DecodeTileSymbols(units, profiles, context.value_unit_16, coder)) {
-    return absl::DataLossError("frame: damaged symbols in a tile");
+  {
+    const ScopedStage timer(CodecStage::kEntropyDecode);
+    if (!DecodeTileSymbols(units, profiles, context.value_unit_16, coder)) {
+      return absl::DataLossError("frame: damaged symbols in a tile");
+    }
   }
+  const ScopedStage timer(CodecStage::kReconstruct);
   std::vector<float> row;
   for (const CodedUnit& u : units) {
     const PlaneSpec& spec = *u.plan.unit.spec;

@@ -5,6 +5,7 @@
 
 #include "core/codec/cpu/e8.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
@@ -37,7 +38,7 @@ void ScaleToSteps(const UnitData& data, const StepPlan& steps, bool key, Work& w
 
 // Per-channel means of the vectors that are not raw, in quarter steps.
 std::vector<int32_t> OwnMeans(const Work& w) {
-  std::vector<int64_t> sum(w.dim, 0);
+  std::vector<int32_t> sum(w.dim, 0);  // at most 256 * 2^21
   int64_t n = 0;
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
@@ -48,7 +49,7 @@ std::vector<int32_t> OwnMeans(const Work& w) {
   std::vector<int32_t> mean(w.dim, 0);
   for (uint32_t c = 0; c < w.dim && n > 0; ++c) {
     // Floor division, so that every machine rounds halves the same way.
-    const int64_t numerator = sum[c] + 2 * n, denominator = 4 * n;
+    const int64_t numerator = int64_t{sum[c]} + 2 * n, denominator = 4 * n;
     int64_t quotient = numerator / denominator;
     if (numerator % denominator < 0) --quotient;
     mean[c] = static_cast<int32_t>(std::clamp<int64_t>(quotient, -700'000, 700'000));
@@ -60,31 +61,29 @@ std::vector<int32_t> OwnMeans(const Work& w) {
 void QuantizeRows(Work& w) {
   std::vector<float> offset(w.dim);
   for (uint32_t c = 0; c < w.dim; ++c) offset[c] = static_cast<float>(w.mean[c]) * 0.25f;
-  std::vector<int32_t> z(w.dim);
+  std::vector<int16_t> whole(w.dim), fraction(w.dim);
   w.q2.resize(size_t{w.tokens} * w.dim);
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
     const float* y = &w.scaled[size_t{t} * w.dim];
-    float largest = 0;
+    int32_t beyond = 0;
     for (uint32_t c = 0; c < w.dim; ++c) {
-      const float v = (y[c] - offset[c]) * 256.0f;
-      largest = std::max(largest, v < 0 ? -v : v);
-      z[c] = RoundClamped(v);
+      const int32_t z = RoundClamped((y[c] - offset[c]) * 256.0f);
+      beyond |= z >= kRoundLimitInteger || z <= -kRoundLimitInteger;
+      whole[c] = static_cast<int16_t>(z >> 8);
+      fraction[c] = static_cast<int16_t>(z & 255);
     }
-    if (!(largest < kRoundLimit)) {
+    if (beyond) {
       w.raw[t] = 1;
       continue;
     }
     int16_t* q2 = &w.q2[size_t{t} * w.dim];
-    for (uint32_t c = 0; c < w.dim; c += 8) {
-      const int half = NearestE8(&z[c], q2 + c);
-      for (uint32_t i = c; i < c + 8; ++i) q2[i] = static_cast<int16_t>(2 * q2[i] + half);
-    }
+    for (uint32_t c = 0; c < w.dim; c += 8) NearestE8(&whole[c], &fraction[c], q2 + c);
   }
 }
 
-uint32_t CodedCount(const Work& w) {
-  return static_cast<uint32_t>(std::count(w.raw.begin(), w.raw.end(), 0));
+uint32_t CodedCount(const std::vector<uint8_t>& raw) {
+  return static_cast<uint32_t>(std::count(raw.begin(), raw.end(), 0));
 }
 
 // Sigma index of squares summing to `sum` (of doubled points) over n vectors.
@@ -104,15 +103,11 @@ std::vector<uint64_t> ChannelSquares(const Work& w) {
   return sum;
 }
 
-void OwnSigmas(Work& w, bool pooled) {
+void OwnSigmas(Work& w) {
   const std::vector<uint64_t> sum = ChannelSquares(w);
-  const uint64_t n = CodedCount(w);
+  const uint64_t n = CodedCount(w.raw);
   w.sigma.resize(w.dim);
-  uint64_t total = 0;
-  for (uint64_t s : sum) total += s;
-  for (uint32_t c = 0; c < w.dim; ++c) {
-    w.sigma[c] = pooled ? SigmaFromSum(total, n * w.dim) : SigmaFromSum(sum[c], n);
-  }
+  for (uint32_t c = 0; c < w.dim; ++c) w.sigma[c] = SigmaFromSum(sum[c], n);
 }
 
 // Marks vectors with a point that its channel's table cannot hold. Returns how many are new.
@@ -141,6 +136,7 @@ uint32_t MarkOutliers(Work& w) {
 
 // Doubled-point cost of all coded vectors under the tables, in 1/256 bit, cosets left out.
 uint64_t PointCost(const Work& w) {
+  const ScopedStage timer(CodecStage::kCost);
   const EntropyTables& tables = Tables();
   uint64_t cost = 0;
   for (uint32_t t = 0; t < w.tokens; ++t) {
@@ -244,8 +240,6 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
     std::vector<int32_t> difference(w.dim);
     for (uint32_t c = 0; c < w.dim; ++c) difference[c] = w.sigma[c] - plan.sigma[c];
     h.sigma_base = static_cast<int8_t>(MiddleOf(difference));
-  } else if (h.spread_source == SpreadSource::kPooled) {
-    h.sigma_base = static_cast<int8_t>(w.sigma[0]);
   }
   ResolveStatistics(profile, value_unit_16, plan);
   unit.mean_values.clear();
@@ -277,6 +271,84 @@ int SmallestSpread(int low, int high, bool half) {
   return kEntropyTables;
 }
 
+
+// Means, lattice points, spreads and outliers of one way to take statistics.
+Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
+                  const UnitData& data, const StepPlan& steps, bool from_profile) {
+  const ScopedStage timer(CodecStage::kQuantize);
+  Work w{context.tokens, unit.spec->head_dim, {}, {}, data.raw, {}, {}};
+  ScaleToSteps(data, steps, unit.spec->role == PlaneRole::kKey, w);
+  if (from_profile) {
+    UnitPlan plan;
+    plan.unit = unit;
+    plan.header.mean_source = MeanSource::kProfile;
+    plan.header.spread_source = SpreadSource::kProfile;
+    plan.step = steps.key;
+    ResolveStatistics(profile, context.value_unit_16, plan);
+    w.mean = plan.mean;
+    w.sigma = plan.sigma;
+    QuantizeRows(w);
+    MarkOutliers(w);
+    return w;
+  }
+  w.mean = OwnMeans(w);
+  QuantizeRows(w);
+  OwnSigmas(w);
+  if (MarkOutliers(w) == 0) return w;
+  // Outliers are left out of means and spreads: take both again, once.
+  std::vector<int32_t> mean = OwnMeans(w);
+  if (mean != w.mean) {
+    w.mean = std::move(mean);
+    QuantizeRows(w);
+  }
+  OwnSigmas(w);
+  MarkOutliers(w);
+  return w;
+}
+
+// How `w` is coded when its statistics come from `sources`; `cost` leaves the points themselves out.
+struct Candidate {
+  CodedUnit unit;
+  uint64_t cost = 0;
+};
+struct Sources {
+  MeanSource mean;
+  SpreadSource spread;
+  StepSource key_step;
+};
+constexpr Sources kOwnSources{MeanSource::kOwn, SpreadSource::kOwn, StepSource::kSent};
+constexpr Sources kDifferenceSources{MeanSource::kDifference, SpreadSource::kDifference,
+                                     StepSource::kProfile};
+constexpr Sources kProfileSources{MeanSource::kProfile, SpreadSource::kProfile,
+                                  StepSource::kProfile};
+
+Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
+                        const HeadProfile* profile, const StepPlan& steps, const Work& w,
+                        const Sources& sources) {
+  const ScopedStage timer(CodecStage::kQuantize);
+  Candidate out;
+  UnitHeader& h = out.unit.plan.header;
+  out.unit.plan.unit = unit;
+  h.mean_source = sources.mean;
+  h.spread_source = sources.spread;
+  FillRows(w, out.unit);
+  const uint64_t raw_vectors = w.tokens - out.unit.plan.coded.size();
+  out.cost = FillSteps(steps, profile, sources.key_step, out.unit);
+  if (out.unit.plan.coded.empty()) {
+    h.mean_source = MeanSource::kZero;
+    h.spread_source = SpreadSource::kPooled;
+    h.step_source = StepSource::kUniform;
+    h.step_base = 0;
+    out.unit.step_values.clear();
+  }
+  out.cost += FillStatistics(w, profile, context.value_unit_16, out.unit);
+  uint64_t halves = 0;
+  for (size_t i = 0; i < out.unit.q2.size(); i += 8) halves += out.unit.q2[i] & 1;
+  out.cost += ChooseCoset(halves, out.unit.q2.size() / 8, h.coset);
+  out.cost += raw_vectors * 256 * 8 * (w.dim * DTypeBytes(unit.spec->dtype) + 1);
+  return out;
+}
+
 }  // namespace
 
 SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
@@ -302,59 +374,29 @@ SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
   return best;
 }
 
-Candidate Quantize(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                   const UnitData& data, const StepPlan& steps, const StatisticsChoice& choice,
-                   bool need_cost) {
-  const bool key = unit.spec->role == PlaneRole::kKey;
-  Work w{context.tokens, unit.spec->head_dim, {}, {}, data.raw, {}, {}};
-  ScaleToSteps(data, steps, key, w);
-  Candidate out;
-  UnitHeader& h = out.unit.plan.header;
-  out.unit.plan.unit = unit;
-  h.mean_source = choice.mean;
-  h.spread_source = choice.spread;
-
-  // The profile's statistics, for candidates that use them as they are.
-  UnitPlan probe = out.unit.plan;
-  probe.step = steps.key;
-  ResolveStatistics(profile, context.value_unit_16, probe);
-  const bool own_mean = choice.mean == MeanSource::kOwn || choice.mean == MeanSource::kDifference;
-  const bool own_spread = choice.spread != SpreadSource::kProfile;
-  w.mean = own_mean ? OwnMeans(w) : probe.mean;
-  QuantizeRows(w);
-  for (int pass = 0; pass < 2; ++pass) {
-    if (own_spread) {
-      OwnSigmas(w, choice.spread == SpreadSource::kPooled);
-    } else {
-      w.sigma = probe.sigma;
-    }
-    if (MarkOutliers(w) == 0 || pass == 1) break;
-    // Outliers are left out of means and spreads: take both again, once.
-    if (own_mean) {
-      std::vector<int32_t> mean = OwnMeans(w);
-      if (mean == w.mean) continue;
-      w.mean = std::move(mean);
-      QuantizeRows(w);
-    }
+CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
+                       const HeadProfile* profile, const UnitData& data, const StepPlan& steps) {
+  const auto make = [&](const Work& w, const Sources& sources) {
+    return MakeCandidate(context, unit, profile, steps, w, sources);
+  };
+  if (stats == StatsMode::kOwn || profile == nullptr || !profile->has_statistics()) {
+    return make(QuantizeWork(context, unit, profile, data, steps, false), kOwnSources).unit;
   }
-
-  FillRows(w, out.unit);
-  const uint64_t raw_vectors = w.tokens - out.unit.plan.coded.size();
-  out.cost = FillSteps(steps, profile, choice.key_step, out.unit);
-  if (out.unit.plan.coded.empty()) {
-    h.mean_source = MeanSource::kZero;
-    h.spread_source = SpreadSource::kPooled;
-    h.step_source = StepSource::kUniform;
-    h.step_base = 0;
-    out.unit.step_values.clear();
+  const Work from_profile = QuantizeWork(context, unit, profile, data, steps, true);
+  Candidate best = make(from_profile, kProfileSources);
+  if (stats == StatsMode::kProfile) {
+    // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
+    const uint32_t raw_before = context.tokens - CodedCount(data.raw);
+    const uint32_t raw_now = context.tokens - CodedCount(from_profile.raw);
+    if (raw_now <= raw_before + context.tokens / 16) return std::move(best.unit);
   }
-  out.cost += FillStatistics(w, profile, context.value_unit_16, out.unit);
-  uint64_t halves = 0;
-  for (size_t i = 0; i < out.unit.q2.size(); i += 8) halves += out.unit.q2[i] & 1;
-  out.cost += ChooseCoset(halves, out.unit.q2.size() / 8, h.coset);
-  out.cost += raw_vectors * 256 * 8 * (w.dim * DTypeBytes(unit.spec->dtype) + 1);
-  if (need_cost) out.cost += PointCost(w);
-  return out;
+  const Work own = QuantizeWork(context, unit, profile, data, steps, false);
+  Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources);
+  Candidate& cheaper = difference.cost < sent.cost ? difference : sent;
+  if (cheaper.cost + PointCost(own) < best.cost + PointCost(from_profile)) {
+    return std::move(cheaper.unit);
+  }
+  return std::move(best.unit);
 }
 
 }  // namespace latticekv

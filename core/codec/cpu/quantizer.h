@@ -9,19 +9,6 @@
 
 namespace latticekv {
 
-// Which sources a candidate takes its statistics from.
-struct StatisticsChoice {
-  MeanSource mean;
-  SpreadSource spread;
-  StepSource key_step;
-};
-
-// A quantised unit and what it costs.
-struct Candidate {
-  CodedUnit unit;
-  uint64_t cost = 0;  // units of 1/256 bit, header left out
-};
-
 // Steps of a unit's tokens and channels, before sources are chosen.
 struct StepPlan {
   std::vector<int16_t> key;    // [head_dim] step index per channel, keys
@@ -32,10 +19,9 @@ struct StepPlan {
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data);
 
-// Quantises `data` and fills every field of the candidate's unit. `data.raw` grows a copy of its own.
-Candidate Quantize(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                   const UnitData& data, const StepPlan& steps, const StatisticsChoice& choice,
-                   bool need_cost);
+// Quantises `data` and codes it with the statistics that `stats` allows and that take least.
+CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
+                       const HeadProfile* profile, const UnitData& data, const StepPlan& steps);
 
 // Cheapest way to code `values` as side information; adds its cost in 1/256 bit to `*cost`.
 SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost);

@@ -23,21 +23,24 @@ inline constexpr uint32_t kRansLow = 1u << 16;  // states are in [kRansLow, 2^32
 // Collects symbols in decoding order and codes them backwards. Not thread-safe.
 class RansEncoder {
  public:
+  // Room for at least `count` more symbols; call before adding them.
+  void Reserve(size_t count) {
+    if (size_ + count > events_.size()) events_.resize(size_ + count);
+  }
   void Symbol(int lane, EncodeEntry entry) {
-    events_.push_back(static_cast<uint32_t>(lane) << 26 |
-                      static_cast<uint32_t>(entry.frequency) << 10 | entry.start);
+    events_[size_++] = static_cast<uint32_t>(lane) << 26 |
+                       static_cast<uint32_t>(entry.frequency) << 10 | entry.start;
   }
   void Bits(int lane, uint32_t bits, int count) {
-    events_.push_back(1u << 31 | static_cast<uint32_t>(lane) << 26 |
-                      static_cast<uint32_t>(count) << 16 | bits);
+    events_[size_++] = 1u << 31 | static_cast<uint32_t>(lane) << 26 |
+                       static_cast<uint32_t>(count) << 16 | bits;
   }
-  bool empty() const { return events_.empty(); }
   // Appends the 32 states and the words, and forgets the symbols.
   void Finish(ByteWriter& out) {
     std::array<uint32_t, kLanes> state;
     state.fill(kRansLow);
     words_.clear();
-    for (size_t i = events_.size(); i-- > 0;) {
+    for (size_t i = size_; i-- > 0;) {
       const uint32_t e = events_[i];
       uint32_t& x = state[e >> 26 & 31];
       if (e >> 31) {
@@ -47,22 +50,33 @@ class RansEncoder {
       } else {
         const uint32_t frequency = e >> 10 & 0xFFFF, start = e & 1023;
         if (x >= static_cast<uint64_t>(frequency) << 22) Emit(x);
-        const uint32_t quotient = x / frequency;
+        const uint32_t quotient =
+            static_cast<uint32_t>(static_cast<unsigned __int128>(x) * Reciprocal(frequency) >> 63);
         x = (quotient << kProbabilityBits) + (x - quotient * frequency) + start;
       }
     }
     for (uint32_t x : state) out.Put(x);
     std::reverse(words_.begin(), words_.end());
     out.PutBytes(std::as_bytes(std::span(words_)));
-    events_.clear();
+    size_ = 0;
   }
 
  private:
+  // ceil(2^63 / frequency): exact for quotients of 32-bit numbers, since 2^32 / 2^63 < 1 / 1024.
+  static uint64_t Reciprocal(uint32_t frequency) {
+    static const std::array<uint64_t, kProbabilityTotal + 1> table = [] {
+      std::array<uint64_t, kProbabilityTotal + 1> t{};
+      for (uint32_t f = 1; f <= kProbabilityTotal; ++f) t[f] = ((uint64_t{1} << 63) + f - 1) / f;
+      return t;
+    }();
+    return table[frequency];
+  }
   void Emit(uint32_t& x) {
     words_.push_back(static_cast<uint16_t>(x));
     x >>= 16;
   }
   std::vector<uint32_t> events_;
+  size_t size_ = 0;
   std::vector<uint16_t> words_;
 };
 

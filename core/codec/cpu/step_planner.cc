@@ -5,6 +5,7 @@
 
 #include "core/codec/cpu/quantizer.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
@@ -72,6 +73,7 @@ int HeadSpreadLog32(const UnitData& data, uint32_t tokens, uint32_t dim) {
 
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data) {
+  const ScopedStage timer(CodecStage::kSteps);
   const uint32_t dim = unit.spec->head_dim;
   StepPlan out;
   if (unit.spec->role == PlaneRole::kKey) {

@@ -206,6 +206,12 @@ bool TileHasSymbols(std::span<const CodedUnit> units) {
 }
 
 void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder) {
+  size_t symbols = 0;
+  for (const CodedUnit& u : units) {
+    const size_t side = u.step_values.size() + u.mean_values.size() + u.sigma_values.size();
+    symbols += 2 * side + 2 * u.q2.size() + u.q2.size() / 8;
+  }
+  coder.Reserve(symbols);
   for (const CodedUnit& u : units) {
     EncodeSide(u.step_values, u.plan.header.step_code, coder);
     EncodeSide(u.mean_values, u.plan.header.mean_code, coder);

@@ -8,6 +8,7 @@
 #include "core/codec/cpu/quantizer.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
@@ -17,13 +18,18 @@ const HeadProfile* ProfileOf(const LatticeContext& context, const UnitRef& unit)
   return &(*context.profile)[unit.plane].heads[unit.head];
 }
 
+// An error in steps as an integer in 1/256 step, clamped so that its square has 30 bits.
+int32_t RoundError(float steps) {
+  return RoundSmall(std::min(std::max(steps * 256.0f, -32767.0f), 32767.0f));
+}
+
 // Squared error of one vector relative to its squared norm, units of 2^-28, saturated.
 uint64_t RelativeError(const float* error, const float* exact, uint32_t dim, float inverse_step) {
   uint64_t e = 0, v = 0;
   for (uint32_t c = 0; c < dim; ++c) {
-    const int64_t ei = std::clamp(RoundClamped(error[c] * inverse_step * 256.0f), -32767, 32767);
+    const int32_t ei = RoundError(error[c] * inverse_step);
     const int64_t vi = RoundClamped(exact[c] * inverse_step * 256.0f);
-    e += static_cast<uint64_t>(ei * ei);
+    e += static_cast<uint32_t>(ei * ei);
     v += static_cast<uint64_t>(vi * vi);
   }
   return (std::min<uint64_t>(e, (uint64_t{1} << 36) - 1) << 28) / std::max<uint64_t>(v, 1);
@@ -50,6 +56,7 @@ bool UsesProfile(const UnitHeader& h) {
 
 UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
                   const PlaneView& view) {
+  const ScopedStage timer(CodecStage::kLoad);
   const PlaneSpec& spec = *unit.spec;
   const uint32_t dim = spec.head_dim, pairs = spec.rope.rotary_dims / 2;
   const std::vector<uint32_t> order = CanonicalChannels(spec);
@@ -101,31 +108,12 @@ CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choice
   UnitData data = data_in;
   const HeadProfile* profile = ProfileOf(context, unit);
   const StepPlan steps = PlanSteps(context, choices, unit, profile, data);
-  const bool statistics = profile != nullptr && profile->has_statistics();
-  const StatisticsChoice own{MeanSource::kOwn, SpreadSource::kOwn, StepSource::kSent};
-  const StatisticsChoice from_profile{MeanSource::kProfile, SpreadSource::kProfile,
-                                      StepSource::kProfile};
-  if (choices.stats == StatsMode::kOwn || !statistics) {
-    return Quantize(context, unit, profile, data, steps, own, false).unit;
-  }
-  Candidate best = Quantize(context, unit, profile, data, steps, from_profile, true);
-  if (choices.stats == StatsMode::kProfile) {
-    // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
-    const size_t raw_before = std::count(data.raw.begin(), data.raw.end(), 1);
-    const size_t raw_now = context.tokens - best.unit.plan.coded.size();
-    if (raw_now <= raw_before + context.tokens / 16) return std::move(best.unit);
-  }
-  const StatisticsChoice difference{MeanSource::kDifference, SpreadSource::kDifference,
-                                    StepSource::kProfile};
-  for (const StatisticsChoice& choice : {own, difference}) {
-    Candidate candidate = Quantize(context, unit, profile, data, steps, choice, true);
-    if (candidate.cost < best.cost) best = std::move(candidate);
-  }
-  return std::move(best.unit);
+  return ChooseCoding(context, choices.stats, unit, profile, data, steps);
 }
 
 void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
                  LayerErrors& errors) {
+  const ScopedStage timer(CodecStage::kMeasure);
   const UnitPlan& plan = unit.plan;
   const PlaneSpec& spec = *plan.unit.spec;
   const uint32_t dim = spec.head_dim;
@@ -154,8 +142,8 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
       continue;
     }
     for (uint32_t c = 0; c < dim; ++c) {
-      const int64_t e = std::clamp(RoundClamped(back[c] * inverse[c] * 256.0f), -32767, 32767);
-      squares[c] += static_cast<uint64_t>(e * e);
+      const int32_t e = RoundError(back[c] * inverse[c]);
+      squares[c] += static_cast<uint32_t>(e * e);
     }
   }
   if (profiled) {
