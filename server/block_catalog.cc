@@ -1,0 +1,196 @@
+#include "server/block_catalog.h"
+
+#include <algorithm>
+
+#include "core/base/limits.h"
+#include "core/layout/chain_hash.h"
+
+namespace latticekv {
+namespace {
+
+// Set of siblings: the children of one block (or the first chunks) with one salt.
+Digest SiblingGroup(std::string_view name_space, const Digest& fingerprint,
+                    const std::optional<BlockKey>& parent, std::string_view salt) {
+  Sha256 sha;
+  return sha.Field(1, AsBytes(name_space))
+      .Field(2, fingerprint)
+      .Field(3, parent ? ByteSpan(*parent) : ByteSpan())
+      .Field(4, AsBytes(salt))
+      .Finish();
+}
+
+uint32_t CommonPrefix(std::span<const uint32_t> a, std::span<const uint32_t> b) {
+  const size_t n = std::min(a.size(), b.size());
+  return static_cast<uint32_t>(std::mismatch(a.begin(), a.begin() + n, b.begin()).first -
+                               a.begin());
+}
+
+}  // namespace
+
+Digest LayoutFreeHash(std::string_view name_space, const std::optional<Digest>& parent_hash,
+                      std::span<const uint32_t> tokens, std::string_view salt) {
+  // The namespace takes the fingerprint's place, so that namespaces stay apart.
+  return ChunkHash(Sha256Of(AsBytes(name_space)), parent_hash, tokens, salt);
+}
+
+void BlockCatalog::OnStored(const StoredBlock& block, const BlockMetadata& m, int64_t ttl_ms) {
+  MutexLock lock(mutex_);
+  // It may have left again by now; its removal was then reported before this call or will be
+  // reported after it.
+  if (!store_->Peek(block.key)) return;
+  Remove(block.key);
+  Entry entry;
+  entry.fingerprint = m.fingerprint;
+  entry.raw_bytes = m.raw_bytes;
+  entry.layout_free_hash = m.layout_free_hash;
+  if (ttl_ms > 0) entry.expires_ms = clock_->WallMs() + ttl_ms;
+  if (!m.token_ids.empty()) {
+    entry.group = SiblingGroup(m.name_space, m.fingerprint, block.parent, m.salt);
+    entry.token_ids = m.token_ids;
+    children_[*entry.group][m.token_ids] = block.key;
+  }
+  if (m.layout_free_hash) {
+    layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, block.key);
+  }
+  raw_bytes_ += m.raw_bytes;
+  removals_.erase(block.key);
+  entries_.emplace(block.key, std::move(entry));
+  static_cast<void>(store_->SetTtl(block.key, std::max<int64_t>(ttl_ms, 0)));
+}
+
+void BlockCatalog::ExtendTtl(const BlockKey& key, int64_t ttl_ms) {
+  MutexLock lock(mutex_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || it->second.expires_ms == 0) return;
+  const int64_t expires_ms = ttl_ms > 0 ? clock_->WallMs() + ttl_ms : 0;
+  if (expires_ms != 0 && expires_ms <= it->second.expires_ms) return;
+  it->second.expires_ms = expires_ms;
+  static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
+}
+
+void BlockCatalog::SetTtl(const BlockKey& key, int64_t ttl_ms) {
+  MutexLock lock(mutex_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end()) return;
+  it->second.expires_ms = ttl_ms > 0 ? clock_->WallMs() + ttl_ms : 0;
+  static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
+}
+
+void BlockCatalog::Remove(const BlockKey& key) {
+  const auto it = entries_.find(key);
+  if (it == entries_.end()) return;
+  const Entry& entry = it->second;
+  raw_bytes_ -= entry.raw_bytes;
+  if (entry.group) {
+    const auto group = children_.find(*entry.group);
+    if (group != children_.end()) {
+      const auto ids = group->second.find(entry.token_ids);
+      if (ids != group->second.end() && ids->second == key) group->second.erase(ids);
+      if (group->second.empty()) children_.erase(group);
+    }
+  }
+  if (entry.layout_free_hash) {
+    const auto list = layout_free_.find(*entry.layout_free_hash);
+    if (list != layout_free_.end()) {
+      std::erase_if(list->second, [&](const auto& pair) { return pair.second == key; });
+      if (list->second.empty()) layout_free_.erase(list);
+    }
+  }
+  entries_.erase(it);
+}
+
+void BlockCatalog::OnRemoved(const StoredBlock& block) {
+  MutexLock lock(mutex_);
+  if (store_->Peek(block.key)) return;  // stored again meanwhile
+  const auto it = entries_.find(block.key);
+  if (it != entries_.end() && !removals_.contains(block.key)) {
+    const int64_t expires_ms = it->second.expires_ms;
+    if (expires_ms != 0 && expires_ms <= clock_->WallMs()) {
+      Remember(block.key, v1::REASON_EXPIRED, "its time to live ended; put it again");
+    } else {
+      Remember(block.key, v1::REASON_NOT_STORED,
+               "evicted to make room; give the daemon more --memory_bytes or pin it");
+    }
+  }
+  Remove(block.key);
+}
+
+void BlockCatalog::NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message) {
+  MutexLock lock(mutex_);
+  Remember(key, reason, message);
+}
+
+void BlockCatalog::Remember(const BlockKey& key, v1::Reason reason, std::string_view message) {
+  const bool added =
+      removals_.insert_or_assign(key, std::make_pair(reason, std::string(message))).second;
+  if (added) removal_order_.push_back(key);
+  while (removal_order_.size() > limits::kMaxRememberedRemovals) {
+    removals_.erase(removal_order_.front());
+    removal_order_.pop_front();
+  }
+}
+
+std::vector<BlockCatalog::Match> BlockCatalog::MatchChildren(
+    std::string_view name_space, const Digest& fingerprint, const std::optional<BlockKey>& parent,
+    std::string_view salt, std::span<const uint32_t> tokens, size_t limit) const {
+  const Digest group_key = SiblingGroup(name_space, fingerprint, parent, salt);
+  const std::vector<uint32_t> wanted(tokens.begin(), tokens.end());
+  std::vector<Match> out;
+  MutexLock lock(mutex_);
+  const auto group = children_.find(group_key);
+  if (group == children_.end()) return out;
+  const Ids& ids = group->second;
+  // In order of ids the common prefix only shrinks with the distance from where `wanted` belongs:
+  // merge the two directions.
+  auto up = ids.lower_bound(wanted);
+  auto down = up;
+  const auto common = [&](Ids::const_iterator it) { return CommonPrefix(it->first, wanted); };
+  while (out.size() < limit) {
+    const uint32_t above = up == ids.end() ? 0 : common(up);
+    const uint32_t below = down == ids.begin() ? 0 : common(std::prev(down));
+    if (above == 0 && below == 0) break;
+    if (above >= below) {
+      out.push_back({up->second, above});
+      ++up;
+    } else {
+      --down;
+      out.push_back({down->second, below});
+    }
+  }
+  return out;
+}
+
+std::vector<BlockKey> BlockCatalog::ShorterSiblings(const BlockMetadata& m,
+                                                    const std::optional<BlockKey>& parent) const {
+  std::vector<BlockKey> out;
+  const Digest group_key = SiblingGroup(m.name_space, m.fingerprint, parent, m.salt);
+  std::vector<uint32_t> prefix = m.token_ids;
+  MutexLock lock(mutex_);
+  const auto group = children_.find(group_key);
+  if (group == children_.end() || group->second.size() < 2) return out;
+  while (prefix.size() > 1) {
+    prefix.pop_back();
+    const auto it = group->second.find(prefix);
+    if (it != group->second.end()) out.push_back(it->second);
+  }
+  return out;
+}
+
+bool BlockCatalog::StoredUnderOtherLayout(const Digest& layout_free_hash,
+                                          const Digest& fingerprint) const {
+  MutexLock lock(mutex_);
+  const auto it = layout_free_.find(layout_free_hash);
+  return it != layout_free_.end() &&
+         std::any_of(it->second.begin(), it->second.end(),
+                     [&](const auto& pair) { return pair.first != fingerprint; });
+}
+
+std::optional<std::pair<v1::Reason, std::string>> BlockCatalog::ExplainRemoval(
+    const BlockKey& key) const {
+  MutexLock lock(mutex_);
+  const auto it = removals_.find(key);
+  if (it == removals_.end()) return std::nullopt;
+  return it->second;
+}
+
+}  // namespace latticekv

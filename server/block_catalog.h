@@ -1,0 +1,97 @@
+// Indexes over the stored blocks that the store, which knows no tokens, cannot keep: children by
+// token ids, the same tokens under another layout, lifetimes, and why blocks left.
+#ifndef LATTICEKV_SERVER_BLOCK_CATALOG_H_
+#define LATTICEKV_SERVER_BLOCK_CATALOG_H_
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/base/clock.h"
+#include "core/base/mutex.h"
+#include "core/store/tiered_store.h"
+#include "server/block_metadata.h"
+
+namespace latticekv {
+
+// Thread-safe. Calls the store's Peek and SetTtl with its own lock held, so no call of the store
+// that may remove blocks is made under it.
+class BlockCatalog {
+ public:
+  BlockCatalog(TieredStore* store, const Clock* clock) : store_(store), clock_(clock) {}
+
+  // After the store took a block. `ttl_ms` 0: it does not expire.
+  void OnStored(const StoredBlock& block, const BlockMetadata& metadata, int64_t ttl_ms);
+  // A block that was there already is wanted for `ttl_ms` more (0: for good). Never shortens.
+  void ExtendTtl(const BlockKey& key, int64_t ttl_ms);
+  // The block expires `ttl_ms` from now, whatever was before.
+  void SetTtl(const BlockKey& key, int64_t ttl_ms);
+  // The store's removal listener.
+  void OnRemoved(const StoredBlock& block);
+  // Says why a block is about to be removed, for ExplainRemoval.
+  void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
+
+  // Children of `parent` (none: first chunks) that share leading tokens with `tokens`, longest match
+  // first, at most `limit`.
+  struct Match {
+    BlockKey key{};
+    uint32_t common_tokens = 0;
+  };
+  std::vector<Match> MatchChildren(std::string_view name_space, const Digest& fingerprint,
+                                   const std::optional<BlockKey>& parent, std::string_view salt,
+                                   std::span<const uint32_t> tokens, size_t limit) const;
+  // Children whose ids are a proper prefix of `tokens`.
+  std::vector<BlockKey> ShorterSiblings(const BlockMetadata& metadata,
+                                        const std::optional<BlockKey>& parent) const;
+
+  // True when the same tokens are stored under a fingerprint other than `fingerprint`.
+  bool StoredUnderOtherLayout(const Digest& layout_free_hash, const Digest& fingerprint) const;
+
+  // Why a block that is absent left: reason and sentence; nothing when it is not remembered.
+  std::optional<std::pair<v1::Reason, std::string>> ExplainRemoval(const BlockKey& key) const;
+
+  uint64_t raw_bytes() const { return raw_bytes_.load(std::memory_order_relaxed); }
+
+  // Bytes that the catalog keeps for a block of `tokens` tokens; part of the block's reservation.
+  static size_t EntryBytes(size_t tokens) { return 512 + tokens * sizeof(uint32_t); }
+
+ private:
+  struct Entry {
+    Digest fingerprint{};
+    uint64_t raw_bytes = 0;
+    int64_t expires_ms = 0;  // 0: never
+    std::optional<Digest> layout_free_hash;
+    std::optional<Digest> group;  // in children_, with `token_ids`
+    std::vector<uint32_t> token_ids;
+  };
+  using Ids = std::map<std::vector<uint32_t>, BlockKey>;
+
+  void Remove(const BlockKey& key) LKV_REQUIRES(mutex_);
+  void Remember(const BlockKey& key, v1::Reason reason, std::string_view message)
+      LKV_REQUIRES(mutex_);
+
+  TieredStore* const store_;
+  const Clock* const clock_;
+  mutable Mutex mutex_;
+  std::unordered_map<BlockKey, Entry, DigestHash> entries_ LKV_GUARDED_BY(mutex_);
+  std::unordered_map<Digest, Ids, DigestHash> children_ LKV_GUARDED_BY(mutex_);
+  std::unordered_map<Digest, std::vector<std::pair<Digest, BlockKey>>, DigestHash> layout_free_
+      LKV_GUARDED_BY(mutex_);  // hash -> (fingerprint, key)
+  std::unordered_map<BlockKey, std::pair<v1::Reason, std::string>, DigestHash> removals_
+      LKV_GUARDED_BY(mutex_);
+  std::deque<BlockKey> removal_order_ LKV_GUARDED_BY(mutex_);
+  std::atomic<uint64_t> raw_bytes_{0};
+};
+
+// Chain hash with no layout in it: the parent's, the chunk's ids, the salt.
+Digest LayoutFreeHash(std::string_view name_space, const std::optional<Digest>& parent_hash,
+                      std::span<const uint32_t> tokens, std::string_view salt);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_BLOCK_CATALOG_H_

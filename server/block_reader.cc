@@ -1,0 +1,268 @@
+#include "server/block_reader.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "server/error_detail.h"
+
+namespace latticekv {
+namespace {
+
+v1::ErrorDetail Miss(v1::Reason reason, std::string message) {
+  v1::ErrorDetail miss;
+  miss.set_reason(reason);
+  miss.set_message(std::move(message));
+  return miss;
+}
+
+absl::StatusOr<std::vector<Digest>> HashesOf(CacheEngine& engine, std::string_view name_space,
+                                             const v1::GetBlocksRequest& request) {
+  std::vector<Digest> hashes;
+  if (!request.session().empty()) {
+    if (request.content_hashes_size() > 0) {
+      return absl::InvalidArgumentError("give content_hashes or a session, not both");
+    }
+    const SessionId id{std::string(name_space), request.session()};
+    const auto session = engine.sessions().Get(id);
+    if (!session) {
+      return ErrorWith(absl::StatusCode::kNotFound, v1::REASON_NOT_STORED,
+                       absl::StrCat("there is no session '", request.session(), "' in namespace '",
+                                    std::string(name_space), "'; ListSessions shows what there is"));
+    }
+    engine.sessions().MarkUsed(id);
+    for (const SessionBlock& block : session->blocks) hashes.push_back(block.content_hash);
+    return hashes;
+  }
+  if (request.content_hashes_size() > static_cast<int>(limits::kMaxBlocksPerRequest)) {
+    return LimitError("kMaxBlocksPerRequest",
+                      absl::StrCat("the request names ", request.content_hashes_size(),
+                                   " blocks; ask for at most ", limits::kMaxBlocksPerRequest));
+  }
+  for (const std::string& bytes : request.content_hashes()) {
+    LKV_ASSIGN_OR_RETURN(const Digest hash, DigestFromBytes(bytes, "content_hashes"));
+    hashes.push_back(hash);
+  }
+  return hashes;
+}
+
+// Sets layout, profile and decoder, or the reason why the block cannot be served.
+void OpenBlock(CacheEngine& engine, ReadBlock* out) {
+  const auto lose = [&](v1::ErrorDetail miss) {
+    out->miss = std::move(miss);
+    out->block.reset();
+  };
+  out->layout = engine.layouts().FindLayout(out->metadata.fingerprint);
+  if (!out->layout) {
+    return lose(Miss(v1::REASON_UNKNOWN_LAYOUT, "its layout is not registered; register it again"));
+  }
+  const auto info = ReadFrameInfo(out->block->frame);
+  if (info.ok() && info->needs_profile) {
+    out->profile = engine.layouts().FindProfile(out->metadata.fingerprint, info->profile_hash);
+    if (!out->profile) {
+      return lose(Miss(v1::REASON_PROFILE_MISSING,
+                       absl::StrCat("it needs profile ", ToHex(info->profile_hash),
+                                    "; register it with the layout")));
+    }
+  }
+  auto decoder = FrameDecoder::Open(out->block->frame, *out->layout, out->profile.get());
+  if (!decoder.ok() || decoder->info().tokens != out->metadata.tokens) {
+    engine.DropCorrupt(out->block, std::string(decoder.status().message()));
+    return lose(Miss(v1::REASON_CORRUPT, "the stored bytes were damaged and were dropped"));
+  }
+  out->decoder.emplace(*std::move(decoder));
+  uint64_t offset = 0;
+  for (const LayerSpec& layer : out->layout->layers) {
+    out->layer_offsets.push_back(offset);
+    for (const PlaneSpec& plane : layer.planes) {
+      offset += plane.token_bytes() * out->metadata.tokens;
+    }
+  }
+  out->layer_offsets.push_back(offset);
+}
+
+void Resolve(CacheEngine& engine, std::string_view name_space,
+             const std::optional<Digest>& fingerprint, const v1::QualityBounds& bounds,
+             ReadBlock* out) {
+  const BlockKey key = engine.KeyOf(name_space, out->content_hash);
+  auto found = engine.Find(key);
+  if (!found) {
+    out->miss = engine.ExplainAbsence(key);
+    return;
+  }
+  if (fingerprint && found->metadata.fingerprint != *fingerprint) {
+    out->miss = Miss(v1::REASON_OTHER_LAYOUT, "stored under another layout than the one asked for");
+    return;
+  }
+  if (const auto within = CheckBounds(found->metadata.quality, bounds); !within.ok()) {
+    out->miss = DetailOf(within);
+    return;
+  }
+  out->block = engine.store().Get(key);
+  if (out->block != found->block) {  // replaced or evicted between the two looks
+    out->block.reset();
+    out->miss = Miss(v1::REASON_NOT_STORED, "it was replaced or evicted just now; ask again");
+    return;
+  }
+  out->metadata = std::move(found->metadata);
+  out->pinned = engine.store().IsPinned(key);
+  OpenBlock(engine, out);
+}
+
+}  // namespace
+
+absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksRequest& request) {
+  ReadPlan plan;
+  LKV_ASSIGN_OR_RETURN(const std::string name_space, NamespaceOrDefault(request.namespace_()));
+  std::optional<Digest> fingerprint;
+  bool layout_known = true;
+  if (!request.fingerprint().empty()) {
+    LKV_ASSIGN_OR_RETURN(fingerprint, DigestFromBytes(request.fingerprint(), "fingerprint"));
+    layout_known = engine.layouts().Find(name_space, *fingerprint).ok();
+  }
+  if (!v1::Encoding_IsValid(request.encoding())) {
+    return absl::InvalidArgumentError("unknown encoding; use RAW or FRAME");
+  }
+  plan.frames = request.encoding() == v1::ENCODING_FRAME;
+  if (plan.frames && (request.first_layer() != 0 || request.layer_count() != 0)) {
+    return absl::InvalidArgumentError("layers can be chosen with RAW only; frames come whole");
+  }
+  LKV_ASSIGN_OR_RETURN(const auto hashes, HashesOf(engine, name_space, request));
+  plan.first_layer = request.first_layer();
+  plan.end_layer = plan.first_layer;
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    auto block = std::make_unique<ReadBlock>();
+    block->index = static_cast<uint32_t>(i);
+    block->content_hash = hashes[i];
+    if (layout_known) {
+      Resolve(engine, name_space, fingerprint, request.bounds(), block.get());
+    } else {
+      block->miss = Miss(v1::REASON_UNKNOWN_LAYOUT,
+                         absl::StrCat("layout ", ToHex(*fingerprint), " is not registered in "
+                                      "namespace '", name_space, "'; register it first"));
+    }
+    if (block->block) {
+      const auto layers = static_cast<uint32_t>(block->layout->layers.size());
+      if (plan.first_layer >= layers) {
+        return absl::InvalidArgumentError(absl::StrCat("first_layer is ", plan.first_layer,
+                                                       " and the layout has ", layers, " layers"));
+      }
+      const uint32_t end =
+          request.layer_count() == 0
+              ? layers
+              : std::min<uint64_t>(layers, uint64_t{plan.first_layer} + request.layer_count());
+      plan.end_layer = std::max(plan.end_layer, end);
+      block->payload_bytes = plan.frames ? block->block->frame.size()
+                                         : block->layer_offsets[end] -
+                                               block->layer_offsets[plan.first_layer];
+      ++engine.metrics().gets;
+    } else {
+      ++engine.metrics().misses;
+    }
+    plan.blocks.push_back(std::move(block));
+  }
+  return plan;
+}
+
+void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out) {
+  out->set_index(block.index);
+  if (!block.block) {
+    out->mutable_block()->set_content_hash(DigestToBytes(block.content_hash));
+    *out->mutable_miss() = block.miss;
+    return;
+  }
+  FillBlockInfo(block.metadata, *block.block, block.pinned, out->mutable_block());
+  out->mutable_token_ids()->Add(block.metadata.token_ids.begin(), block.metadata.token_ids.end());
+  out->set_payload_bytes(block.payload_bytes);
+}
+
+size_t LayerBytes(const ReadBlock& block, uint32_t layer) {
+  if (layer + 1 >= block.layer_offsets.size()) return 0;
+  return block.layer_offsets[layer + 1] - block.layer_offsets[layer];
+}
+
+absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
+                                                   uint32_t layer) {
+  const uint32_t tokens = block.metadata.tokens;
+  const auto& planes = block.layout->layers[layer].planes;
+  std::vector<std::string> buffers(planes.size());
+  std::vector<MutablePlaneView> views;
+  for (size_t p = 0; p < planes.size(); ++p) {
+    buffers[p].resize(planes[p].token_bytes() * tokens);
+    views.push_back(ContiguousPlane(planes[p], reinterpret_cast<std::byte*>(buffers[p].data())));
+  }
+  {
+    const BusyTimer timer(engine.metrics().decode_busy_ns);
+    const absl::Status decoded = block.decoder->DecodeLayer(layer, views);
+    if (!decoded.ok()) {
+      engine.DropCorrupt(block.block, std::string(decoded.message()));
+      return decoded;
+    }
+  }
+  engine.metrics().decode_bytes += LayerBytes(block, layer);
+
+  std::vector<v1::GetPart> parts;
+  uint64_t offset = block.layer_offsets[layer];
+  for (size_t p = 0; p < planes.size(); ++p) {
+    const size_t step = limits::kMaxPartBytes / planes[p].token_bytes() * planes[p].token_bytes();
+    const size_t size = buffers[p].size();
+    for (size_t at = 0; at < size; at += step) {
+      v1::GetPart& part = parts.emplace_back();
+      part.set_index(block.index);
+      part.set_layer(layer);
+      part.set_plane(static_cast<uint32_t>(p));
+      part.set_offset(offset + at);
+      if (size <= step) {
+        part.set_data(std::move(buffers[p]));
+      } else {
+        part.set_data(buffers[p].data() + at, std::min(step, size - at));
+      }
+      part.set_crc32c(Crc32c(AsBytes(part.data())));
+    }
+    offset += size;
+  }
+  return parts;
+}
+
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block) {
+  if (Crc32c(block.block->frame) == block.metadata.frame_crc32c) return absl::OkStatus();
+  engine.DropCorrupt(block.block, "frame checksum");
+  return absl::DataLossError("the stored frame's checksum is wrong");
+}
+
+v1::GetPart FramePart(const ReadBlock& block, uint64_t offset) {
+  const ByteVector& frame = block.block->frame;
+  const size_t size = std::min<size_t>(limits::kMaxPartBytes, frame.size() - offset);
+  v1::GetPart part;
+  part.set_index(block.index);
+  part.set_offset(offset);
+  part.set_data(frame.data() + offset, size);
+  part.set_crc32c(Crc32c(AsBytes(part.data())));
+  return part;
+}
+
+absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& stored) {
+  auto metadata = ParseMetadata(stored->metadata);
+  if (!metadata.ok()) {
+    engine.DropCorrupt(stored, std::string(metadata.status().message()));
+    return metadata.status();
+  }
+  ReadBlock block;
+  block.block = stored;
+  block.metadata = *std::move(metadata);
+  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block));
+  OpenBlock(engine, &block);
+  if (!block.block) {
+    return block.miss.reason() == v1::REASON_CORRUPT
+               ? absl::DataLossError(block.miss.message())
+               : absl::FailedPreconditionError(block.miss.message());
+  }
+  for (uint32_t layer = 0; layer < block.layout->layers.size(); ++layer) {
+    LKV_RETURN_IF_ERROR(ReadLayer(engine, block, layer).status());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace latticekv

@@ -1,0 +1,63 @@
+// From a request for blocks to the parts that answer it. Knows no network.
+#ifndef LATTICEKV_SERVER_BLOCK_READER_H_
+#define LATTICEKV_SERVER_BLOCK_READER_H_
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "latticekv/v1/blocks.pb.h"
+#include "server/engine.h"
+
+namespace latticekv {
+
+// One block of a request. Keeps the bytes alive for as long as it lives.
+struct ReadBlock {
+  uint32_t index = 0;
+  Digest content_hash{};
+  StoredBlockPtr block;  // null: `miss` says why
+  BlockMetadata metadata;
+  bool pinned = false;
+  v1::ErrorDetail miss;
+  std::shared_ptr<const Layout> layout;
+  std::shared_ptr<const ModelProfile> profile;
+  std::optional<FrameDecoder> decoder;  // of raw reads
+  uint64_t payload_bytes = 0;           // of the parts asked for
+  std::vector<uint64_t> layer_offsets;  // of raw reads, within the block's raw payload; layers + 1
+};
+
+struct ReadPlan {
+  std::vector<std::unique_ptr<ReadBlock>> blocks;
+  bool frames = false;
+  uint32_t first_layer = 0;
+  uint32_t end_layer = 0;  // over all blocks
+};
+
+// Resolves the request; blocks that cannot be served have a `miss`. Opens every frame, so it runs on
+// the codec threads. INVALID_ARGUMENT, NOT_FOUND (session) or RESOURCE_EXHAUSTED (too many).
+absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksRequest& request);
+
+// The message that precedes the parts.
+void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out);
+
+// Raw bytes of one layer of a block.
+size_t LayerBytes(const ReadBlock& block, uint32_t layer);
+
+// Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when the
+// frame is damaged: it was counted and dropped from the store then. Thread-safe for different layers.
+absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
+                                                   uint32_t layer);
+
+// Compares a frame with the checksum taken when it was stored; DATA_LOSS as above.
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block);
+
+// Bytes [offset, offset + kMaxPartBytes) of the frame.
+v1::GetPart FramePart(const ReadBlock& block, uint64_t offset);
+
+// Decodes every layer of a stored block; DATA_LOSS as above. For Verify.
+absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& block);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_BLOCK_READER_H_

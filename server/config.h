@@ -1,0 +1,64 @@
+// What a daemon is told at its start.
+#ifndef LATTICEKV_SERVER_CONFIG_H_
+#define LATTICEKV_SERVER_CONFIG_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/base/clock.h"
+#include "core/base/limits.h"
+#include "core/codec/presets.h"
+
+namespace latticekv {
+
+struct ServerConfig {
+  std::vector<std::string> listen;  // `unix:PATH` or `HOST:PORT`; empty: DefaultListen()
+  bool insecure = false;            // allow plaintext TCP on other than loopback addresses
+  size_t memory_bytes = size_t{1} << 30;
+  int codec_threads = 0;            // 0: one per hardware thread
+  PresetId default_preset = kDefaultPreset;
+
+  // Named limits, shortened by tests.
+  size_t decode_ahead_bytes = limits::kDecodeAheadBytes;
+  int64_t upload_idle_timeout_ms = limits::kUploadIdleTimeoutMs;
+  int64_t reader_stall_timeout_ms = limits::kReaderStallTimeoutMs;
+  int64_t credit_wait_timeout_ms = limits::kCreditWaitTimeoutMs;
+  int64_t drain_timeout_ms = limits::kDrainTimeoutMs;
+  int64_t tick_ms = 50;             // of the thread that looks at timeouts
+
+  const Clock* clock = Clock::Real();
+  // Called when an operator asks for a drain over the Admin service; must not block.
+  std::function<void()> on_drain_requested;
+};
+
+// A unix socket and TCP port kDefaultPort on 127.0.0.1.
+inline constexpr int kDefaultPort = 7447;
+std::vector<std::string> DefaultListen();
+
+// One address of --listen.
+struct ListenAddress {
+  bool is_unix = false;
+  std::string path;  // of a unix socket
+  std::string host;  // of TCP; without brackets
+  int port = 0;      // 0: any free one
+};
+
+// INVALID_ARGUMENT with a sentence unless `text` is `unix:PATH` or `HOST:PORT` ([HOST]:PORT for IPv6).
+absl::StatusOr<ListenAddress> ParseListenAddress(std::string_view text);
+// `unix:PATH` or `HOST:PORT`.
+std::string FormatListenAddress(const ListenAddress& address);
+bool IsLoopback(const ListenAddress& address);
+
+// INVALID_ARGUMENT with a sentence about the first thing that is wrong.
+absl::Status ValidateConfig(const ServerConfig& config);
+
+// Removes a socket file that nobody listens on. FAILED_PRECONDITION when somebody does or when the
+// file is no socket; OK when there is none.
+absl::Status RemoveStaleSocket(const std::string& path);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_CONFIG_H_

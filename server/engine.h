@@ -1,0 +1,91 @@
+// The daemon without its network: store, layouts, sessions, codec threads, joined.
+#ifndef LATTICEKV_SERVER_ENGINE_H_
+#define LATTICEKV_SERVER_ENGINE_H_
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "core/store/tiered_store.h"
+#include "server/block_catalog.h"
+#include "server/codec_pool.h"
+#include "server/config.h"
+#include "server/layout_registry.h"
+#include "server/metrics.h"
+#include "server/session_registry.h"
+#include "server/stream_monitor.h"
+#include "server/upload_admission.h"
+
+namespace latticekv {
+
+// Every caller is this tenant until the daemon knows identities.
+inline constexpr std::string_view kDefaultTenant = "default";
+inline constexpr std::string_view kDefaultNamespace = "default";
+
+// A block that can be served.
+struct FoundBlock {
+  StoredBlockPtr block;
+  BlockMetadata metadata;
+};
+
+// Thread-safe.
+class CacheEngine {
+ public:
+  static absl::StatusOr<std::unique_ptr<CacheEngine>> Create(const ServerConfig& config);
+  ~CacheEngine();
+
+  const ServerConfig& config() const { return config_; }
+  TieredStore& store() { return *store_; }
+  LayoutRegistry& layouts() { return layouts_; }
+  BlockCatalog& catalog() { return *catalog_; }
+  SessionRegistry& sessions() { return sessions_; }
+  UploadAdmission& admission() { return *admission_; }
+  CodecPool& codec_pool() { return *codec_pool_; }
+  StreamMonitor& monitor() { return *monitor_; }
+  Metrics& metrics() { return metrics_; }
+  const Clock& clock() const { return *config_.clock; }
+  int64_t start_ms() const { return start_ms_; }
+
+  bool draining() const { return draining_.load(); }
+  // No new uploads from now on. Idempotent.
+  void StartDrain() { draining_.store(true); }
+
+  // Key of a block of the caller's tenant.
+  BlockKey KeyOf(std::string_view name_space, const Digest& content_hash) const;
+  // The block with its description, without marking it as used; nothing when absent. A block whose
+  // description is damaged is dropped as corrupt.
+  std::optional<FoundBlock> Find(const BlockKey& key);
+  // Counts a corrupt block and drops it, unless it was replaced by another meanwhile.
+  void DropCorrupt(const StoredBlockPtr& block, std::string_view why);
+  // Removes a block; false when absent. `reason` and `message` are kept for ExplainMiss.
+  bool Remove(const BlockKey& key, v1::Reason reason, std::string_view message);
+  // Reason and sentence for a block that is not stored.
+  v1::ErrorDetail ExplainAbsence(const BlockKey& key) const;
+
+ private:
+  explicit CacheEngine(const ServerConfig& config);
+
+  const ServerConfig config_;
+  const int64_t start_ms_;
+  std::atomic<bool> draining_{false};
+  Metrics metrics_;
+  LayoutRegistry layouts_;
+  SessionRegistry sessions_;
+  std::unique_ptr<TieredStore> store_;
+  std::unique_ptr<BlockCatalog> catalog_;
+  std::unique_ptr<UploadAdmission> admission_;
+  // Last: their threads use all of the above.
+  std::unique_ptr<CodecPool> codec_pool_;
+  std::unique_ptr<StreamMonitor> monitor_;
+};
+
+// `name` or "default"; RESOURCE_EXHAUSTED when it is longer than kMaxNameBytes.
+absl::StatusOr<std::string> NamespaceOrDefault(std::string_view name);
+// RESOURCE_EXHAUSTED when `name` is longer than kMaxNameBytes.
+absl::Status CheckName(std::string_view what, std::string_view name);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_ENGINE_H_

@@ -1,0 +1,114 @@
+#include "server/layout_registry.h"
+
+#include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "server/error_detail.h"
+
+namespace latticekv {
+
+LayoutInUse LayoutRegistry::InUse(const Digest& fingerprint, const Entry& entry,
+                                  uint32_t chunk_tokens) const {
+  LayoutInUse out;
+  out.layout = entry.layout;
+  out.fingerprint = fingerprint;
+  out.profile_hash = entry.current_profile;
+  if (entry.current_profile) out.profile = entry.profiles.at(*entry.current_profile);
+  out.chunk_tokens = chunk_tokens;
+  return out;
+}
+
+absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space,
+                                                     const Layout& layout, ByteSpan profile_bytes,
+                                                     uint32_t chunk_tokens) {
+  LKV_RETURN_IF_ERROR(ValidateLayout(layout));
+  if (chunk_tokens != 0 &&
+      (chunk_tokens < limits::kMinChunkTokens || chunk_tokens > limits::kMaxChunkTokens)) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk_tokens is ", chunk_tokens, "; use ",
+                                                   limits::kMinChunkTokens, " to ",
+                                                   limits::kMaxChunkTokens, ", or 0 for the default"));
+  }
+  const Digest fingerprint = LayoutFingerprint(layout);
+  std::shared_ptr<const ModelProfile> profile;
+  std::optional<Digest> profile_hash;
+  if (!profile_bytes.empty()) {
+    if (profile_bytes.size() > limits::kMaxProfileBytes) {
+      return LimitError("kMaxProfileBytes", absl::StrCat("the profile has ", profile_bytes.size(),
+                                                         " bytes; at most ",
+                                                         limits::kMaxProfileBytes, " are taken"));
+    }
+    LKV_ASSIGN_OR_RETURN(ModelProfile parsed, ParseProfile(profile_bytes, layout));
+    profile_hash = ProfileHash(parsed);
+    profile = std::make_shared<const ModelProfile>(std::move(parsed));
+  }
+
+  MutexLock lock(mutex_);
+  auto ns = namespaces_.find(name_space);
+  if (ns != namespaces_.end() && chunk_tokens != 0 && ns->second.chunk_tokens != chunk_tokens) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "namespace '", std::string(name_space), "' has chunks of ", ns->second.chunk_tokens,
+        " tokens; register with that size or 0, or use another namespace"));
+  }
+  if (ns == namespaces_.end() && namespaces_.size() >= limits::kMaxNamespaces) {
+    return LimitError("kMaxNamespaces", absl::StrCat("there are ", namespaces_.size(),
+                                                     " namespaces already; use one of them"));
+  }
+  auto entry = layouts_.find(fingerprint);
+  if (entry == layouts_.end() && layouts_.size() >= limits::kMaxLayouts) {
+    return LimitError("kMaxLayouts", absl::StrCat("there are ", layouts_.size(),
+                                                  " layouts already; restart the daemon to clear them"));
+  }
+  if (entry != layouts_.end() && profile_hash && !entry->second.profiles.contains(*profile_hash) &&
+      entry->second.profiles.size() >= limits::kMaxProfilesPerLayout) {
+    return LimitError("kMaxProfilesPerLayout",
+                      absl::StrCat("this layout has ", limits::kMaxProfilesPerLayout,
+                                   " profiles already; register it with one of them or none"));
+  }
+  if (entry == layouts_.end()) {
+    entry = layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}}).first;
+  }
+  if (profile) {
+    entry->second.profiles[*profile_hash] = profile;
+    entry->second.current_profile = profile_hash;
+  }
+  if (ns == namespaces_.end()) {
+    ns = namespaces_.emplace(std::string(name_space), Namespace{}).first;
+    ns->second.chunk_tokens = chunk_tokens == 0 ? limits::kMaxChunkTokens : chunk_tokens;
+  }
+  ns->second.fingerprints.insert(fingerprint);
+  return InUse(fingerprint, entry->second, ns->second.chunk_tokens);
+}
+
+absl::StatusOr<LayoutInUse> LayoutRegistry::Find(std::string_view name_space,
+                                                 const Digest& fingerprint) const {
+  MutexLock lock(mutex_);
+  const auto ns = namespaces_.find(name_space);
+  if (ns == namespaces_.end() || !ns->second.fingerprints.contains(fingerprint)) {
+    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_UNKNOWN_LAYOUT,
+                     absl::StrCat("layout ", ToHex(fingerprint), " is not registered in namespace '",
+                                  std::string(name_space), "'; call RegisterLayout first"));
+  }
+  return InUse(fingerprint, layouts_.at(fingerprint), ns->second.chunk_tokens);
+}
+
+std::shared_ptr<const Layout> LayoutRegistry::FindLayout(const Digest& fingerprint) const {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  return it == layouts_.end() ? nullptr : it->second.layout;
+}
+
+std::shared_ptr<const ModelProfile> LayoutRegistry::FindProfile(const Digest& fingerprint,
+                                                                const Digest& profile_hash) const {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  if (it == layouts_.end()) return nullptr;
+  const auto profile = it->second.profiles.find(profile_hash);
+  return profile == it->second.profiles.end() ? nullptr : profile->second;
+}
+
+size_t LayoutRegistry::size() const {
+  MutexLock lock(mutex_);
+  return layouts_.size();
+}
+
+}  // namespace latticekv

@@ -1,0 +1,42 @@
+// Counters of the running daemon.
+#ifndef LATTICEKV_SERVER_METRICS_H_
+#define LATTICEKV_SERVER_METRICS_H_
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace latticekv {
+
+// Thread-safe; read one by one, so sums may be off by what is under way.
+struct Metrics {
+  std::atomic<uint64_t> gets{0};            // blocks served
+  std::atomic<uint64_t> misses{0};          // blocks asked for and not served
+  std::atomic<uint64_t> corrupt_blocks{0};  // dropped
+  std::atomic<uint64_t> encode_bytes{0};    // raw bytes
+  std::atomic<uint64_t> decode_bytes{0};
+  std::atomic<uint64_t> encode_busy_ns{0};  // summed over threads
+  std::atomic<uint64_t> decode_busy_ns{0};
+  std::atomic<int64_t> open_streams{0};
+};
+
+// Adds the time until its end to a counter of nanoseconds.
+class BusyTimer {
+ public:
+  explicit BusyTimer(std::atomic<uint64_t>& total_ns) : total_ns_(total_ns) {}
+  ~BusyTimer() {
+    total_ns_ += std::chrono::duration_cast<std::chrono::nanoseconds>(
+                     std::chrono::steady_clock::now() - start_)
+                     .count();
+  }
+  BusyTimer(const BusyTimer&) = delete;
+  BusyTimer& operator=(const BusyTimer&) = delete;
+
+ private:
+  std::atomic<uint64_t>& total_ns_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_METRICS_H_
