@@ -24,6 +24,7 @@ inline constexpr uint64_t kMaxPosition = uint64_t{1} << 40;
 // Messages and streams.
 inline constexpr size_t kMaxPartBytes = 4 << 20;
 inline constexpr size_t kMaxMessageBytes = kMaxPartBytes + (64 << 10);
+inline constexpr size_t kMaxReplyBytes = 64 << 20;
 inline constexpr int kMaxConcurrentStreams = 128;
 inline constexpr uint32_t kMaxUnackedBlocksPerStream = 64;
 inline constexpr uint32_t kMaxLookupTokens = 1 << 20;
@@ -42,6 +43,10 @@ inline constexpr size_t kMaxNamespaces = 1024;
 inline constexpr size_t kMaxProfilesPerLayout = 16;
 inline constexpr size_t kMaxRememberedRemovals = 65536;
 inline constexpr size_t kDecodeAheadBytes = 32 << 20;
+
+// Files.
+inline constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;
+inline constexpr size_t kMaxFileHeaderBytes = 256 << 20;
 
 }  // namespace latticekv::limits
 

@@ -1,0 +1,189 @@
+// Requests and results of the data path: layouts, puts, look-ups, gets.
+#ifndef LATTICEKV_BLOCKS_H_
+#define LATTICEKV_BLOCKS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/base/bytes.h"
+#include "core/base/limits.h"
+#include "core/base/sha256.h"
+#include "core/codec/codec.h"
+#include "core/layout/layout.h"
+
+namespace latticekv {
+
+struct RegisterLayoutRequest {
+  std::string name_space;
+  Layout layout;
+  // Canonical bytes (SerializeProfile) of the layout's model profile; empty: none.
+  ByteVector profile;
+  // Of the namespace, set by its first layout; 0: the server's default.
+  uint32_t chunk_tokens = 0;
+};
+
+// A layout the server knows: what puts and gets refer to. Cheap to copy.
+struct RegisteredLayout {
+  std::shared_ptr<const Layout> layout;
+  Digest fingerprint{};
+  std::string name_space;
+  // Chunks of this namespace start at multiples of this many tokens.
+  uint32_t chunk_tokens = limits::kMaxChunkTokens;
+  // Hash of the profile the server encodes with; all zero: none.
+  Digest profile_hash{};
+};
+
+enum class BlockState { kMemory, kDurable };
+enum class Tier { kUnspecified, kMemory, kDisk };
+
+// What became of one chunk of a put.
+struct BlockResult {
+  Digest content_hash{};
+  uint64_t start_position = 0;
+  uint32_t tokens = 0;
+  absl::Status status;  // not OK: the block was not stored, and why
+  bool have_it = false;  // it was stored already, at least as good; no payload was sent
+  uint64_t stored_bytes = 0;
+  uint64_t raw_bytes = 0;
+  Quality quality;
+  BlockState state = BlockState::kMemory;
+};
+
+struct PutRequest {
+  RegisteredLayout layout;
+  std::string session;  // optional: a name to list, pin and delete the blocks by
+  // Token ids of the whole sequence from position 0, since a block's name depends on all tokens
+  // before it.
+  std::span<const uint32_t> tokens;
+  // Position of the first token in `planes`, a multiple of layout.chunk_tokens. Tensors of the tokens
+  // before it are not needed.
+  uint64_t start = 0;
+  // [layer][plane] in the layout's order, tokens.size() - start tokens each. Read during the call.
+  std::vector<std::vector<PlaneView>> planes;
+  PresetId preset = kDefaultPreset;
+  bool durable = false;   // acknowledge only when it survives a power loss
+  int64_t ttl_ms = 0;     // of the session and its blocks; 0: none
+  std::string salt;       // LoRA adapter, multimodal hash
+  // Positions to store bit for bit, increasing.
+  std::vector<uint64_t> exact_positions;
+  // Called for each finished block, from one thread at a time, not necessarily the caller's.
+  std::function<void(const BlockResult&)> on_block;
+};
+
+struct PutResult {
+  std::vector<BlockResult> blocks;  // in order of position
+  uint64_t stored_bytes = 0;        // sums over the blocks that are stored
+  uint64_t raw_bytes = 0;
+  uint64_t sent_bytes = 0;          // payload that went over the wire
+  // The first block's error; OK when all blocks are stored.
+  absl::Status status() const;
+};
+
+// 0 means no bound.
+struct QualityBounds {
+  double max_logit_noise = 0;
+  double max_value_error = 0;
+  bool require_exact = false;
+};
+
+struct BlockInfo {
+  Digest content_hash{};
+  std::vector<std::byte> parent_hash;  // empty: the first of its sequence
+  uint64_t start_position = 0;
+  uint32_t tokens = 0;
+  uint64_t stored_bytes = 0;
+  uint64_t raw_bytes = 0;
+  PresetId preset = kDefaultPreset;
+  Quality quality;
+  Tier tier = Tier::kUnspecified;
+  bool pinned = false;
+};
+
+struct LookupRequest {
+  RegisteredLayout layout;
+  std::span<const uint32_t> tokens;  // from position 0, at most kMaxLookupTokens
+  std::string salt;
+  QualityBounds bounds;
+  bool accept_evicted = false;
+};
+
+struct LookupBlock {
+  BlockInfo block;
+  uint32_t usable_tokens = 0;  // leading tokens of the block that match
+};
+
+struct LookupResult {
+  uint64_t usable_tokens = 0;
+  std::vector<LookupBlock> blocks;  // longest stored prefix, in order
+  // Why the first missing block is missing, with an ErrorDetail; OK: everything is stored.
+  absl::Status miss;
+};
+
+struct GetRequest {
+  RegisteredLayout layout;
+  std::vector<Digest> content_hashes;  // either these blocks
+  std::string session;                 // or all of a session, in order
+  QualityBounds bounds;
+  bool accept_evicted = false;
+  uint32_t first_layer = 0;
+  uint32_t layer_count = 0;  // 0: to the last
+};
+
+// A block as a get announces it.
+struct ServedBlock {
+  uint32_t index = 0;  // position in the request or in the session
+  BlockInfo block;
+  absl::Status miss;  // not OK: this block will not come, and why
+  std::vector<uint32_t> tokens;
+};
+
+// Receives a get. Methods are called from the thread that called Get, in this order: OnBlock for
+// each block, then for each layer Destination for each block and plane, and OnLayer. Any error a
+// method returns ends the get, which returns it.
+class GetSink {
+ public:
+  virtual ~GetSink() = default;
+  virtual absl::Status OnBlock(const ServedBlock& block) = 0;
+  // Where to write the [tokens, heads, head_dim] of this plane of this block. A null data pointer:
+  // the plane is not wanted. The memory must stay valid until Get returns.
+  virtual absl::StatusOr<MutablePlaneView> Destination(uint32_t block_index, uint32_t layer,
+                                                       uint32_t plane) = 0;
+  // `layer` of every block that has not failed is written.
+  virtual absl::Status OnLayer(uint32_t layer) = 0;
+  // The block turned out damaged on the server: drop what was written of it.
+  virtual absl::Status OnBlockFailed(uint32_t block_index, const absl::Status& why) = 0;
+  // The connection broke and everything is sent again, from OnBlock on.
+  virtual absl::Status OnRestart() = 0;
+};
+
+// A prefix in memory, as GetPrefix allocates it.
+struct StoredPrefix {
+  std::vector<BlockInfo> blocks;  // in order, up to the first missing one
+  std::vector<uint32_t> tokens;   // their token ids
+  // [layer - first_layer][plane]: contiguous [tokens, heads, head_dim].
+  std::vector<std::vector<ByteVector>> planes;
+  // Not OK: a block is missing and the prefix ends before it.
+  absl::Status miss;
+};
+
+// Blocks by content hash, or all of a session.
+struct BlockSelector {
+  std::string name_space;
+  std::vector<Digest> content_hashes;
+  std::string session;
+};
+
+struct SelectionResult {
+  uint32_t found = 0;
+  uint32_t missing = 0;
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_BLOCKS_H_

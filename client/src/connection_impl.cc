@@ -1,0 +1,238 @@
+#include "client/src/connection_impl.h"
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/src/get_operation.h"
+#include "client/src/proto_convert.h"
+#include "client/src/put_operation.h"
+#include "core/base/status_macros.h"
+
+namespace latticekv {
+namespace {
+
+constexpr int kDefaultMaxErrors = 5;
+constexpr int64_t kDefaultBackoffMs = 50;
+constexpr int64_t kDefaultMaxBackoffMs = 5'000;
+
+ClientOptions WithDefaults(ClientOptions options) {
+  if (options.retry_policy == nullptr) {
+    options.retry_policy = std::make_shared<LimitedErrorCountRetryPolicy>(kDefaultMaxErrors);
+  }
+  if (options.backoff_policy == nullptr) {
+    options.backoff_policy =
+        std::make_shared<ExponentialBackoffPolicy>(kDefaultBackoffMs, kDefaultMaxBackoffMs);
+  }
+  return options;
+}
+
+absl::StatusOr<SelectionResult> ToSelection(const absl::StatusOr<v1::BlocksResponse>& response) {
+  if (!response.ok()) return response.status();
+  return SelectionResult{response->found(), response->missing()};
+}
+
+// A miss as a status: the reason and its sentence.
+absl::Status MissStatus(v1::Reason reason, const std::string& message) {
+  if (reason == v1::REASON_UNSPECIFIED) return absl::OkStatus();
+  return StatusFromDetail({static_cast<ErrorReason>(reason), "", message});
+}
+
+}  // namespace
+
+ConnectionImpl::ConnectionImpl(std::shared_ptr<Stub> stub, ClientOptions options, Sleeper sleep)
+    : stub_(std::move(stub)), options_(WithDefaults(std::move(options))), sleep_(std::move(sleep)) {}
+
+absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
+    const RegisterLayoutRequest& request) {
+  LKV_RETURN_IF_ERROR(ValidateLayout(request.layout));
+  v1::RegisterLayoutRequest message;
+  message.set_namespace_(request.name_space);
+  *message.mutable_layout() = ToProto(request.layout);
+  message.set_profile(BytesString(request.profile));
+  message.set_chunk_tokens(request.chunk_tokens);
+  LKV_ASSIGN_OR_RETURN(const v1::RegisterLayoutResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->RegisterLayout(message); }));
+  RegisteredLayout out;
+  out.layout = std::make_shared<const Layout>(request.layout);
+  out.fingerprint = LayoutFingerprint(request.layout);
+  out.name_space = request.name_space;
+  out.chunk_tokens = response.chunk_tokens();
+  if (response.fingerprint() != BytesString(out.fingerprint)) {
+    return absl::InternalError(
+        "the server computed another fingerprint for this layout; client and server versions differ");
+  }
+  if (out.chunk_tokens < limits::kMinChunkTokens || out.chunk_tokens > limits::kMaxChunkTokens) {
+    return absl::InternalError(
+        absl::StrCat("the server names an impossible chunk size, ", out.chunk_tokens));
+  }
+  if (const auto hash = ToDigest(response.profile_hash())) out.profile_hash = *hash;
+  return out;
+}
+
+absl::StatusOr<PutResult> ConnectionImpl::PutPrefix(const PutRequest& request) {
+  return RunPut(*stub_, request, options_, Retry());
+}
+
+absl::StatusOr<LookupResult> ConnectionImpl::Lookup(const LookupRequest& request) {
+  if (request.layout.layout == nullptr) {
+    return absl::InvalidArgumentError("lookup: register the layout first");
+  }
+  if (request.tokens.size() > limits::kMaxLookupTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("lookup: ", request.tokens.size(),
+                                                   " tokens, at most kMaxLookupTokens, ",
+                                                   limits::kMaxLookupTokens, ", at once"));
+  }
+  v1::LookupRequest message;
+  message.set_namespace_(request.layout.name_space);
+  message.set_fingerprint(BytesString(request.layout.fingerprint));
+  message.mutable_token_ids()->Add(request.tokens.begin(), request.tokens.end());
+  message.set_salt(request.salt);
+  *message.mutable_bounds() = ToProto(request.bounds);
+  message.set_accept_evicted(request.accept_evicted);
+  LKV_ASSIGN_OR_RETURN(const v1::LookupResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->Lookup(message); }));
+  LookupResult out;
+  for (const v1::LookupBlock& b : response.blocks()) {
+    LookupBlock block;
+    LKV_ASSIGN_OR_RETURN(block.block, FromProto(b.block()));
+    block.usable_tokens = b.usable_tokens();
+    if (block.usable_tokens > block.block.tokens ||
+        block.usable_tokens > request.tokens.size() - out.usable_tokens) {
+      return absl::DataLossError("lookup: the server claims more usable tokens than there are");
+    }
+    out.usable_tokens += block.usable_tokens;
+    out.blocks.push_back(std::move(block));
+  }
+  out.miss = MissStatus(response.miss_reason(), response.miss_message());
+  return out;
+}
+
+absl::Status ConnectionImpl::Get(const GetRequest& request, GetSink& sink) {
+  return RunGet(*stub_, request, sink, options_, Retry());
+}
+
+absl::StatusOr<SelectionResult> ConnectionImpl::Touch(const BlockSelector& blocks, int64_t ttl_ms) {
+  v1::TouchRequest message;
+  *message.mutable_blocks() = ToProto(blocks);
+  message.set_ttl_ms(ttl_ms);
+  return ToSelection(RetryLoop(Retry(), [&] { return stub_->Touch(message); }));
+}
+
+absl::StatusOr<SelectionResult> ConnectionImpl::Pin(const BlockSelector& blocks, int64_t ttl_ms) {
+  v1::PinRequest message;
+  *message.mutable_blocks() = ToProto(blocks);
+  message.set_ttl_ms(ttl_ms);
+  return ToSelection(RetryLoop(Retry(), [&] { return stub_->Pin(message); }));
+}
+
+absl::StatusOr<SelectionResult> ConnectionImpl::Unpin(const BlockSelector& blocks) {
+  v1::UnpinRequest message;
+  *message.mutable_blocks() = ToProto(blocks);
+  return ToSelection(RetryLoop(Retry(), [&] { return stub_->Unpin(message); }));
+}
+
+absl::StatusOr<SelectionResult> ConnectionImpl::Delete(const BlockSelector& blocks) {
+  v1::DeleteRequest message;
+  *message.mutable_blocks() = ToProto(blocks);
+  return ToSelection(RetryLoop(Retry(), [&] { return stub_->Delete(message); }));
+}
+
+absl::StatusOr<SessionPage> ConnectionImpl::ListSessions(const ListRequest& request) {
+  v1::ListSessionsRequest message;
+  message.set_namespace_(request.name_space);
+  message.set_page_size(request.page_size);
+  message.set_page_token(request.page_token);
+  LKV_ASSIGN_OR_RETURN(const v1::ListSessionsResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->ListSessions(message); }));
+  SessionPage out;
+  for (const v1::SessionSummary& s : response.sessions()) out.sessions.push_back(FromProto(s));
+  out.next_page_token = response.next_page_token();
+  return out;
+}
+
+absl::StatusOr<SessionDetail> ConnectionImpl::GetSession(const std::string& name_space,
+                                                         const std::string& name) {
+  v1::GetSessionRequest message;
+  message.set_namespace_(name_space);
+  message.set_name(name);
+  LKV_ASSIGN_OR_RETURN(const v1::SessionDetail response,
+                       RetryLoop(Retry(), [&] { return stub_->GetSession(message); }));
+  return FromProto(response);
+}
+
+absl::StatusOr<BlockPage> ConnectionImpl::ListBlocks(const ListRequest& request) {
+  v1::ListBlocksRequest message;
+  message.set_namespace_(request.name_space);
+  message.set_page_size(request.page_size);
+  message.set_page_token(request.page_token);
+  LKV_ASSIGN_OR_RETURN(const v1::ListBlocksResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->ListBlocks(message); }));
+  BlockPage out;
+  for (const v1::BlockSummary& b : response.blocks()) out.blocks.push_back(FromProto(b));
+  out.next_page_token = response.next_page_token();
+  return out;
+}
+
+absl::StatusOr<BlockDetail> ConnectionImpl::GetBlock(const std::string& name_space,
+                                                     const std::string& key) {
+  v1::GetBlockRequest message;
+  message.set_namespace_(name_space);
+  message.set_key(key);
+  LKV_ASSIGN_OR_RETURN(const v1::BlockDetail response,
+                       RetryLoop(Retry(), [&] { return stub_->GetBlock(message); }));
+  return FromProto(response);
+}
+
+absl::StatusOr<ServerStats> ConnectionImpl::Stats() {
+  LKV_ASSIGN_OR_RETURN(const v1::StatsResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->Stats({}); }));
+  return FromProto(response);
+}
+
+absl::StatusOr<MissExplanation> ConnectionImpl::ExplainMiss(const std::string& name_space,
+                                                            const std::string& key) {
+  v1::ExplainMissRequest message;
+  message.set_namespace_(name_space);
+  message.set_key(key);
+  LKV_ASSIGN_OR_RETURN(const v1::ExplainMissResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->ExplainMiss(message); }));
+  return MissExplanation{static_cast<ErrorReason>(response.reason()), response.message()};
+}
+
+absl::StatusOr<VerifyResult> ConnectionImpl::Verify(
+    const std::function<void(const VerifyResult&)>& progress) {
+  return RetryLoop(Retry(), [&]() -> absl::StatusOr<VerifyResult> {
+    auto stream = stub_->Verify({});
+    VerifyResult result;
+    bool done = false;
+    v1::VerifyProgress message;
+    while (stream->Read(message)) {
+      result = {message.blocks_checked(), message.blocks_corrupt()};
+      done = message.done();
+      if (progress) progress(result);
+    }
+    LKV_RETURN_IF_ERROR(stream->Finish());
+    if (!done) return absl::UnavailableError("verify: the server ended early");
+    return result;
+  });
+}
+
+absl::Status ConnectionImpl::Flush() {
+  return RetryLoop(Retry(), [&] { return stub_->Flush({}); }).status();
+}
+
+absl::Status ConnectionImpl::Drain() {
+  return RetryLoop(Retry(), [&] { return stub_->Drain({}); }).status();
+}
+
+absl::StatusOr<std::shared_ptr<Connection>> MakeConnection(const std::string& address,
+                                                           ClientOptions options) {
+  LKV_ASSIGN_OR_RETURN(std::shared_ptr<Stub> stub, MakeGrpcStub(address, options));
+  return std::make_shared<ConnectionImpl>(
+      std::move(stub), std::move(options),
+      [](int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); });
+}
+
+}  // namespace latticekv

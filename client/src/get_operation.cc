@@ -1,0 +1,255 @@
+#include "client/src/get_operation.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "client/src/proto_convert.h"
+#include "client/src/stream_watchdog.h"
+#include "core/base/crc32c.h"
+#include "core/base/status_macros.h"
+
+namespace latticekv {
+namespace {
+
+absl::Status BadReply(const std::string& what) {
+  return absl::DataLossError(absl::StrCat("get: the server sent ", what));
+}
+
+v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
+  v1::GetBlocksRequest out;
+  out.set_namespace_(request.layout.name_space);
+  out.set_fingerprint(BytesString(request.layout.fingerprint));
+  for (const Digest& hash : request.content_hashes) out.add_content_hashes(BytesString(hash));
+  out.set_session(request.session);
+  out.set_encoding(v1::ENCODING_RAW);
+  *out.mutable_bounds() = ToProto(request.bounds);
+  out.set_accept_evicted(request.accept_evicted);
+  out.set_first_layer(request.first_layer);
+  out.set_layer_count(request.layer_count);
+  return out;
+}
+
+uint32_t EndLayer(const GetRequest& request) {
+  const auto layers = static_cast<uint32_t>(request.layout.layout->layers.size());
+  return request.layer_count == 0 ? layers : request.first_layer + request.layer_count;
+}
+
+uint64_t LayerTokenBytes(const LayerSpec& layer) {
+  uint64_t bytes = 0;
+  for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes();
+  return bytes;
+}
+
+absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
+                        const ClientOptions& options) {
+  auto stream = stub.GetBlocks(MakeGetRequest(request));
+  StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream->Cancel(); });
+  GetReceiver receiver(request, sink);
+  absl::Status wrong;
+  v1::GetBlocksResponse message;
+  while (stream->Read(message)) {
+    if (!wrong.ok()) continue;  // cancelled; what was under way still arrives
+    watchdog.Arm(false);        // the sink may take its time
+    wrong = receiver.OnMessage(message);
+    watchdog.Arm(true);
+    if (!wrong.ok()) stream->Cancel();
+  }
+  absl::Status status = stream->Finish();
+  if (!wrong.ok()) return wrong;
+  if (watchdog.fired()) {
+    return absl::UnavailableError(absl::StrCat("get: no word from the server for ",
+                                               options.stream_idle_timeout_ms, " ms"));
+  }
+  if (!status.ok()) return status;
+  return receiver.OnEnd();
+}
+
+}  // namespace
+
+GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink)
+    : request_(request),
+      layout_(*request.layout.layout),
+      sink_(sink),
+      end_layer_(EndLayer(request)),
+      current_layer_(request.first_layer) {
+  for (uint32_t l = 0; l < current_layer_; ++l) layer_offset_ += LayerTokenBytes(layout_.layers[l]);
+}
+
+absl::Status GetReceiver::OnMessage(const v1::GetBlocksResponse& message) {
+  if (message.has_open()) return OnOpen(message.open());
+  if (message.has_part()) return OnPart(message.part());
+  if (message.has_failed()) return OnFailed(message.failed());
+  return absl::OkStatus();  // from a newer server
+}
+
+absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
+  const size_t limit = request_.content_hashes.empty() ? limits::kMaxBlocksPerRequest
+                                                       : request_.content_hashes.size();
+  if (parts_began_ || open.index() != blocks_.size() || blocks_.size() >= limit) {
+    return BadReply(absl::StrCat("block ", open.index(), " out of turn"));
+  }
+  ServedBlock served;
+  served.index = open.index();
+  Block block;
+  if (open.has_miss()) {
+    served.miss = StatusFromDetail(FromProto(open.miss()));
+    if (const auto hash = ToDigest(open.block().content_hash())) served.block.content_hash = *hash;
+  } else {
+    LKV_ASSIGN_OR_RETURN(served.block, FromProto(open.block()));
+    if (!request_.content_hashes.empty() &&
+        served.block.content_hash != request_.content_hashes[open.index()]) {
+      return BadReply(absl::StrCat("another block than asked for at index ", open.index()));
+    }
+    served.tokens.assign(open.token_ids().begin(), open.token_ids().end());
+    if (!served.tokens.empty() && served.tokens.size() != served.block.tokens) {
+      return BadReply(absl::StrCat(served.tokens.size(), " token ids for a block of ",
+                                   served.block.tokens));
+    }
+    block.tokens = served.block.tokens;
+    block.live = true;
+    ++live_;
+    ++pending_;
+  }
+  blocks_.push_back(block);
+  return sink_.OnBlock(served);
+}
+
+absl::Status GetReceiver::CheckPart(const v1::GetPart& part) const {
+  if (part.index() >= blocks_.size() || !blocks_[part.index()].live) {
+    return BadReply(absl::StrCat("data of block ", part.index(), ", which is not open"));
+  }
+  const Block& block = blocks_[part.index()];
+  if (part.layer() != current_layer_ || current_layer_ >= end_layer_ ||
+      part.plane() != block.plane ||
+      part.plane() >= layout_.layers[current_layer_].planes.size()) {
+    return BadReply(absl::StrCat("layer ", part.layer(), " plane ", part.plane(), " of block ",
+                                 part.index(), " out of turn"));
+  }
+  const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
+  uint64_t plane_start = layer_offset_;
+  for (uint32_t p = 0; p < block.plane; ++p) plane_start += planes[p].token_bytes();
+  const uint64_t plane_bytes = planes[block.plane].token_bytes() * block.tokens;
+  const uint64_t size = part.data().size();
+  if (part.offset() != plane_start * block.tokens + block.plane_offset || size == 0 ||
+      size > limits::kMaxPartBytes || size > plane_bytes - block.plane_offset) {
+    return BadReply(absl::StrCat(size, " bytes at offset ", part.offset(), " of block ",
+                                 part.index(), ", which do not fit"));
+  }
+  if (Crc32c(AsBytes(part.data())) != part.crc32c()) {
+    return BadReply(absl::StrCat("a part of block ", part.index(), " with a wrong checksum"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GetReceiver::OnPart(const v1::GetPart& part) {
+  parts_began_ = true;
+  LKV_RETURN_IF_ERROR(CheckPart(part));
+  Block& block = blocks_[part.index()];
+  const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
+  const PlaneSpec& plane = planes[block.plane];
+  if (block.plane_offset == 0) {
+    LKV_ASSIGN_OR_RETURN(block.destination,
+                         sink_.Destination(part.index(), current_layer_, block.plane));
+  }
+  if (block.destination.data != nullptr) {
+    ScatterPlane(plane, block.plane_offset, AsBytes(part.data()), block.destination);
+  }
+  block.plane_offset += part.data().size();
+  if (block.plane_offset < plane.token_bytes() * block.tokens) return absl::OkStatus();
+  block.plane_offset = 0;
+  if (++block.plane < planes.size()) return absl::OkStatus();
+  --pending_;
+  return FinishLayers();
+}
+
+absl::Status GetReceiver::OnFailed(const v1::BlockOpen& failed) {
+  if (failed.index() >= blocks_.size() || !blocks_[failed.index()].live) {
+    return BadReply(absl::StrCat("an error for block ", failed.index(), ", which is not open"));
+  }
+  Block& block = blocks_[failed.index()];
+  block.live = false;
+  --live_;
+  const bool complete = current_layer_ < end_layer_ &&
+                        block.plane == layout_.layers[current_layer_].planes.size();
+  if (!complete) --pending_;
+  LKV_RETURN_IF_ERROR(
+      sink_.OnBlockFailed(failed.index(), StatusFromDetail(FromProto(failed.miss()))));
+  parts_began_ = true;
+  return FinishLayers();
+}
+
+absl::Status GetReceiver::FinishLayers() {
+  if (pending_ > 0 || live_ == 0 || current_layer_ >= end_layer_) return absl::OkStatus();
+  LKV_RETURN_IF_ERROR(sink_.OnLayer(current_layer_));
+  layer_offset_ += LayerTokenBytes(layout_.layers[current_layer_]);
+  ++current_layer_;
+  pending_ = live_;
+  for (Block& block : blocks_) block.plane = 0;
+  return absl::OkStatus();
+}
+
+absl::Status GetReceiver::OnEnd() {
+  if (!request_.content_hashes.empty() && blocks_.size() != request_.content_hashes.size()) {
+    return BadReply(absl::StrCat(blocks_.size(), " blocks of ", request_.content_hashes.size()));
+  }
+  if (live_ > 0 && current_layer_ < end_layer_) {
+    return BadReply(absl::StrCat("no more after layer ", current_layer_, " of ", end_layer_));
+  }
+  return absl::OkStatus();
+}
+
+void ScatterPlane(const PlaneSpec& plane, uint64_t offset, ByteSpan data,
+                  const MutablePlaneView& view) {
+  const size_t row_bytes = plane.token_bytes();
+  const size_t head_bytes = plane.head_dim * DTypeBytes(plane.dtype);
+  // Unit of bytes that lie side by side in both: everything, a token's row, or a head.
+  const bool rows_whole = view.head_stride == head_bytes || plane.heads == 1;
+  if (rows_whole && view.token_stride == row_bytes) {
+    std::memcpy(view.data + offset, data.data(), data.size());
+    return;
+  }
+  const size_t unit = rows_whole ? row_bytes : head_bytes;
+  while (!data.empty()) {
+    const uint64_t token = offset / row_bytes, head = offset % row_bytes / unit;
+    const size_t within = offset % unit;
+    const size_t size = std::min(unit - within, data.size());
+    std::memcpy(view.data + token * view.token_stride + head * view.head_stride + within,
+                data.data(), size);
+    data = data.subspan(size);
+    offset += size;
+  }
+}
+
+absl::Status CheckGet(const GetRequest& request) {
+  if (request.layout.layout == nullptr) {
+    return absl::InvalidArgumentError("get: register the layout first");
+  }
+  if (request.content_hashes.empty() == request.session.empty()) {
+    return absl::InvalidArgumentError("get: ask for either content hashes or a session");
+  }
+  if (request.content_hashes.size() > limits::kMaxBlocksPerRequest) {
+    return absl::InvalidArgumentError(absl::StrCat("get: ", request.content_hashes.size(),
+                                                   " blocks, at most ",
+                                                   limits::kMaxBlocksPerRequest, " at once"));
+  }
+  const size_t layers = request.layout.layout->layers.size();
+  if (request.first_layer >= layers || request.layer_count > layers - request.first_layer) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("get: layers ", request.first_layer, " + ", request.layer_count,
+                     " are outside of the layout's ", layers));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
+                    const ClientOptions& options, RetryState retry) {
+  LKV_RETURN_IF_ERROR(CheckGet(request));
+  while (true) {
+    absl::Status status = RunAttempt(stub, request, sink, options);
+    if (status.ok() || !retry.WaitToRetry(status)) return status;
+    LKV_RETURN_IF_ERROR(sink.OnRestart());
+  }
+}
+
+}  // namespace latticekv

@@ -1,0 +1,65 @@
+// The get: checks what the server streams and writes it where the sink says. Internal to client/.
+#ifndef LATTICEKV_CLIENT_SRC_GET_OPERATION_H_
+#define LATTICEKV_CLIENT_SRC_GET_OPERATION_H_
+
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/src/retry_loop.h"
+#include "client/src/stub.h"
+#include "latticekv/blocks.h"
+
+namespace latticekv {
+
+// Takes the messages of one GetBlocks stream in order and refuses those that do not fit: nothing is
+// written before index, layer, plane, offset, size and checksum are known to be right.
+class GetReceiver {
+ public:
+  // Both must outlive the receiver; the request is valid (CheckGet).
+  GetReceiver(const GetRequest& request, GetSink& sink);
+  absl::Status OnMessage(const v1::GetBlocksResponse& message);
+  // After the last message: DATA_LOSS when something is missing.
+  absl::Status OnEnd();
+
+ private:
+  struct Block {
+    uint32_t tokens = 0;
+    bool live = false;
+    uint32_t plane = 0;         // of current_layer_; the plane count when the layer is complete
+    uint64_t plane_offset = 0;  // bytes of that plane that have come
+    MutablePlaneView destination;
+  };
+
+  absl::Status OnOpen(const v1::BlockOpen& open);
+  absl::Status OnPart(const v1::GetPart& part);
+  absl::Status CheckPart(const v1::GetPart& part) const;
+  absl::Status OnFailed(const v1::BlockOpen& failed);
+  // Tells the sink of layers that are complete in every live block.
+  absl::Status FinishLayers();
+
+  const GetRequest& request_;
+  const Layout& layout_;
+  GetSink& sink_;
+  const uint32_t end_layer_;
+  std::vector<Block> blocks_;
+  uint32_t current_layer_;
+  uint64_t layer_offset_ = 0;  // of current_layer_ in a payload, bytes a token
+  uint32_t live_ = 0;
+  uint32_t pending_ = 0;  // live blocks whose current layer is incomplete
+  bool parts_began_ = false;
+};
+
+// Copies bytes [offset, offset + data) of a contiguous [tokens, heads, head_dim] plane into `view`.
+void ScatterPlane(const PlaneSpec& plane, uint64_t offset, ByteSpan data,
+                  const MutablePlaneView& view);
+
+// INVALID_ARGUMENT when the request is wrong in itself.
+absl::Status CheckGet(const GetRequest& request);
+
+// The whole get, over as many streams as `retry` allows.
+absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
+                    const ClientOptions& options, RetryState retry);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CLIENT_SRC_GET_OPERATION_H_

@@ -1,0 +1,180 @@
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cstdlib>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "client/src/stub.h"
+#include "core/base/limits.h"
+#include "latticekv/error_detail.h"
+#include "latticekv/v1/admin_service.grpc.pb.h"
+#include "latticekv/v1/cache_service.grpc.pb.h"
+#include "proto/rpc_status.h"
+
+namespace latticekv {
+namespace {
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  // gRPC and absl share the numbers of their codes.
+  absl::Status out(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  if (const auto detail = DecodeErrorDetails(status.error_details())) {
+    out = WithErrorDetail(std::move(out), {static_cast<ErrorReason>(detail->reason()),
+                                           detail->limit(), detail->message()});
+  }
+  return out;
+}
+
+class GrpcPutStream : public PutStream {
+ public:
+  explicit GrpcPutStream(v1::KvCache::Stub& stub) : stream_(stub.PutBlocks(&context_)) {}
+  bool Write(const v1::PutBlocksRequest& message) override { return stream_->Write(message); }
+  void WritesDone() override { stream_->WritesDone(); }
+  bool Read(v1::PutBlocksResponse& message) override { return stream_->Read(&message); }
+  absl::Status Finish() override { return FromGrpc(stream_->Finish()); }
+  void Cancel() override { context_.TryCancel(); }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::PutBlocksRequest, v1::PutBlocksResponse>> stream_;
+};
+
+template <typename Response>
+class GrpcReadStream : public ReadStream<Response> {
+ public:
+  // `start(context)` begins the RPC.
+  template <typename Start>
+  explicit GrpcReadStream(const Start& start) : stream_(start(&context_)) {}
+  bool Read(Response& message) override { return stream_->Read(&message); }
+  absl::Status Finish() override { return FromGrpc(stream_->Finish()); }
+  void Cancel() override { context_.TryCancel(); }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<Response>> stream_;
+};
+
+class GrpcStub : public Stub {
+ public:
+  GrpcStub(const std::shared_ptr<grpc::Channel>& channel, int64_t timeout_ms)
+      : cache_(v1::KvCache::NewStub(channel)),
+        admin_(v1::Admin::NewStub(channel)),
+        timeout_ms_(timeout_ms) {}
+
+  absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
+      const v1::RegisterLayoutRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::RegisterLayout, request);
+  }
+  std::unique_ptr<PutStream> PutBlocks() override {
+    return std::make_unique<GrpcPutStream>(*cache_);
+  }
+  absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::Lookup, request);
+  }
+  std::unique_ptr<ReadStream<v1::GetBlocksResponse>> GetBlocks(
+      const v1::GetBlocksRequest& request) override {
+    return std::make_unique<GrpcReadStream<v1::GetBlocksResponse>>(
+        [&](grpc::ClientContext* context) { return cache_->GetBlocks(context, request); });
+  }
+  absl::StatusOr<v1::BlocksResponse> Touch(const v1::TouchRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::Touch, request);
+  }
+  absl::StatusOr<v1::BlocksResponse> Pin(const v1::PinRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::Pin, request);
+  }
+  absl::StatusOr<v1::BlocksResponse> Unpin(const v1::UnpinRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::Unpin, request);
+  }
+  absl::StatusOr<v1::BlocksResponse> Delete(const v1::DeleteRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::Delete, request);
+  }
+  absl::StatusOr<v1::ListSessionsResponse> ListSessions(
+      const v1::ListSessionsRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::ListSessions, request);
+  }
+  absl::StatusOr<v1::SessionDetail> GetSession(const v1::GetSessionRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::GetSession, request);
+  }
+  absl::StatusOr<v1::ListBlocksResponse> ListBlocks(const v1::ListBlocksRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::ListBlocks, request);
+  }
+  absl::StatusOr<v1::BlockDetail> GetBlock(const v1::GetBlockRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::GetBlock, request);
+  }
+  absl::StatusOr<v1::StatsResponse> Stats(const v1::StatsRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::Stats, request);
+  }
+  absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(
+      const v1::ExplainMissRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::ExplainMiss, request);
+  }
+  std::unique_ptr<ReadStream<v1::VerifyProgress>> Verify(
+      const v1::VerifyRequest& request) override {
+    return std::make_unique<GrpcReadStream<v1::VerifyProgress>>(
+        [&](grpc::ClientContext* context) { return admin_->Verify(context, request); });
+  }
+  absl::StatusOr<v1::FlushResponse> Flush(const v1::FlushRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::Flush, request);
+  }
+  absl::StatusOr<v1::DrainResponse> Drain(const v1::DrainRequest& request) override {
+    return Call(*admin_, &v1::Admin::Stub::Drain, request);
+  }
+
+ private:
+  template <typename Service, typename Request, typename Response>
+  absl::StatusOr<Response> Call(Service& service,
+                                grpc::Status (Service::*method)(grpc::ClientContext*,
+                                                                const Request&, Response*),
+                                const Request& request) const {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms_));
+    Response response;
+    absl::Status status = FromGrpc((service.*method)(&context, request, &response));
+    if (!status.ok()) return status;
+    return response;
+  }
+
+  std::unique_ptr<v1::KvCache::Stub> cache_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
+  int64_t timeout_ms_;
+};
+
+absl::Status CheckAddress(const std::string& address) {
+  const auto wrong = [&](const std::string& why) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address '", address, "': ", why, "; use unix:PATH or HOST:PORT"));
+  };
+  constexpr std::string_view kUnix = "unix:";
+  if (address.starts_with(kUnix)) {
+    return address.size() > kUnix.size() ? absl::OkStatus() : wrong("the path is missing");
+  }
+  const size_t colon = address.rfind(':');
+  if (colon == std::string::npos || colon == 0) return wrong("there is no HOST:PORT");
+  int port = 0;
+  if (!absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 1 || port > 65535) {
+    return wrong("the port is not a number from 1 to 65535");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<Stub>> MakeGrpcStub(const std::string& address,
+                                                   const ClientOptions& options) {
+  if (absl::Status status = CheckAddress(address); !status.ok()) return status;
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(limits::kMaxReplyBytes));
+  // A compressed message could expand to any size before it is looked at.
+  arguments.SetInt(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
+                   1u << GRPC_COMPRESS_NONE);
+  // Local traffic through a proxy would never arrive.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // A channel of its own: a worker's puts and gets should not queue behind another client's.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  auto channel =
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return std::make_shared<GrpcStub>(channel, options.rpc_timeout_ms);
+}
+
+}  // namespace latticekv
