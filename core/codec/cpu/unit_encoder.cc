@@ -23,6 +23,11 @@ int32_t RoundError(float steps) {
   return RoundSmall(std::min(std::max(steps * 256.0f, -32767.0f), 32767.0f));
 }
 
+// Bounds that keep sums over a frame within 64 bits: far beyond any error that means something.
+constexpr uint64_t kMaxVectorError = uint64_t{1} << 40;
+constexpr uint64_t kMaxChannelError = uint64_t{1} << 50;
+constexpr double kMaxLogitWeight = 1 << 24;
+
 // Squared error of one vector relative to its squared norm, units of 2^-28, saturated.
 uint64_t RelativeError(const float* error, const float* exact, uint32_t dim, float inverse_step) {
   uint64_t e = 0, v = 0;
@@ -32,7 +37,9 @@ uint64_t RelativeError(const float* error, const float* exact, uint32_t dim, flo
     e += static_cast<uint32_t>(ei * ei);
     v += static_cast<uint64_t>(vi * vi);
   }
-  return (std::min<uint64_t>(e, (uint64_t{1} << 36) - 1) << 28) / std::max<uint64_t>(v, 1);
+  const uint64_t ratio =
+      (std::min<uint64_t>(e, (uint64_t{1} << 36) - 1) << 28) / std::max<uint64_t>(v, 1);
+  return std::min(ratio, kMaxVectorError);
 }
 
 // Weights of squared errors in steps: query energy times squared step, units of 2^-12.
@@ -42,7 +49,7 @@ std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const UnitPlan& p
   for (size_t c = 0; c < out.size(); ++c) {
     const double step = StepFloat(plan.step[c]);
     const double weight = profile.query_energy[c] * step * step * 4096.0 + 0.5;
-    out[order[c]] = static_cast<uint64_t>(std::min(weight, 1e9));
+    out[order[c]] = static_cast<uint64_t>(std::min(weight, kMaxLogitWeight));
   }
   return out;
 }
@@ -115,6 +122,7 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
                  LayerErrors& errors) {
   const ScopedStage timer(CodecStage::kMeasure);
   const UnitPlan& plan = unit.plan;
+  if (plan.coded.empty()) return;
   const PlaneSpec& spec = *plan.unit.spec;
   const uint32_t dim = spec.head_dim;
   const bool key = spec.role == PlaneRole::kKey;
@@ -147,7 +155,7 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
     }
   }
   if (profiled) {
-    for (uint32_t c = 0; c < dim; ++c) sum += squares[c] * weights[c];
+    for (uint32_t c = 0; c < dim; ++c) sum += std::min(squares[c] * weights[c], kMaxChannelError);
     sum /= dim;
   }
   const uint32_t vectors = static_cast<uint32_t>(plan.coded.size());

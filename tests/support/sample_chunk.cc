@@ -1,0 +1,68 @@
+#include "tests/support/sample_chunk.h"
+
+#include "core/codec/cpu/float_cast.h"
+
+namespace latticekv::testing {
+
+uint64_t Random::Next() {
+  uint64_t z = (state_ += 0x9E3779B97F4A7C15ull);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+float Random::Bell() {
+  int32_t sum = 0;
+  for (int i = 0; i < 12; ++i) sum += static_cast<int32_t>(Next() >> 48);
+  return static_cast<float>(sum - 6 * 65536) * (1.0f / 65536);
+}
+
+SampleChunk MakeSampleChunk(const Layout& layout, uint32_t tokens, uint64_t seed) {
+  SampleChunk out{layout, tokens, ByteVector(layout.token_bytes() * tokens)};
+  Random random(seed);
+  std::byte* at = out.raw.data();
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      const size_t row = size_t{plane.heads} * plane.head_dim;
+      std::vector<float> mean(row), spread(row), values(row);
+      for (size_t c = 0; c < row; ++c) {
+        mean[c] = random.Bell();
+        spread[c] = 1.0f / static_cast<float>(1u << random.Below(3));
+      }
+      for (uint32_t t = 0; t < tokens; ++t) {
+        for (size_t c = 0; c < row; ++c) values[c] = mean[c] + spread[c] * random.Bell();
+        StoreRow(plane.dtype, values.data(), static_cast<uint32_t>(row), at);
+        at += plane.token_bytes();
+      }
+    }
+  }
+  return out;
+}
+
+ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics) {
+  Random random(seed);
+  ProfileStatistics s;
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      if (plane.role == PlaneRole::kOpaque) continue;
+      const bool key = plane.role == PlaneRole::kKey;
+      for (uint32_t i = 0; i < plane.heads * plane.head_dim; ++i) {
+        if (key && i % 2 == 0) {
+          s.query_energy.push_back(static_cast<float>(1u << random.Below(5)) * 0.25f);
+        }
+        if (!statistics) continue;
+        (key ? s.key_mean : s.value_mean).push_back(0.25f * random.Bell());
+        (key ? s.key_sigma : s.value_sigma).push_back(1.0f);
+      }
+    }
+  }
+  return *MakeProfile(layout, s);
+}
+
+float ElementAt(DType dtype, const std::byte* data, size_t index) {
+  float out = 0;
+  LoadRow(dtype, data + index * DTypeBytes(dtype), 1, &out);
+  return out;
+}
+
+}  // namespace latticekv::testing
