@@ -338,6 +338,7 @@ std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& ta
                                         const BlockPlan& plan) {
   const auto found = engine.Find(plan.key);
   if (!found || found->block->quality_rank < QualityRank(target.preset)) return std::nullopt;
+  ++engine.metrics().have_it;
   engine.store().Touch(plan.key);
   engine.catalog().ExtendTtl(plan.key, target.ttl_ms);
   if (auto joined = JoinSession(engine, target, plan, found->metadata); !joined.ok()) {

@@ -12,6 +12,7 @@ namespace latticekv {
 struct Metrics {
   std::atomic<uint64_t> gets{0};            // blocks served
   std::atomic<uint64_t> misses{0};          // blocks asked for and not served
+  std::atomic<uint64_t> have_it{0};         // puts answered from the header alone
   std::atomic<uint64_t> corrupt_blocks{0};  // dropped
   std::atomic<uint64_t> encode_bytes{0};    // raw bytes
   std::atomic<uint64_t> decode_bytes{0};

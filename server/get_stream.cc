@@ -1,0 +1,239 @@
+#include "server/get_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
+#include "server/error_detail.h"
+#include "server/grpc_status.h"
+
+namespace latticekv {
+namespace {
+
+absl::Status TooBusy() {
+  return LimitError("kMaxCodecQueueJobs", "the codec threads are too far behind; ask again later");
+}
+
+}  // namespace
+
+GetStream::GetStream(CacheEngine& engine, grpc::CallbackServerContext* context,
+                     const v1::GetBlocksRequest& request)
+    : engine_(engine), context_(context), request_(request) {
+  ++engine_.metrics().open_streams;
+}
+
+GetStream* GetStream::Start(CacheEngine& engine, grpc::CallbackServerContext* context,
+                            const v1::GetBlocksRequest& request) {
+  std::shared_ptr<GetStream> stream(new GetStream(engine, context, request));
+  stream->self_ = stream;
+  engine.monitor().Watch(stream);
+  if (!engine.codec_pool().Submit(CodecPool::Kind::kDecode, [stream] { stream->Prepare(); })) {
+    MutexLock lock(stream->mutex_);
+    stream->FinishLocked(TooBusy());
+  }
+  return stream.get();
+}
+
+void GetStream::Prepare() {
+  {
+    MutexLock lock(mutex_);
+    if (finished_) return;
+  }
+  auto plan = PlanRead(engine_, request_);
+  MutexLock lock(mutex_);
+  if (finished_) return;
+  if (!plan.ok()) {
+    FinishLocked(plan.status());
+    return;
+  }
+  plan_ = *std::move(plan);
+  for (const auto& block : plan_.blocks) dead_.push_back(block->block == nullptr);
+  next_layer_ = plan_.first_layer;
+  prepared_ = true;
+  ScheduleLocked();
+  PumpLocked();
+}
+
+bool GetStream::AdvanceLocked() {
+  const uint32_t end_layer = plan_.frames ? plan_.first_layer + 1 : plan_.end_layer;
+  for (; next_layer_ < end_layer; ++next_layer_, next_block_ = 0) {
+    for (; next_block_ < plan_.blocks.size(); ++next_block_) {
+      if (dead_[next_block_]) continue;
+      if (plan_.frames || LayerBytes(*plan_.blocks[next_block_], next_layer_) > 0) return true;
+    }
+  }
+  return false;
+}
+
+void GetStream::ScheduleLocked() {
+  while (!finished_ && AdvanceLocked()) {
+    // A frame lies in the store already: the window pays for the part that is copied out of it.
+    const ReadBlock& block = *plan_.blocks[next_block_];
+    const size_t bytes = plan_.frames
+                             ? std::min(limits::kMaxPartBytes, block.block->frame.size())
+                             : LayerBytes(block, next_layer_);
+    if (!items_.empty() && window_bytes_ + bytes > engine_.config().decode_ahead_bytes) return;
+    auto reservation = engine_.store().Reserve(bytes);
+    if (!reservation.ok()) {
+      if (!items_.empty()) return;  // tried again when an item was sent
+      const int64_t now_ms = engine_.clock().MonotonicMs();
+      if (starved_since_ms_ == 0) starved_since_ms_ = now_ms;
+      if (now_ms - starved_since_ms_ > engine_.config().credit_wait_timeout_ms) {
+        FinishLocked(WithReason(reservation.status(), v1::REASON_MEMORY_FULL));
+      }
+      return;  // tried again at the next tick
+    }
+    starved_since_ms_ = 0;
+    auto item = std::make_shared<Item>();
+    item->block = next_block_++;
+    item->layer = next_layer_;
+    item->window_bytes = bytes;
+    item->reservation = *std::move(reservation);
+    const bool taken = engine_.codec_pool().Submit(
+        CodecPool::Kind::kDecode, [self = shared_from_this(), item] { self->Decode(item); });
+    if (!taken) {
+      FinishLocked(TooBusy());
+      return;
+    }
+    window_bytes_ += bytes;
+    items_.push_back(std::move(item));
+  }
+}
+
+void GetStream::Decode(const ItemPtr& item) {
+  const ReadBlock* block;
+  {
+    MutexLock lock(mutex_);
+    if (finished_) return;
+    block = plan_.blocks[item->block].get();
+    if (dead_[item->block]) {
+      item->ready = true;
+      item->status = absl::DataLossError("failed in an earlier layer");
+      PumpLocked();
+      return;
+    }
+  }
+  absl::Status status;
+  std::deque<v1::GetPart> parts;
+  if (request_.encoding() == v1::ENCODING_FRAME) {
+    status = CheckStoredFrame(engine_, *block);
+  } else {
+    auto decoded = ReadLayer(engine_, *block, item->layer);
+    status = decoded.status();
+    if (decoded.ok()) {
+      parts.assign(std::make_move_iterator(decoded->begin()),
+                   std::make_move_iterator(decoded->end()));
+    }
+  }
+  MutexLock lock(mutex_);
+  item->parts = std::move(parts);
+  item->status = status;
+  item->ready = true;
+  PumpLocked();
+}
+
+void GetStream::PopFrontLocked() {
+  window_bytes_ -= items_.front()->window_bytes;
+  items_.pop_front();
+}
+
+bool GetStream::NextPartLocked(Item& item) {
+  const ReadBlock& block = *plan_.blocks[item.block];
+  if (plan_.frames) {
+    if (item.frame_offset >= block.block->frame.size()) return false;
+    *response_.mutable_part() = FramePart(block, item.frame_offset);
+    item.frame_offset += response_.part().data().size();
+    return true;
+  }
+  if (item.parts.empty()) return false;
+  *response_.mutable_part() = std::move(item.parts.front());
+  item.parts.pop_front();
+  return true;
+}
+
+bool GetStream::NextMessageLocked() {
+  response_.Clear();
+  if (opens_sent_ < plan_.blocks.size()) {
+    FillBlockOpen(*plan_.blocks[opens_sent_++], response_.mutable_open());
+    return true;
+  }
+  while (!items_.empty() && items_.front()->ready) {
+    Item& item = *items_.front();
+    if (item.status.ok() && !dead_[item.block] && NextPartLocked(item)) return true;
+    const bool report = !item.status.ok() && !dead_[item.block];
+    const uint32_t index = item.block;
+    PopFrontLocked();
+    if (!report) continue;
+    dead_[index] = true;
+    ++engine_.metrics().misses;
+    v1::BlockOpen* failed = response_.mutable_failed();
+    failed->set_index(index);
+    failed->mutable_block()->set_content_hash(DigestToBytes(plan_.blocks[index]->content_hash));
+    failed->mutable_miss()->set_reason(v1::REASON_CORRUPT);
+    failed->mutable_miss()->set_message(
+        "the stored bytes were damaged and were dropped; drop what was sent of this block");
+    return true;
+  }
+  return false;
+}
+
+void GetStream::PumpLocked() {
+  if (writing_ || finished_ || !prepared_) return;
+  if (NextMessageLocked()) {
+    writing_ = true;
+    write_start_ms_ = engine_.clock().MonotonicMs();
+    StartWrite(&response_);
+    return;
+  }
+  ScheduleLocked();
+  if (!finished_ && items_.empty() && starved_since_ms_ == 0 && !AdvanceLocked()) {
+    FinishLocked(absl::OkStatus());
+  }
+}
+
+void GetStream::OnWriteDone(bool ok) {
+  MutexLock lock(mutex_);
+  writing_ = false;
+  if (!ok || finished_) return;  // the end of a broken stream comes through OnCancel
+  PumpLocked();
+  if (!finished_) ScheduleLocked();
+}
+
+void GetStream::FinishLocked(const absl::Status& status) {
+  if (finished_) return;
+  finished_ = true;
+  write_start_ms_ = engine_.clock().MonotonicMs();
+  items_.clear();
+  window_bytes_ = 0;
+  Finish(ToGrpcStatus(status));
+}
+
+void GetStream::OnCancel() {
+  MutexLock lock(mutex_);
+  FinishLocked(absl::CancelledError("the stream was cancelled"));
+}
+
+void GetStream::OnTick() {
+  MutexLock lock(mutex_);
+  if (done_) return;
+  const int64_t now_ms = engine_.clock().MonotonicMs();
+  if ((writing_ || finished_) &&
+      now_ms - write_start_ms_ > engine_.config().reader_stall_timeout_ms) {
+    context_->TryCancel();  // the client stopped reading; its references hold memory
+    return;
+  }
+  if (finished_ || !prepared_ || starved_since_ms_ == 0) return;
+  ScheduleLocked();
+  PumpLocked();
+}
+
+void GetStream::OnDone() {
+  --engine_.metrics().open_streams;
+  std::shared_ptr<GetStream> self;
+  MutexLock lock(mutex_);
+  done_ = true;
+  self = std::move(self_);
+}
+
+}  // namespace latticekv

@@ -1,0 +1,89 @@
+// One GetBlocks stream.
+#ifndef LATTICEKV_SERVER_GET_STREAM_H_
+#define LATTICEKV_SERVER_GET_STREAM_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "core/base/mutex.h"
+#include "latticekv/v1/cache_service.pb.h"
+#include "server/block_reader.h"
+#include "server/engine.h"
+#include "server/stream_monitor.h"
+
+namespace latticekv {
+
+// Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The codec
+// threads decode ahead of the one write in flight, within a window of bytes reserved from the budget.
+// Owns itself until gRPC is done with it; codec jobs share the ownership.
+class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
+                        public MonitoredStream,
+                        public std::enable_shared_from_this<GetStream> {
+ public:
+  static GetStream* Start(CacheEngine& engine, grpc::CallbackServerContext* context,
+                          const v1::GetBlocksRequest& request);
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+  void OnTick() override;
+
+ private:
+  // One layer of one block (or one whole frame), on its way from the store to the wire.
+  struct Item {
+    uint32_t block = 0;  // position in plan_.blocks
+    uint32_t layer = 0;
+    size_t window_bytes = 0;
+    Reservation reservation;
+    bool ready = false;
+    absl::Status status;
+    std::deque<v1::GetPart> parts;  // of raw reads
+    uint64_t frame_offset = 0;      // of frame reads: next byte to send
+  };
+  using ItemPtr = std::shared_ptr<Item>;
+
+  GetStream(CacheEngine& engine, grpc::CallbackServerContext* context,
+            const v1::GetBlocksRequest& request);
+
+  void Prepare();
+  void Decode(const ItemPtr& item);
+  // Starts decoding as far ahead as the window allows.
+  void ScheduleLocked() LKV_REQUIRES(mutex_);
+  // Moves the cursor to the next block that has the layer; false at the end.
+  bool AdvanceLocked() LKV_REQUIRES(mutex_);
+  // Starts the next write or ends the stream.
+  void PumpLocked() LKV_REQUIRES(mutex_);
+  bool NextMessageLocked() LKV_REQUIRES(mutex_);
+  bool NextPartLocked(Item& item) LKV_REQUIRES(mutex_);
+  void PopFrontLocked() LKV_REQUIRES(mutex_);
+  void FinishLocked(const absl::Status& status) LKV_REQUIRES(mutex_);
+
+  CacheEngine& engine_;
+  grpc::CallbackServerContext* const context_;
+  const v1::GetBlocksRequest request_;
+  std::shared_ptr<GetStream> self_;  // until OnDone
+
+  Mutex mutex_;
+  ReadPlan plan_ LKV_GUARDED_BY(mutex_);  // its blocks do not change after Prepare
+  bool prepared_ LKV_GUARDED_BY(mutex_) = false;
+  size_t opens_sent_ LKV_GUARDED_BY(mutex_) = 0;
+  std::vector<bool> dead_ LKV_GUARDED_BY(mutex_);  // blocks missing or failed
+  uint32_t next_layer_ LKV_GUARDED_BY(mutex_) = 0;
+  uint32_t next_block_ LKV_GUARDED_BY(mutex_) = 0;
+  std::deque<ItemPtr> items_ LKV_GUARDED_BY(mutex_);
+  size_t window_bytes_ LKV_GUARDED_BY(mutex_) = 0;
+  int64_t starved_since_ms_ LKV_GUARDED_BY(mutex_) = 0;  // 0: not waiting for memory
+  v1::GetBlocksResponse response_;                       // of the write in flight
+  bool writing_ LKV_GUARDED_BY(mutex_) = false;
+  bool finished_ LKV_GUARDED_BY(mutex_) = false;
+  bool done_ LKV_GUARDED_BY(mutex_) = false;
+  int64_t write_start_ms_ LKV_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_GET_STREAM_H_

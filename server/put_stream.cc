@@ -1,0 +1,396 @@
+#include "server/put_stream.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "server/error_detail.h"
+#include "server/grpc_status.h"
+#include "spdlog/spdlog.h"
+
+namespace latticekv {
+namespace {
+
+// Responses that a client may leave unread before the server stops reading.
+constexpr size_t kMaxUnreadResponses = 2 * limits::kMaxUnackedBlocksPerStream;
+// Failed blocks of one stream whose late parts are ignored.
+constexpr size_t kMaxFailedBlocks = 16 * limits::kMaxUnackedBlocksPerStream;
+
+absl::Status ProtocolError(std::string_view message) {
+  return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD, message);
+}
+
+}  // namespace
+
+PutStream::PutStream(CacheEngine& engine, grpc::CallbackServerContext* context)
+    : engine_(engine), context_(context), last_message_ms_(engine.clock().MonotonicMs()) {
+  ++engine_.metrics().open_streams;
+}
+
+PutStream* PutStream::Start(CacheEngine& engine, grpc::CallbackServerContext* context) {
+  std::shared_ptr<PutStream> stream(new PutStream(engine, context));
+  stream->self_ = stream;
+  engine.monitor().Watch(stream);
+  MutexLock lock(stream->mutex_);
+  stream->ReadNextLocked();
+  return stream.get();
+}
+
+void PutStream::OnReadDone(bool ok) {
+  if (!ok) {
+    HandleHalfClose();
+    return;
+  }
+  {
+    MutexLock lock(mutex_);
+    last_message_ms_ = engine_.clock().MonotonicMs();
+    if (finished_) {
+      reading_ = false;
+      return;
+    }
+  }
+  absl::Status status;
+  switch (request_.message_case()) {
+    case v1::PutBlocksRequest::kOpen:
+      status = HandleOpen(request_.open());
+      break;
+    case v1::PutBlocksRequest::kHeader:
+      status = HandleHeader(request_.header());
+      break;
+    case v1::PutBlocksRequest::kPart:
+      status = HandlePart(request_.part());
+      break;
+    default:
+      status = ProtocolError("a PutBlocks message holds neither open, header nor part");
+  }
+  {
+    MutexLock lock(mutex_);
+    reading_ = false;
+    if (status.ok()) ReadNextLocked();
+  }
+  if (!status.ok()) Abort(status);
+}
+
+absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
+  if (target_) return ProtocolError("PutBlocks takes one open message, the first; start a new stream");
+  auto target = OpenPut(engine_, open);
+  if (!target.ok()) return target.status();
+  target_ = *std::move(target);
+  return absl::OkStatus();
+}
+
+absl::Status PutStream::CheckWindow() {
+  if (failed_.size() >= kMaxFailedBlocks) {
+    return ProtocolError(absl::StrCat(failed_.size(), " blocks of this stream failed; look at their "
+                                      "errors and start a new stream"));
+  }
+  if (uploads_.size() < limits::kMaxUnackedBlocksPerStream) return absl::OkStatus();
+  return LimitError("kMaxUnackedBlocksPerStream",
+                    absl::StrCat("the stream has ", uploads_.size(), " unacknowledged blocks; wait "
+                                 "for acknowledgements before announcing more"));
+}
+
+absl::Status PutStream::HandleHeader(const v1::BlockHeader& header) {
+  if (!target_) return ProtocolError("the first message of PutBlocks must be open");
+  {
+    MutexLock lock(mutex_);
+    if (auto window = CheckWindow(); !window.ok()) return window;
+    if (uploads_.contains(header.index())) {
+      return ProtocolError(absl::StrCat("block index ", header.index(),
+                                        " is in use; choose another or wait for its ack"));
+    }
+    failed_.erase(header.index());
+  }
+  v1::PutBlocksResponse response;
+  auto plan = PlanBlock(engine_, *target_, header);
+  if (!plan.ok()) {
+    *response.mutable_ack() = ErrorAck(header.index(), header.content_hash(), plan.status());
+  } else if (auto ack = AckIfStored(engine_, *target_, *plan)) {
+    *response.mutable_ack() = *std::move(ack);
+  } else {
+    auto upload = std::make_shared<Upload>();
+    upload->plan = *std::move(plan);
+    {
+      MutexLock lock(mutex_);
+      if (finished_) return absl::OkStatus();
+      uploads_[header.index()] = upload;
+    }
+    RequestCredit(upload);
+    return absl::OkStatus();
+  }
+  MutexLock lock(mutex_);
+  SendLocked(std::move(response));
+  return absl::OkStatus();
+}
+
+void PutStream::RequestCredit(const UploadPtr& upload) {
+  const uint64_t id = engine_.admission().Request(
+      upload->plan.memory_bytes,
+      [self = shared_from_this(), upload](absl::StatusOr<UploadTicket> ticket) {
+        self->OnCredit(upload, std::move(ticket));
+      });
+  MutexLock lock(mutex_);
+  upload->admission_id = id;
+  // A stream that ended meanwhile did not know the id yet.
+  if (upload->cancelled.load()) engine_.admission().Cancel(id);
+}
+
+void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> ticket) {
+  std::vector<UploadTicket> garbage;
+  MutexLock lock(mutex_);
+  if (upload->cancelled.load()) {
+    if (ticket.ok()) garbage.push_back(*std::move(ticket));
+    return;
+  }
+  if (!ticket.ok()) {
+    CompleteLocked(upload,
+                   ErrorAck(upload->plan.index, AsText(upload->plan.metadata.content_hash),
+                            ticket.status()),
+                   &garbage);
+    return;
+  }
+  upload->ticket = *std::move(ticket);
+  upload->staging.reserve(upload->plan.payload_bytes);
+  upload->state = Upload::State::kReceiving;
+  last_message_ms_ = engine_.clock().MonotonicMs();  // the client's turn starts now
+  v1::PutBlocksResponse response;
+  response.mutable_credit()->set_index(upload->plan.index);
+  SendLocked(std::move(response));
+}
+
+absl::Status PutStream::HandlePart(const v1::BlockPart& part) {
+  if (!target_) return ProtocolError("the first message of PutBlocks must be open");
+  UploadPtr upload;
+  {
+    MutexLock lock(mutex_);
+    const auto it = uploads_.find(part.index());
+    if (it == uploads_.end()) {
+      if (failed_.contains(part.index())) return absl::OkStatus();
+      return ProtocolError(absl::StrCat("a part of block ", part.index(),
+                                        " came without a credit for it; wait for the credit"));
+    }
+    upload = it->second;
+    if (upload->state != Upload::State::kReceiving) {
+      return ProtocolError(absl::StrCat("a part of block ", part.index(),
+                                        upload->state == Upload::State::kWaiting
+                                            ? " came before its credit; wait for the credit"
+                                            : " came after its payload was whole"));
+    }
+  }
+  const absl::Status appended = AppendPart(upload, part);
+  if (!appended.ok()) {
+    FailUpload(upload, appended);
+    return absl::OkStatus();
+  }
+  bool whole;
+  {
+    MutexLock lock(mutex_);
+    whole = !upload->cancelled.load() && upload->staging.size() == upload->plan.payload_bytes;
+    if (whole) upload->state = Upload::State::kEncoding;
+  }
+  if (whole) StartEncoding(upload);
+  return absl::OkStatus();
+}
+
+absl::Status PutStream::AppendPart(const UploadPtr& upload, const v1::BlockPart& part) {
+  if (part.data().empty() || part.data().size() > limits::kMaxPartBytes) {
+    return ProtocolError(absl::StrCat("a part has ", part.data().size(), " bytes; send 1 to ",
+                                      limits::kMaxPartBytes));
+  }
+  if (Crc32c(AsBytes(part.data())) != part.crc32c()) {
+    return ProtocolError(absl::StrCat("the CRC32C of the part at offset ", part.offset(),
+                                      " is wrong; put the block again"));
+  }
+  MutexLock lock(mutex_);
+  if (upload->cancelled.load()) return absl::OkStatus();
+  if (part.offset() != upload->staging.size()) {
+    return ProtocolError(absl::StrCat("a part starts at offset ", part.offset(), " where ",
+                                      upload->staging.size(), " was due; send parts in order"));
+  }
+  if (part.data().size() > upload->plan.payload_bytes - upload->staging.size()) {
+    return ProtocolError(absl::StrCat("the parts pass the announced ", upload->plan.payload_bytes,
+                                      " payload bytes; announce the right size"));
+  }
+  const ByteSpan bytes = AsBytes(part.data());
+  upload->staging.insert(upload->staging.end(), bytes.begin(), bytes.end());
+  return absl::OkStatus();
+}
+
+void PutStream::FailUpload(const UploadPtr& upload, const absl::Status& error) {
+  std::vector<UploadTicket> garbage;
+  MutexLock lock(mutex_);
+  if (upload->cancelled.load()) return;
+  failed_.insert(upload->plan.index);
+  CompleteLocked(upload,
+                 ErrorAck(upload->plan.index, AsText(upload->plan.metadata.content_hash), error),
+                 &garbage);
+}
+
+void PutStream::StartEncoding(const UploadPtr& upload) {
+  const bool taken =
+      engine_.codec_pool().Submit(CodecPool::Kind::kEncode, [self = shared_from_this(), upload] {
+        self->Encode(upload);
+      });
+  if (taken) return;
+  FailUpload(upload, LimitError("kMaxCodecQueueJobs",
+                                "the codec threads are too far behind; put the block again later"));
+}
+
+void PutStream::Encode(const UploadPtr& upload) {
+  ByteVector payload;
+  UploadTicket ticket;
+  {
+    MutexLock lock(mutex_);
+    if (upload->cancelled.load()) return;
+    payload = std::move(upload->staging);
+    ticket = std::move(upload->ticket);
+  }
+  v1::BlockAck ack = StoreBlock(engine_, *target_, upload->plan, std::move(payload),
+                                std::move(ticket), upload->cancelled);
+  std::vector<UploadTicket> garbage;
+  MutexLock lock(mutex_);
+  if (!upload->cancelled.load()) CompleteLocked(upload, std::move(ack), &garbage);
+}
+
+void PutStream::CompleteLocked(const UploadPtr& upload, v1::BlockAck ack,
+                               std::vector<UploadTicket>* garbage) {
+  garbage->push_back(std::move(upload->ticket));
+  ByteVector().swap(upload->staging);
+  uploads_.erase(upload->plan.index);
+  upload->cancelled.store(true);
+  v1::PutBlocksResponse response;
+  *response.mutable_ack() = std::move(ack);
+  SendLocked(std::move(response));
+}
+
+void PutStream::SendLocked(v1::PutBlocksResponse response) {
+  if (finished_) return;
+  responses_.push_back(std::move(response));
+  if (!writing_) {
+    writing_ = true;
+    write_start_ms_ = engine_.clock().MonotonicMs();
+    StartWrite(&responses_.front());
+  }
+}
+
+void PutStream::OnWriteDone(bool ok) {
+  MutexLock lock(mutex_);
+  writing_ = false;
+  responses_.pop_front();
+  if (finished_ || !ok) return;  // the end of a broken stream comes through OnCancel
+  if (!responses_.empty()) {
+    writing_ = true;
+    write_start_ms_ = engine_.clock().MonotonicMs();
+    StartWrite(&responses_.front());
+  }
+  ReadNextLocked();
+  FinishIfDoneLocked();
+}
+
+void PutStream::ReadNextLocked() {
+  if (reading_ || half_closed_ || finished_) return;
+  // A client that does not read its responses is not read from either.
+  if (responses_.size() >= kMaxUnreadResponses) return;
+  // At the window's limit, reading goes on only while uploads need their parts.
+  if (uploads_.size() >= limits::kMaxUnackedBlocksPerStream && !ReceivingLocked()) return;
+  reading_ = true;
+  StartRead(&request_);
+}
+
+bool PutStream::ReceivingLocked() const {
+  for (const auto& [index, upload] : uploads_) {
+    if (upload->state != Upload::State::kEncoding) return true;
+  }
+  return false;
+}
+
+void PutStream::HandleHalfClose() {
+  std::vector<std::pair<UploadPtr, uint64_t>> broken;  // with their admission ids
+  {
+    MutexLock lock(mutex_);
+    reading_ = false;
+    half_closed_ = true;
+    if (finished_) return;
+    for (const auto& [index, upload] : uploads_) {
+      if (upload->state == Upload::State::kEncoding) continue;
+      broken.emplace_back(upload, upload->admission_id);
+    }
+  }
+  for (const auto& [upload, admission_id] : broken) {
+    engine_.admission().Cancel(admission_id);
+    FailUpload(upload, ProtocolError("the stream ended before the payload was whole"));
+  }
+  MutexLock lock(mutex_);
+  FinishIfDoneLocked();
+}
+
+void PutStream::FinishIfDoneLocked() {
+  if (finished_ || !half_closed_ || writing_ || !responses_.empty() || !uploads_.empty()) return;
+  finished_ = true;
+  finish_ms_ = engine_.clock().MonotonicMs();
+  Finish(grpc::Status::OK);
+}
+
+void PutStream::Abort(const absl::Status& status) {
+  std::vector<uint64_t> admission_ids;
+  std::vector<UploadTicket> garbage;
+  {
+    MutexLock lock(mutex_);
+    if (finished_) return;
+    finished_ = true;
+    finish_ms_ = engine_.clock().MonotonicMs();
+    for (const auto& [index, upload] : uploads_) {
+      upload->cancelled.store(true);
+      garbage.push_back(std::move(upload->ticket));
+      ByteVector().swap(upload->staging);
+      admission_ids.push_back(upload->admission_id);
+    }
+    uploads_.clear();
+    Finish(ToGrpcStatus(status));
+  }
+  for (const uint64_t id : admission_ids) engine_.admission().Cancel(id);
+}
+
+void PutStream::OnCancel() { Abort(absl::CancelledError("the stream was cancelled")); }
+
+void PutStream::OnTick() {
+  const int64_t now_ms = engine_.clock().MonotonicMs();
+  absl::Status end;
+  {
+    MutexLock lock(mutex_);
+    if (done_) return;
+    const int64_t stall_ms = engine_.config().reader_stall_timeout_ms;
+    if ((writing_ && now_ms - write_start_ms_ > stall_ms) ||
+        (finished_ && now_ms - finish_ms_ > stall_ms)) {
+      context_->TryCancel();  // the client does not even take the bytes of the end
+      return;
+    }
+    if (finished_) return;
+    bool receiving = false;
+    for (const auto& [index, upload] : uploads_) {
+      receiving |= upload->state == Upload::State::kReceiving;
+    }
+    if (receiving && reading_ &&
+        now_ms - last_message_ms_ > engine_.config().upload_idle_timeout_ms) {
+      end = ErrorWith(absl::StatusCode::kDeadlineExceeded, v1::REASON_LIMIT,
+                      "an upload was idle for too long and was cancelled; put its blocks again",
+                      "kUploadIdleTimeoutMs");
+    } else if (engine_.draining() && uploads_.empty() && responses_.empty()) {
+      end = ErrorWith(absl::StatusCode::kUnavailable, v1::REASON_DRAINING,
+                      "the daemon is shutting down; connect again when it is back");
+    }
+  }
+  if (!end.ok()) Abort(end);
+}
+
+void PutStream::OnDone() {
+  --engine_.metrics().open_streams;
+  std::shared_ptr<PutStream> self;
+  MutexLock lock(mutex_);
+  done_ = true;
+  self = std::move(self_);
+  // `self` outlives the lock: it was declared before.
+}
+
+}  // namespace latticekv

@@ -1,0 +1,57 @@
+#include "server/service_cache.h"
+
+#include "server/block_commands.h"
+#include "server/get_stream.h"
+#include "server/lookup.h"
+#include "server/put_stream.h"
+#include "server/unary.h"
+
+namespace latticekv {
+
+grpc::ServerUnaryReactor* CacheService::RegisterLayout(grpc::CallbackServerContext* context,
+                                                       const v1::RegisterLayoutRequest* request,
+                                                       v1::RegisterLayoutResponse* response) {
+  return Answer(context, latticekv::RegisterLayout(engine_, *request), response);
+}
+
+grpc::ServerBidiReactor<v1::PutBlocksRequest, v1::PutBlocksResponse>* CacheService::PutBlocks(
+    grpc::CallbackServerContext* context) {
+  return PutStream::Start(engine_, context);
+}
+
+grpc::ServerUnaryReactor* CacheService::Lookup(grpc::CallbackServerContext* context,
+                                               const v1::LookupRequest* request,
+                                               v1::LookupResponse* response) {
+  return Answer(context, LookupPrefix(engine_, *request), response);
+}
+
+grpc::ServerWriteReactor<v1::GetBlocksResponse>* CacheService::GetBlocks(
+    grpc::CallbackServerContext* context, const v1::GetBlocksRequest* request) {
+  return GetStream::Start(engine_, context, *request);
+}
+
+grpc::ServerUnaryReactor* CacheService::Touch(grpc::CallbackServerContext* context,
+                                              const v1::TouchRequest* request,
+                                              v1::BlocksResponse* response) {
+  return Answer(context, TouchBlocks(engine_, *request), response);
+}
+
+grpc::ServerUnaryReactor* CacheService::Pin(grpc::CallbackServerContext* context,
+                                            const v1::PinRequest* request,
+                                            v1::BlocksResponse* response) {
+  return Answer(context, PinBlocks(engine_, *request), response);
+}
+
+grpc::ServerUnaryReactor* CacheService::Unpin(grpc::CallbackServerContext* context,
+                                              const v1::UnpinRequest* request,
+                                              v1::BlocksResponse* response) {
+  return Answer(context, UnpinBlocks(engine_, *request), response);
+}
+
+grpc::ServerUnaryReactor* CacheService::Delete(grpc::CallbackServerContext* context,
+                                               const v1::DeleteRequest* request,
+                                               v1::BlocksResponse* response) {
+  return Answer(context, DeleteBlocks(engine_, *request), response);
+}
+
+}  // namespace latticekv
