@@ -1,0 +1,154 @@
+// Golden frames: the format does not change by accident. Frames under tests/golden/frames must decode to
+// the bytes whose SHA-256 the manifest gives, and the encoder must write the lattice frames again bit for
+// bit (exact frames hold zstd data, which differs between zstd versions, and are only decoded).
+// LATTICEKV_WRITE_GOLDEN=1 writes them anew: a change of format, to be explained in the commit.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "core/base/sha256.h"
+#include "core/codec/codec.h"
+#include "tests/support/sample_chunk.h"
+
+namespace latticekv {
+namespace {
+
+using testing::MakeSampleChunk;
+using testing::MakeSampleProfile;
+using testing::SampleChunk;
+
+const std::string kFolder = std::string(LATTICEKV_SOURCE_DIR) + "/tests/golden/";
+
+struct Case {
+  std::string name;
+  SampleChunk chunk;
+  EncodeOptions options;
+  std::shared_ptr<ModelProfile> profile;
+};
+
+Case MakeCase(std::string name, const Layout& layout, uint32_t tokens, PresetId preset,
+              StatsMode stats, bool profile, uint64_t start) {
+  Case c{std::move(name), MakeSampleChunk(layout, tokens, 2026), {}, nullptr};
+  if (profile) c.profile = std::make_shared<ModelProfile>(MakeSampleProfile(layout, 5, true));
+  c.options.preset = preset;
+  c.options.stats = stats;
+  c.options.profile = c.profile.get();
+  c.options.start_position = start;
+  return c;
+}
+
+std::vector<Case> Cases() {
+  const auto layout = [](uint32_t heads, uint32_t dim, DType dtype, RopeSpec rope) {
+    return MakeUniformLayout("golden", 2, heads, dim, dtype, rope);
+  };
+  const RopeSpec neox{RopeStyle::kNeox, 64, 100000.0};
+  const RopeSpec interleaved{RopeStyle::kInterleaved, 32, 10000.0};
+  Layout hybrid = layout(1, 64, DType::kBF16, interleaved);
+  hybrid.layers[1].planes.push_back({"state", PlaneRole::kOpaque, 1, 7, DType::kF32, RopeSpec{}});
+  std::vector<Case> out;
+  out.push_back(MakeCase("exact_f16", layout(2, 64, DType::kF16, neox), 12, PresetId::kExact,
+                         StatsMode::kOwn, false, 0));
+  for (PresetId preset : {PresetId::kNear, PresetId::kFine, PresetId::kHigh, PresetId::kBalanced,
+                          PresetId::kSmall, PresetId::kTiny}) {
+    out.push_back(MakeCase("own_" + std::string(PresetName(preset)),
+                           layout(2, 64, DType::kF16, neox), 40, preset, StatsMode::kOwn, false, 0));
+    out.push_back(MakeCase("profile_" + std::string(PresetName(preset)),
+                           layout(2, 64, DType::kF16, neox), 16, preset, StatsMode::kProfile, true,
+                           256));
+  }
+  out.push_back(MakeCase("auto_bf16_partial_rotary", hybrid, 33, PresetId::kHigh, StatsMode::kAuto,
+                         true, 131072));
+  out.push_back(MakeCase("f32_no_rotary", layout(3, 8, DType::kF32, RopeSpec{}), 5,
+                         PresetId::kNear, StatsMode::kOwn, false, 16));
+  out.push_back(MakeCase("one_token", layout(1, 80, DType::kF16, {RopeStyle::kNeox, 80, 1e6}), 1,
+                         PresetId::kBalanced, StatsMode::kOwn, true, 1024));
+  return out;
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+ByteVector DecodeWhole(const Case& c, ByteSpan frame) {
+  ByteVector raw(c.chunk.raw.size());
+  auto decoder = FrameDecoder::Open(frame, c.chunk.layout, c.profile.get());
+  EXPECT_TRUE(decoder.ok()) << c.name << ": " << decoder.status();
+  if (!decoder.ok()) return raw;
+  const absl::Status status = DecodeFrame(*decoder, c.chunk.layout, raw);
+  EXPECT_TRUE(status.ok()) << c.name << ": " << status;
+  return raw;
+}
+
+TEST(GoldenTest, FramesDecodeToTheSameBytesAndEncodeToThemselves) {
+  const bool write = std::getenv("LATTICEKV_WRITE_GOLDEN") != nullptr;
+  std::map<std::string, std::string> manifest;
+  std::istringstream lines(ReadFile(kFolder + "manifest.txt"));
+  for (std::string name, hash; lines >> name >> hash;) manifest[name] = hash;
+  std::ofstream written;
+  if (write) written.open(kFolder + "manifest.txt");
+  for (const Case& c : Cases()) {
+    SCOPED_TRACE(c.name);
+    const auto encoded =
+        EncodeFrame(c.chunk.layout, c.chunk.tokens, c.chunk.views(), c.options);
+    ASSERT_TRUE(encoded.ok()) << encoded.status();
+    const std::string path = kFolder + "frames/" + c.name + ".frame";
+    if (write) {
+      std::ofstream(path, std::ios::binary) << AsText(*encoded);
+      written << c.name << " " << ToHex(Sha256Of(DecodeWhole(c, *encoded))) << "\n";
+      continue;
+    }
+    const std::string golden = ReadFile(path);
+    ASSERT_FALSE(golden.empty()) << path;
+    EXPECT_EQ(ToHex(Sha256Of(DecodeWhole(c, AsBytes(golden)))), manifest[c.name]);
+    if (c.options.preset != PresetId::kExact) {
+      EXPECT_TRUE(golden == AsText(*encoded)) << "the encoder writes another frame";
+    } else {
+      EXPECT_EQ(DecodeWhole(c, AsBytes(golden)), c.chunk.raw);
+    }
+  }
+}
+
+// The worked example of the format document: one layer, one head of 8 channels, two tokens.
+TEST(GoldenTest, TheDocumentsExampleIsWhatTheEncoderWrites) {
+  const Layout layout =
+      MakeUniformLayout("example", 1, 1, 8, DType::kF16, {RopeStyle::kNeox, 8, 10000.0});
+  SampleChunk chunk{layout, 2, ByteVector(layout.token_bytes() * 2)};
+  for (int i = 0; i < 32; ++i) {
+    // 1.0, 1.25, ... as f16: exponent 15, mantissa in quarters, then 2.0 and so on.
+    const float value = 1.0f + 0.25f * static_cast<float>(i % 11);
+    const int exponent = value >= 2 ? 1 : 0;
+    const int mantissa = static_cast<int>((value / (1 << exponent) - 1) * 1024);
+    StoreLe<uint16_t>(&chunk.raw[2 * i], static_cast<uint16_t>((15 + exponent) << 10 | mantissa));
+  }
+  EncodeOptions options;
+  options.preset = PresetId::kBalanced;
+  options.start_position = 256;
+  const auto frame = EncodeFrame(layout, 2, chunk.views(), options);
+  ASSERT_TRUE(frame.ok()) << frame.status();
+  const std::string document = ReadFile(std::string(LATTICEKV_SOURCE_DIR) + "/docs/format/frame.md");
+  const size_t begin = document.find("```hex\n"), end = document.find("\n```", begin + 7);
+  ASSERT_NE(begin, std::string::npos) << ToHex(*frame);
+  std::string hex;
+  std::istringstream rows(document.substr(begin + 7, end - begin - 7));
+  for (std::string row; std::getline(rows, row);) {
+    row.resize(std::min(row.find('#'), row.size()));
+    for (char ch : row) {
+      if (!isspace(static_cast<unsigned char>(ch))) hex.push_back(ch);
+    }
+  }
+  EXPECT_EQ(hex, ToHex(*frame));
+  ByteVector raw(chunk.raw.size());
+  auto decoder = FrameDecoder::Open(*frame, layout, nullptr);
+  ASSERT_TRUE(decoder.ok());
+  ASSERT_TRUE(DecodeFrame(*decoder, layout, raw).ok());
+  EXPECT_NE(document.find(ToHex(raw)), std::string::npos) << ToHex(raw);
+}
+
+}  // namespace
+}  // namespace latticekv
