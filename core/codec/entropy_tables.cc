@@ -11,7 +11,7 @@ const EntropyTables& Tables() {
       for (int i = 0; i < head.count; ++i) {
         const int symbol = head.first + i * head.stride;
         const uint16_t frequency = kEntropyFrequencies[head.at + i];
-        out->encode[id][symbol + kSymbolOffset] = {frequency, start};
+        out->encode[id][symbol + kSymbolOffset] = {frequency, start, kCost256[frequency]};
         for (uint16_t slot = 0; slot < frequency; ++slot) {
           out->decode[id][start + slot] = {static_cast<int8_t>(symbol), 0, frequency, slot, 0};
         }

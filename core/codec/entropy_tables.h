@@ -49,6 +49,7 @@ inline constexpr int kSymbolOffset = 32;
 struct EncodeEntry {
   uint16_t frequency;  // 0: the table does not hold this symbol
   uint16_t start;
+  uint16_t cost;  // 256 log2(1024 / frequency), rounded
 };
 struct DecodeEntry {
   int8_t symbol;

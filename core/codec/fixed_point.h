@@ -37,8 +37,11 @@ inline int32_t RoundSmall(float v) {
 }
 inline constexpr int32_t kRoundLimitInteger = 1 << 21;
 inline constexpr float kRoundLimit = kRoundLimitInteger;
-inline int32_t RoundClamped(float v) {
-  return RoundSmall(std::min(std::max(v, -kRoundLimit), kRoundLimit));
+inline int32_t RoundClamped(float v, float limit = kRoundLimit) {
+  // Selections by value, which compilers vectorise where std::min's references keep them from it.
+  v = v < limit ? v : limit;
+  v = v > -limit ? v : -limit;
+  return RoundSmall(v);
 }
 
 // Mean mantissa * 2^exponent in quarter steps of a step 2^(step_16 / 16), rounded half up, clamped.

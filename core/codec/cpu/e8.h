@@ -4,8 +4,27 @@
 #define LATTICEKV_CORE_CODEC_CPU_E8_H_
 
 #include <cstdint>
+#include <cstring>
 
 namespace latticekv {
+
+// Eight 16-bit numbers; the compiler maps them to whatever the target has.
+using Group = int16_t __attribute__((vector_size(16)));
+
+inline Group LoadGroup(const int16_t* p) {
+  Group out;
+  std::memcpy(&out, p, sizeof(out));
+  return out;
+}
+
+// Combines the eight numbers with an associative, commutative operation.
+template <typename Operation>
+int Reduce(Group v, Operation operation) {
+  v = operation(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = operation(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+  v = operation(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+  return v[0];
+}
 
 // Nearest point of E8 to z / 256, z = 256 k + fraction, for one group of 8: coordinate i becomes
 // q2[i] / 2. Where rounded coordinates have an odd sum, the one with the largest error moves the other
@@ -13,37 +32,31 @@ namespace latticekv {
 //
 // The two cosets need only one look at the errors: with a = |z / 256 - nearest integer| in 1/256, the
 // distance to the nearest half-integer is 128 - a, so the squared distances differ by a sum of a.
-inline void NearestE8(const int16_t* k, const int16_t* fraction, int16_t* q2) {
-  int16_t whole[8], worst[8], best[8];
-  int16_t sum_whole = 0, sum_half = 0, sum_error = 0;
-  for (int16_t i = 0; i < 8; ++i) {
-    const int16_t up = fraction[i] >> 7;  // 1: the nearest integer is k + 1
-    const int16_t a = static_cast<int16_t>(up ? 256 - fraction[i] : fraction[i]);
-    whole[i] = static_cast<int16_t>(k[i] + up);
-    worst[i] = static_cast<int16_t>(a * 8 + (7 - i));
-    best[i] = static_cast<int16_t>(a * 8 + i);
-    sum_whole = static_cast<int16_t>(sum_whole + whole[i]);
-    sum_half = static_cast<int16_t>(sum_half + k[i]);
-    sum_error = static_cast<int16_t>(sum_error + a);
-  }
-  int16_t largest = worst[0], smallest = best[0];
-  for (int i = 1; i < 8; ++i) {
-    largest = worst[i] > largest ? worst[i] : largest;
-    smallest = best[i] < smallest ? best[i] : smallest;
-  }
-  const bool odd_whole = sum_whole & 1, odd_half = sum_half & 1;
+inline void NearestE8(const int16_t* k_in, const int16_t* fraction_in, int16_t* q2) {
+  const Group k = LoadGroup(k_in), fraction = LoadGroup(fraction_in);
+  const Group up = fraction >> 7;  // 1: the nearest integer is k + 1
+  const Group whole = k + up;
+  const Group a = up ? 256 - fraction : fraction;
+  // Largest and smallest error with the coordinate's place, so that the first of equals wins.
+  const Group forward = {0, 1, 2, 3, 4, 5, 6, 7};
+  const int largest = Reduce(a * 8 + (7 - forward), [](Group x, Group y) { return x > y ? x : y; });
+  const int smallest = Reduce(a * 8 + forward, [](Group x, Group y) { return x < y ? x : y; });
+  const int sum_error = Reduce(a, [](Group x, Group y) { return x + y; });
+  const int parities =
+      Reduce((k & 1) | (whole & 1) << 1, [](Group x, Group y) { return x ^ y; });
+  const int odd_half = parities & 1, odd_whole = parities >> 1;
   // Squared distance to the half coset less that to the integers, in 2^-16.
-  const int32_t difference = 131072 - 256 * sum_error + (odd_half ? 512 * (smallest >> 3) : 0) -
-                             (odd_whole ? 65536 - 512 * (largest >> 3) : 0);
+  const int difference = 131072 - 256 * sum_error + odd_half * 512 * (smallest >> 3) -
+                         odd_whole * (65536 - 512 * (largest >> 3));
   // Selected without branches, which would be mispredicted half of the time.
-  const int16_t half = difference < 0 ? 1 : 0;
-  for (int i = 0; i < 8; ++i) {
-    q2[i] = static_cast<int16_t>(half ? 2 * k[i] + 1 : 2 * whole[i]);
-  }
+  const int half = difference < 0;
+  const int16_t choose = static_cast<int16_t>(-half);
+  const Group out = (((2 * k + 1) & choose) | (2 * whole & static_cast<int16_t>(~choose)));
+  std::memcpy(q2, &out, sizeof(out));
   const int at = half ? smallest & 7 : 7 - (largest & 7);
-  const bool odd = half ? odd_half : odd_whole;
-  const bool up = (fraction[at] >= 128) == static_cast<bool>(half);
-  q2[at] = static_cast<int16_t>(q2[at] + (odd ? (up ? 2 : -2) : 0));
+  const int odd = half ? odd_half : odd_whole;
+  const int direction = (fraction_in[at] >= 128) == half ? 2 : -2;
+  q2[at] = static_cast<int16_t>(q2[at] + odd * direction);
 }
 
 }  // namespace latticekv

@@ -150,7 +150,7 @@ uint64_t PointCost(const Work& w) {
       // The last of a group is known to even or odd: its table is the subset's.
       const Subset subset = !last || code.low_bits ? kAll : (k & 1) ? kOdd : kEven;
       const auto& table = tables.encode[TableId(code.spread, half, subset)];
-      cost += kCost256[table[(k >> code.low_bits) + kSymbolOffset].frequency];
+      cost += table[(k >> code.low_bits) + kSymbolOffset].cost;
       cost += 256u * (code.low_bits - (last && code.low_bits > 0));
     }
   }
@@ -258,7 +258,7 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
 uint64_t SideCost(const std::vector<int32_t>& values, SideCode code) {
   const auto& table = Tables().encode[TableId(code.spread, code.low_bits > 0, kAll)];
   uint64_t cost = uint64_t{256} * code.low_bits * values.size();
-  for (int32_t v : values) cost += kCost256[table[(v >> code.low_bits) + kSymbolOffset].frequency];
+  for (int32_t v : values) cost += table[(v >> code.low_bits) + kSymbolOffset].cost;
   return cost;
 }
 

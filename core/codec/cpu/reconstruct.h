@@ -20,6 +20,7 @@ class UnitReconstructor {
       : plan_(plan),
         rope_(rope),
         key_(plan.unit.spec->role == PlaneRole::kKey),
+        identity_(plan.unit.spec->rope.style != RopeStyle::kInterleaved),
         order_(CanonicalChannels(*plan.unit.spec)),
         canonical_(plan.unit.spec->head_dim) {
     if (key_) {
@@ -31,25 +32,34 @@ class UnitReconstructor {
   // the layout's channel order, rotated to the row's position.
   void Row(size_t row, const int16_t* q2, float* out) {
     const uint32_t dim = plan_.unit.spec->head_dim;
-    const float row_step = key_ ? 0.0f : StepFloat(plan_.step[row]) * 0.25f;
-    for (uint32_t c = 0; c < dim; ++c) {
-      const int32_t quarters = 2 * q2[c] + plan_.mean[c];
-      canonical_[c] = static_cast<float>(quarters) * (key_ ? step_[c] : row_step);
-    }
     const uint32_t pairs = rope_ ? plan_.unit.spec->rope.rotary_dims / 2 : 0;
+    // Without a permutation to undo, canonical order is the output's.
+    float* x = identity_ ? out : canonical_.data();
+    if (key_) {
+      for (uint32_t c = 0; c < dim; ++c) x[c] = Quarters(q2[c], c) * step_[c];
+    } else {
+      const float step = StepFloat(plan_.step[row]) * 0.25f;
+      for (uint32_t c = 0; c < dim; ++c) x[c] = Quarters(q2[c], c) * step;
+    }
     const SinCos* angle = rope_ + size_t{plan_.coded[row]} * pairs;
     for (uint32_t i = 0; i < pairs; ++i) {
-      const float x = canonical_[i], y = canonical_[i + pairs];
-      out[order_[i]] = x * angle[i].cos - y * angle[i].sin;
-      out[order_[i + pairs]] = y * angle[i].cos + x * angle[i].sin;
+      const float a = x[i], b = x[i + pairs];
+      x[i] = a * angle[i].cos - b * angle[i].sin;
+      x[i + pairs] = b * angle[i].cos + a * angle[i].sin;
     }
-    for (uint32_t c = 2 * pairs; c < dim; ++c) out[order_[c]] = canonical_[c];
+    if (identity_) return;
+    for (uint32_t c = 0; c < dim; ++c) out[order_[c]] = x[c];
   }
 
  private:
+  float Quarters(int16_t q2, uint32_t c) const {
+    return static_cast<float>(2 * q2 + plan_.mean[c]);
+  }
+
   const UnitPlan& plan_;
   const SinCos* rope_;
   const bool key_;
+  const bool identity_;
   const std::vector<uint32_t> order_;
   std::vector<float> canonical_, step_;
 };

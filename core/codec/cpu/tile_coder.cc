@@ -43,18 +43,20 @@ class GroupWalk {
 
 // Table and raw bits of coordinate `i` of a group.
 struct CoordinateCode {
-  int table;
-  int low_bits;     // to send
-  bool parity_known;  // the lowest bit follows from the sum of the others
+  int16_t table;
+  int8_t low_bits;      // to send
+  int8_t parity_known;  // 1: the lowest bit follows from the sum of the others
 };
 
 CoordinateCode CodeOf(const Lane& lane, int i) {
   const SigmaCode code = SigmaCodeOf(lane.sigma[i]);
+  const int8_t last = i == 7;
   if (code.low_bits > 0) {
-    return {TableId(code.spread, 1, kAll), code.low_bits - (i == 7), i == 7};
+    return {static_cast<int16_t>(TableId(code.spread, 1, kAll)),
+            static_cast<int8_t>(code.low_bits - last), last};
   }
-  const Subset subset = i < 7 ? kAll : (lane.sum & 1) ? kOdd : kEven;
-  return {TableId(code.spread, lane.half, subset), 0, false};
+  const int subset = last ? kEven + (lane.sum & 1) : kAll;
+  return {static_cast<int16_t>(TableId(code.spread, lane.half, static_cast<Subset>(subset))), 0, 0};
 }
 
 void EncodeSide(std::span<const int32_t> values, SideCode code, RansEncoder& coder) {
@@ -134,21 +136,22 @@ void EncodeGroups(const Lane* lanes_in, int count, RansEncoder& coder) {
     lane.half = lane.q2[0] & 1;
     const uint32_t half = HalfCosetFrequency(lane.unit->plan.header.coset);
     const uint32_t whole = kProbabilityTotal - half;
-    coder.Symbol(l, lane.half ? EncodeEntry{static_cast<uint16_t>(half), static_cast<uint16_t>(whole)}
-                              : EncodeEntry{static_cast<uint16_t>(whole), 0});
+    coder.Symbol(l, lane.half ? EncodeEntry{static_cast<uint16_t>(half), static_cast<uint16_t>(whole), 0}
+                              : EncodeEntry{static_cast<uint16_t>(whole), 0, 0});
   }
   const EntropyTables& tables = Tables();
   for (int i = 0; i < 8; ++i) {
     CoordinateCode codes[kLanes];
-    bool any_bits = false;
+    int any_bits = 0;
     for (int l = 0; l < count; ++l) {
       Lane& lane = lanes[l];
-      codes[l] = CodeOf(lane, i);
+      const CoordinateCode code = CodeOf(lane, i);
       const int k = lane.q2[i] >> 1;
-      const int shift = codes[l].low_bits + codes[l].parity_known;
-      coder.Symbol(l, tables.encode[codes[l].table][(k >> shift) + kSymbolOffset]);
+      const int shift = code.low_bits + code.parity_known;
+      coder.Symbol(l, tables.encode[code.table][(k >> shift) + kSymbolOffset]);
       lane.sum += k;
-      any_bits |= codes[l].low_bits > 0;
+      any_bits |= code.low_bits;
+      codes[l] = code;
     }
     for (int l = 0; l < count && any_bits; ++l) {
       if (codes[l].low_bits == 0) continue;

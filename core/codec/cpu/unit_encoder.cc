@@ -18,9 +18,10 @@ const HeadProfile* ProfileOf(const LatticeContext& context, const UnitRef& unit)
   return &(*context.profile)[unit.plane].heads[unit.head];
 }
 
-// An error in steps as an integer in 1/256 step, clamped so that its square has 30 bits.
-int32_t RoundError(float steps) {
-  return RoundSmall(std::min(std::max(steps * 256.0f, -32767.0f), 32767.0f));
+// An error in steps as an integer in 1/256 step. The lattice's errors are at most one step; clamping at
+// 16 keeps the sum of 256 squares within 32 bits.
+int16_t RoundError(float steps) {
+  return static_cast<int16_t>(RoundClamped(steps * 256.0f, 4095.0f));
 }
 
 // Bounds that keep sums over a frame within 64 bits: far beyond any error that means something.
@@ -31,11 +32,16 @@ constexpr double kMaxLogitWeight = 1 << 24;
 // Squared error of one vector relative to its squared norm, units of 2^-28, saturated.
 uint64_t RelativeError(const float* error, const float* exact, uint32_t dim, float inverse_step) {
   uint64_t e = 0, v = 0;
-  for (uint32_t c = 0; c < dim; ++c) {
-    const int32_t ei = RoundError(error[c] * inverse_step);
-    const int64_t vi = RoundClamped(exact[c] * inverse_step * 256.0f);
-    e += static_cast<uint32_t>(ei * ei);
-    v += static_cast<uint64_t>(vi * vi);
+  for (uint32_t c = 0; c < dim; c += 8) {
+    uint32_t block = 0;
+    for (uint32_t i = c; i < c + 8; ++i) {
+      const int32_t ei = RoundError(error[i] * inverse_step);
+      block += static_cast<uint32_t>(ei * ei);
+      const uint32_t vi =
+          static_cast<uint32_t>(std::abs(RoundClamped(exact[i] * inverse_step * 256.0f)));
+      v += uint64_t{vi} * vi;
+    }
+    e += block;
   }
   const uint64_t ratio =
       (std::min<uint64_t>(e, (uint64_t{1} << 36) - 1) << 28) / std::max<uint64_t>(v, 1);
@@ -73,32 +79,31 @@ UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, 
   data.canonical.resize(data.original.size());
   data.raw = choices.raw_tokens;
   data.all_zero = true;
+  const bool identity = spec.rope.style != RopeStyle::kInterleaved;
   for (uint32_t t = 0; t < context.tokens; ++t) {
     float* x = &data.original[size_t{t} * dim];
     float* y = &data.canonical[size_t{t} * dim];
     LoadRow(spec.dtype, view.data + t * view.token_stride + unit.head * view.head_stride, dim, x);
-    uint32_t any = 0;
-    bool finite = true;
+    if (identity) {
+      std::copy_n(x, dim, y);
+    } else {
+      for (uint32_t c = 0; c < dim; ++c) y[c] = x[order[c]];
+    }
+    const SinCos* r = angle + size_t{t} * pairs;
+    for (uint32_t i = 0; i < pairs; ++i) {
+      const float a = y[i], b = y[i + pairs];
+      y[i] = a * r[i].cos + b * r[i].sin;
+      y[i + pairs] = b * r[i].cos - a * r[i].sin;
+    }
+    // Sums of huge f32 values may leave the range of a float, so the rotated row is looked at too.
+    uint32_t any = 0, infinite = 0;
     for (uint32_t c = 0; c < dim; ++c) {
-      const uint32_t bits = std::bit_cast<uint32_t>(x[c]);
-      any |= bits;
-      finite &= (bits & 0x7F800000) != 0x7F800000;
+      const uint32_t before = std::bit_cast<uint32_t>(x[c]), after = std::bit_cast<uint32_t>(y[c]);
+      any |= before;
+      infinite |= ((before & 0x7F800000) == 0x7F800000) | ((after & 0x7F800000) == 0x7F800000);
     }
     data.all_zero &= any == 0;
-    if (!finite) data.raw[t] = 1;
-    for (uint32_t i = 0; i < pairs; ++i) {
-      const float a = x[order[i]], b = x[order[i + pairs]];
-      const SinCos r = angle[size_t{t} * pairs + i];
-      y[i] = a * r.cos + b * r.sin;
-      y[i + pairs] = b * r.cos - a * r.sin;
-    }
-    for (uint32_t c = 2 * pairs; c < dim; ++c) y[c] = x[order[c]];
-    // Sums of huge f32 values may leave the range of a float.
-    bool rotated_finite = true;
-    for (uint32_t c = 0; c < 2 * pairs; ++c) {
-      rotated_finite &= (std::bit_cast<uint32_t>(y[c]) & 0x7F800000) != 0x7F800000;
-    }
-    if (!rotated_finite) data.raw[t] = 1;
+    data.raw[t] |= static_cast<uint8_t>(infinite);
   }
   return data;
 }
@@ -129,7 +134,8 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   const HeadProfile* profile = ProfileOf(context, plan.unit);
   const bool profiled = key && profile != nullptr && !profile->query_energy.empty();
   const std::vector<uint32_t> order = CanonicalChannels(spec);
-  std::vector<uint64_t> weights, squares(dim, 0);
+  std::vector<uint64_t> weights;
+  std::vector<uint32_t> squares(dim, 0);
   std::vector<float> inverse(dim, 1.0f);
   if (key) {
     if (profiled) weights = LogitWeights(*profile, plan, order);
