@@ -105,7 +105,10 @@ absl::Status PutStream::HandleHeader(const v1::BlockHeader& header) {
   v1::PutBlocksResponse response;
   auto plan = PlanBlock(engine_, *target_, header);
   if (!plan.ok()) {
-    *response.mutable_ack() = ErrorAck(header.index(), header.content_hash(), plan.status());
+    const absl::Status error = absl::IsInvalidArgument(plan.status())
+                                   ? WithReason(plan.status(), v1::REASON_BAD_PAYLOAD)
+                                   : plan.status();
+    *response.mutable_ack() = ErrorAck(header.index(), header.content_hash(), error);
   } else if (auto ack = AckIfStored(engine_, *target_, *plan)) {
     *response.mutable_ack() = *std::move(ack);
   } else {

@@ -1,5 +1,6 @@
 #include "server/server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -40,6 +41,13 @@ class SocketUmask {
   const mode_t old_;
 };
 
+// The library's last shutdown joins pollers that sleep for up to ten seconds (gRPC 1.51), so this
+// process keeps it open; the kernel cleans up.
+void KeepGrpcOpen() {
+  static const bool opened = (grpc_init(), true);
+  static_cast<void>(opened);
+}
+
 }  // namespace
 
 struct Server::Grpc {
@@ -59,6 +67,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& given)
   LKV_ASSIGN_OR_RETURN(server->engine_, CacheEngine::Create(config));
   server->grpc_ = std::make_unique<Grpc>(*server->engine_);
 
+  KeepGrpcOpen();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
