@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/base/limits.h"
 #include "core/base/status_macros.h"
 
 namespace latticekv {
@@ -24,9 +25,9 @@ absl::StatusOr<DType> PlaneDType(const Tensor& tensor) {
     case TensorDType::kF32:
       return DType::kF32;
     default:
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor '", tensor.name, "' is ", std::string(TensorDTypeName(tensor.dtype)),
-                       "; keys and values must be F16, BF16 or F32"));
+      return absl::InvalidArgumentError(absl::StrCat("tensor '", tensor.name, "' is ",
+                                                     std::string(TensorDTypeName(tensor.dtype)),
+                                                     "; keys and values must be F16, BF16 or F32"));
   }
 }
 
@@ -126,9 +127,8 @@ absl::Status ReadTokenIds(CacheFile& cache) {
   const Tensor* tensor = cache.reader.Find("token_ids");
   if (tensor == nullptr) return absl::OkStatus();
   if (tensor->dtype != TensorDType::kI32 && tensor->dtype != TensorDType::kI64) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("token_ids are ", std::string(TensorDTypeName(tensor->dtype)),
-                     ", must be I32 or I64"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token_ids are ", std::string(TensorDTypeName(tensor->dtype)), ", must be I32 or I64"));
   }
   if (tensor->shape.size() != 1 || tensor->shape[0] < cache.tokens) {
     return absl::InvalidArgumentError(absl::StrCat("token_ids have shape ", Shape(*tensor),
@@ -146,9 +146,8 @@ absl::Status ReadCache(CacheFile& cache) {
   LKV_ASSIGN_OR_RETURN(const Tensor* k, FindPlaneTensor(reader, "k"));
   LKV_ASSIGN_OR_RETURN(const Tensor* v, FindPlaneTensor(reader, "v"));
   if (k->shape[0] != v->shape[0] || k->shape[1] != v->shape[1]) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("k has shape ", Shape(*k), " and v ", Shape(*v),
-                     "; layers and tokens must be the same"));
+    return absl::InvalidArgumentError(absl::StrCat("k has shape ", Shape(*k), " and v ", Shape(*v),
+                                                   "; layers and tokens must be the same"));
   }
   LayerSpec layer;
   for (const Tensor* tensor : {k, v}) {

@@ -1,5 +1,5 @@
-// KV caches as safetensors files: `k` and `v` [layers, tokens, kv_heads, head_dim], `token_ids`, and
-// in the metadata what a layout needs besides.
+// KV caches as safetensors files: `k` and `v` [layers, tokens, kv_heads, head_dim], `token_ids`,
+// and in the metadata what a layout needs besides.
 #ifndef LATTICEKV_CLIENT_SRC_CACHE_FILE_H_
 #define LATTICEKV_CLIENT_SRC_CACHE_FILE_H_
 
@@ -37,14 +37,14 @@ absl::StatusOr<CacheFile> LoadCache(const std::string& path);
 // Metadata that LoadCache understands, from a layout.
 SafetensorsMetadata LayoutMetadata(const Layout& layout);
 
-// A cache being written: one tensor [layers, tokens, heads, head_dim] for each plane, and token_ids.
+// A cache being written: one tensor [layers, tokens, heads, head_dim] for each plane, and
+// token_ids.
 class CacheWriter {
  public:
   // INVALID_ARGUMENT when the layout's layers differ, since they share a tensor. `token_dtype` is
   // kI32 or kI64; `token_ids` may be empty: no such tensor.
   static absl::StatusOr<CacheWriter> Create(const std::string& path, const Layout& layout,
-                                            uint32_t tokens,
-                                            const std::vector<uint32_t>& token_ids,
+                                            uint32_t tokens, const std::vector<uint32_t>& token_ids,
                                             TensorDType token_dtype,
                                             const SafetensorsMetadata& metadata);
   // Where to write one layer's plane from `first_token` on: [tokens, heads, head_dim].

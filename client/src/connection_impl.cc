@@ -42,7 +42,9 @@ absl::Status MissStatus(v1::Reason reason, const std::string& message) {
 }  // namespace
 
 ConnectionImpl::ConnectionImpl(std::shared_ptr<Stub> stub, ClientOptions options, Sleeper sleep)
-    : stub_(std::move(stub)), options_(WithDefaults(std::move(options))), sleep_(std::move(sleep)) {}
+    : stub_(std::move(stub)),
+      options_(WithDefaults(std::move(options))),
+      sleep_(std::move(sleep)) {}
 
 absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
     const RegisterLayoutRequest& request) {
@@ -61,7 +63,8 @@ absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
   out.chunk_tokens = response.chunk_tokens();
   if (response.fingerprint() != BytesString(out.fingerprint)) {
     return absl::InternalError(
-        "the server computed another fingerprint for this layout; client and server versions differ");
+        "the server computed another fingerprint for this layout; client and server versions "
+        "differ");
   }
   if (out.chunk_tokens < limits::kMinChunkTokens || out.chunk_tokens > limits::kMaxChunkTokens) {
     return absl::InternalError(
@@ -230,9 +233,9 @@ absl::Status ConnectionImpl::Drain() {
 absl::StatusOr<std::shared_ptr<Connection>> MakeConnection(const std::string& address,
                                                            ClientOptions options) {
   LKV_ASSIGN_OR_RETURN(std::shared_ptr<Stub> stub, MakeGrpcStub(address, options));
-  return std::make_shared<ConnectionImpl>(
-      std::move(stub), std::move(options),
-      [](int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); });
+  return std::make_shared<ConnectionImpl>(std::move(stub), std::move(options), [](int64_t ms) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+  });
 }
 
 }  // namespace latticekv

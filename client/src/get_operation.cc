@@ -58,8 +58,8 @@ absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
   absl::Status status = stream->Finish();
   if (!wrong.ok()) return wrong;
   if (watchdog.fired()) {
-    return absl::UnavailableError(absl::StrCat("get: no word from the server for ",
-                                               options.stream_idle_timeout_ms, " ms"));
+    return absl::UnavailableError(
+        absl::StrCat("get: no word from the server for ", options.stream_idle_timeout_ms, " ms"));
   }
   if (!status.ok()) return status;
   return receiver.OnEnd();
@@ -103,8 +103,8 @@ absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
     }
     served.tokens.assign(open.token_ids().begin(), open.token_ids().end());
     if (!served.tokens.empty() && served.tokens.size() != served.block.tokens) {
-      return BadReply(absl::StrCat(served.tokens.size(), " token ids for a block of ",
-                                   served.block.tokens));
+      return BadReply(
+          absl::StrCat(served.tokens.size(), " token ids for a block of ", served.block.tokens));
     }
     block.tokens = served.block.tokens;
     block.live = true;
@@ -121,8 +121,7 @@ absl::Status GetReceiver::CheckPart(const v1::GetPart& part) const {
   }
   const Block& block = blocks_[part.index()];
   if (part.layer() != current_layer_ || current_layer_ >= end_layer_ ||
-      part.plane() != block.plane ||
-      part.plane() >= layout_.layers[current_layer_].planes.size()) {
+      part.plane() != block.plane || part.plane() >= layout_.layers[current_layer_].planes.size()) {
     return BadReply(absl::StrCat("layer ", part.layer(), " plane ", part.plane(), " of block ",
                                  part.index(), " out of turn"));
   }
@@ -170,8 +169,8 @@ absl::Status GetReceiver::OnFailed(const v1::BlockOpen& failed) {
   Block& block = blocks_[failed.index()];
   block.live = false;
   --live_;
-  const bool complete = current_layer_ < end_layer_ &&
-                        block.plane == layout_.layers[current_layer_].planes.size();
+  const bool complete =
+      current_layer_ < end_layer_ && block.plane == layout_.layers[current_layer_].planes.size();
   if (!complete) --pending_;
   LKV_RETURN_IF_ERROR(
       sink_.OnBlockFailed(failed.index(), StatusFromDetail(FromProto(failed.miss()))));
@@ -235,9 +234,9 @@ absl::Status CheckGet(const GetRequest& request) {
   }
   const size_t layers = request.layout.layout->layers.size();
   if (request.first_layer >= layers || request.layer_count > layers - request.first_layer) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("get: layers ", request.first_layer, " + ", request.layer_count,
-                     " are outside of the layout's ", layers));
+    return absl::InvalidArgumentError(absl::StrCat("get: layers ", request.first_layer, " + ",
+                                                   request.layer_count,
+                                                   " are outside of the layout's ", layers));
   }
   return absl::OkStatus();
 }

@@ -29,9 +29,9 @@ absl::Status CheckHeader(const LkvHeader& header) {
   if (header.tokens == 0) return absl::InvalidArgumentError("a .lkv file needs at least one token");
   if (header.chunk_tokens < limits::kMinChunkTokens ||
       header.chunk_tokens > limits::kMaxChunkTokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("chunks of ", header.chunk_tokens, " tokens; ", limits::kMinChunkTokens,
-                     " to ", limits::kMaxChunkTokens, " are possible"));
+    return absl::InvalidArgumentError(absl::StrCat("chunks of ", header.chunk_tokens, " tokens; ",
+                                                   limits::kMinChunkTokens, " to ",
+                                                   limits::kMaxChunkTokens, " are possible"));
   }
   if (header.frame_bytes.size() != ChunkCount(header.tokens, header.chunk_tokens) ||
       (!header.token_ids.empty() && header.token_ids.size() != header.tokens)) {
@@ -44,7 +44,8 @@ uint32_t HeaderCrc(ByteSpan file, size_t header_bytes) {
   return Crc32c(file.subspan(kLkvFixedHeaderBytes, header_bytes), Crc32c(file.first(kCrcOffset)));
 }
 
-// Reads the variable part of a header. Sizes are compared with what is there before memory is taken.
+// Reads the variable part of a header. Sizes are compared with what is there before memory is
+// taken.
 class HeaderParser {
  public:
   explicit HeaderParser(ByteSpan bytes) : in_(bytes) {}
@@ -160,8 +161,7 @@ absl::StatusOr<ByteVector> SerializeLkvHeader(const LkvHeader& header) {
     out.PutString(key);
     out.PutString(value);
   }
-  out.PutString(header.profile.empty() ? std::string_view()
-                                       : AsText(ZstdCompress(header.profile)));
+  out.PutString(header.profile.empty() ? std::string_view() : AsText(ZstdCompress(header.profile)));
   out.Put(static_cast<uint32_t>(header.frame_bytes.size()));
   for (uint32_t size : header.frame_bytes) out.Put(size);
   const size_t header_bytes = out.size() - kLkvFixedHeaderBytes;
@@ -193,8 +193,7 @@ absl::StatusOr<ParsedLkv> ParseLkv(ByteSpan file) {
     return Damaged("its header has a wrong checksum");
   }
   ParsedLkv out;
-  LKV_RETURN_IF_ERROR(
-      HeaderParser(file.subspan(kLkvFixedHeaderBytes, header_bytes)).Parse(out));
+  LKV_RETURN_IF_ERROR(HeaderParser(file.subspan(kLkvFixedHeaderBytes, header_bytes)).Parse(out));
   ByteSpan rest = file.subspan(kLkvFixedHeaderBytes + header_bytes);
   for (uint32_t size : out.header.frame_bytes) {
     if (size > rest.size()) return Damaged("its frames are cut off");

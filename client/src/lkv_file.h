@@ -12,6 +12,7 @@
 #include "client/src/mapped_file.h"
 #include "client/src/safetensors.h"
 #include "core/base/bytes.h"
+#include "core/base/limits.h"
 #include "core/codec/codec.h"
 #include "core/layout/layout.h"
 
@@ -30,7 +31,7 @@ struct LkvHeader {
   uint32_t chunk_tokens = limits::kMaxChunkTokens;
   std::vector<uint32_t> token_ids;  // `tokens` of them, or none
   TensorDType token_dtype = TensorDType::kI32;
-  ByteVector profile;  // canonical bytes of an embedded profile; mostly empty
+  ByteVector profile;                 // canonical bytes of an embedded profile; mostly empty
   std::vector<uint32_t> frame_bytes;  // one for each chunk, in order
 };
 
@@ -38,9 +39,7 @@ struct LkvHeader {
 struct LkvHeaderSizes {
   uint64_t fixed = kLkvFixedHeaderBytes;
   uint64_t layout = 0, token_ids = 0, metadata = 0, profile = 0, frame_table = 0;
-  uint64_t total() const {
-    return fixed + layout + token_ids + metadata + profile + frame_table;
-  }
+  uint64_t total() const { return fixed + layout + token_ids + metadata + profile + frame_table; }
 };
 
 // The header as bytes. INVALID_ARGUMENT when its fields contradict each other or pass a limit.
@@ -51,8 +50,8 @@ struct ParsedLkv {
   LkvHeaderSizes sizes;
   std::vector<ByteSpan> frames;  // refer to the parsed bytes
 };
-// DATA_LOSS when `file` is damaged or not a .lkv file, UNIMPLEMENTED for a newer version. Frames are
-// located, not decoded.
+// DATA_LOSS when `file` is damaged or not a .lkv file, UNIMPLEMENTED for a newer version. Frames
+// are located, not decoded.
 absl::StatusOr<ParsedLkv> ParseLkv(ByteSpan file);
 
 // An open .lkv file; frames refer to its mapping.

@@ -25,8 +25,8 @@ class MappedFile {
   ByteSpan bytes_;
 };
 
-// A file of a known size under a temporary name beside `path`, mapped for writing. Commit renames it
-// to `path`; without Commit it is removed. Space is reserved, so that a full disk is an error of
+// A file of a known size under a temporary name beside `path`, mapped for writing. Commit renames
+// it to `path`; without Commit it is removed. Space is reserved, so that a full disk is an error of
 // Create and not a crash.
 class NewFile {
  public:

@@ -21,8 +21,8 @@ absl::Status ReadFloats(const SafetensorsReader& reader, const char* name,
   const SafetensorsReader::Tensor* tensor = reader.Find(name);
   if (tensor == nullptr) return absl::OkStatus();
   if (tensor->dtype != TensorDType::kF32) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        name, " is ", std::string(TensorDTypeName(tensor->dtype)), ", must be F32"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " is ", std::string(TensorDTypeName(tensor->dtype)), ", must be F32"));
   }
   out.resize(tensor->data.size() / sizeof(float));
   if (!out.empty()) std::memcpy(out.data(), tensor->data.data(), tensor->data.size());
@@ -133,9 +133,8 @@ absl::Status ProfileLearner::Add(const CacheFile& cache) {
         absl::StrCat("'", path, "' has another layout than the caches before it"));
   }
   if (cache.tokens <= kSinkTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path, "' has ", cache.tokens,
-                                                   " tokens; more than ", kSinkTokens,
-                                                   " are needed"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "'", path, "' has ", cache.tokens, " tokens; more than ", kSinkTokens, " are needed"));
   }
   const PlaneSpec& key = cache.layout.layers.front().planes.front();
   const size_t energies = cache.layout.layers.size() * key.heads * key.head_dim / 2;

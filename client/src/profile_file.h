@@ -12,8 +12,8 @@
 namespace latticekv {
 
 // Reads query_energy, key_mean, key_sigma, value_mean and value_sigma, F32, as many of them as the
-// file has (a cache with query_energy will do). INVALID_ARGUMENT when it has none or they do not fit
-// `layout`.
+// file has (a cache with query_energy will do). INVALID_ARGUMENT when it has none or they do not
+// fit `layout`.
 absl::StatusOr<ModelProfile> LoadProfile(const std::string& path, const Layout& layout);
 
 // Merges the statistics of several caches of one layout, each weighted by its tokens. The first

@@ -125,9 +125,9 @@ absl::StatusOr<BlockInfo> FromProto(const v1::BlockInfo& proto) {
   const std::optional<Digest> hash = ToDigest(proto.content_hash());
   if (!hash) return absl::DataLossError("the server sent a content hash that has not 32 bytes");
   if (proto.tokens() == 0 || proto.tokens() > limits::kMaxChunkTokens) {
-    return absl::DataLossError(
-        absl::StrCat("the server sent a block of ", proto.tokens(), " tokens, 1 to ",
-                     limits::kMaxChunkTokens, " are possible"));
+    return absl::DataLossError(absl::StrCat("the server sent a block of ", proto.tokens(),
+                                            " tokens, 1 to ", limits::kMaxChunkTokens,
+                                            " are possible"));
   }
   out.content_hash = *hash;
   const ByteSpan parent = AsBytes(proto.parent_hash());

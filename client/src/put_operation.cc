@@ -44,8 +44,8 @@ absl::Status PutAttempt::Run() {
   if (!broken_.ok()) return broken_;
   if (unsettled_ == 0) return absl::OkStatus();
   if (watchdog_.fired()) {
-    return absl::UnavailableError(absl::StrCat("put: no word from the server for ",
-                                               options_.stream_idle_timeout_ms, " ms"));
+    return absl::UnavailableError(
+        absl::StrCat("put: no word from the server for ", options_.stream_idle_timeout_ms, " ms"));
   }
   if (!status.ok()) return status;
   return absl::UnavailableError(
@@ -160,14 +160,13 @@ absl::Status PutAttempt::OnAck(const v1::BlockAck& ack) {
     }
     block = &result_.blocks[index];
   }
-  block->status =
-      ack.has_error() ? StatusFromDetail(FromProto(ack.error())) : absl::OkStatus();
+  block->status = ack.has_error() ? StatusFromDetail(FromProto(ack.error())) : absl::OkStatus();
   block->have_it = ack.have_it();
   block->stored_bytes = ack.stored_bytes();
   block->raw_bytes = ack.raw_bytes();
   block->quality = FromProto(ack.quality());
-  block->state = ack.state() == v1::BLOCK_STATE_DURABLE ? BlockState::kDurable
-                                                        : BlockState::kMemory;
+  block->state =
+      ack.state() == v1::BLOCK_STATE_DURABLE ? BlockState::kDurable : BlockState::kMemory;
   const bool settled = !RetryPolicy::IsTransient(block->status);
   if (settled && request_.on_block) request_.on_block(*block);
 

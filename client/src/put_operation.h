@@ -61,8 +61,8 @@ class PutAttempt {
   uint32_t inflight_blocks_ LKV_GUARDED_BY(mutex_) = 0;  // announced, not acknowledged
   uint64_t inflight_bytes_ LKV_GUARDED_BY(mutex_) = 0;
   uint32_t unsettled_ LKV_GUARDED_BY(mutex_) = 0;
-  bool ended_ LKV_GUARDED_BY(mutex_) = false;        // no more reads
-  absl::Status broken_ LKV_GUARDED_BY(mutex_);       // the server broke the protocol
+  bool ended_ LKV_GUARDED_BY(mutex_) = false;   // no more reads
+  absl::Status broken_ LKV_GUARDED_BY(mutex_);  // the server broke the protocol
 };
 
 // The whole put, over as many streams as `retry` allows.

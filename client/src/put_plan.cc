@@ -20,14 +20,14 @@ absl::Status CheckRequest(const PutRequest& request) {
   }
   if (registered.chunk_tokens < limits::kMinChunkTokens ||
       registered.chunk_tokens > limits::kMaxChunkTokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("put: chunk_tokens is ", registered.chunk_tokens, ", must be ",
-                     limits::kMinChunkTokens, " to ", limits::kMaxChunkTokens));
+    return absl::InvalidArgumentError(absl::StrCat("put: chunk_tokens is ", registered.chunk_tokens,
+                                                   ", must be ", limits::kMinChunkTokens, " to ",
+                                                   limits::kMaxChunkTokens));
   }
   if (request.start % registered.chunk_tokens != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("put: start ", request.start, " is not a multiple of the chunk size ",
-                     registered.chunk_tokens));
+    return absl::InvalidArgumentError(absl::StrCat("put: start ", request.start,
+                                                   " is not a multiple of the chunk size ",
+                                                   registered.chunk_tokens));
   }
   if (request.start >= request.tokens.size()) {
     return absl::InvalidArgumentError(absl::StrCat("put: there are ", request.tokens.size(),
@@ -44,10 +44,9 @@ absl::Status CheckRequest(const PutRequest& request) {
   }
   for (size_t l = 0; l < layers.size(); ++l) {
     if (request.planes[l].size() != layers[l].planes.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("put: layer ", l, " has ",
-                                                     request.planes[l].size(),
-                                                     " tensors, the layout has ",
-                                                     layers[l].planes.size(), " planes"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("put: layer ", l, " has ", request.planes[l].size(),
+                       " tensors, the layout has ", layers[l].planes.size(), " planes"));
     }
     for (const PlaneView& view : request.planes[l]) {
       if (view.data == nullptr) {
@@ -104,8 +103,7 @@ v1::BlockHeader MakeBlockHeader(const PutRequest& request, const PutChunk& chunk
   header.set_payload_bytes(chunk.payload_bytes);
   header.set_salt(request.salt);
   for (uint64_t position : request.exact_positions) {
-    if (position >= chunk.start_position &&
-        position - chunk.start_position < chunk.tokens.size()) {
+    if (position >= chunk.start_position && position - chunk.start_position < chunk.tokens.size()) {
       header.add_exact_tokens(static_cast<uint32_t>(position - chunk.start_position));
     }
   }

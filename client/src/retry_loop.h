@@ -21,8 +21,8 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
 }
 
-// The failures of one call. Not thread-safe; `options` and `sleep` must outlive it, and both policies
-// must be set.
+// The failures of one call. Not thread-safe; `options` and `sleep` must outlive it, and both
+// policies must be set.
 class RetryState {
  public:
   RetryState(const ClientOptions& options, const Sleeper& sleep)

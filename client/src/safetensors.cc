@@ -109,8 +109,7 @@ absl::Status CheckCoverage(const std::vector<SafetensorsReader::Tensor>& tensors
   for (const auto& tensor : tensors) {
     if (!tensor.data.empty()) spans.push_back(tensor.data);
   }
-  std::sort(spans.begin(), spans.end(),
-            [](ByteSpan a, ByteSpan b) { return a.data() < b.data(); });
+  std::sort(spans.begin(), spans.end(), [](ByteSpan a, ByteSpan b) { return a.data() < b.data(); });
   const std::byte* at = data.data();
   for (ByteSpan span : spans) {
     if (span.data() != at) return Malformed("tensors overlap or leave a gap");
@@ -205,8 +204,7 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& p
     writer.ranges_[tensor.name] = {offset, size};
     offset += size;
   }
-  std::string text =
-      header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   text.resize((text.size() + kHeaderAlignment - 1) / kHeaderAlignment * kHeaderAlignment, ' ');
   const uint64_t data_start = kLengthBytes + text.size();
   for (auto& [name, range] : writer.ranges_) range.first += data_start;

@@ -16,7 +16,21 @@
 
 namespace latticekv {
 
-enum class TensorDType { kF16, kBF16, kF32, kF64, kI8, kI16, kI32, kI64, kU8, kU16, kU32, kU64, kBool };
+enum class TensorDType {
+  kF16,
+  kBF16,
+  kF32,
+  kF64,
+  kI8,
+  kI16,
+  kI32,
+  kI64,
+  kU8,
+  kU16,
+  kU32,
+  kU64,
+  kBool
+};
 
 size_t TensorDTypeBytes(TensorDType dtype);
 std::string_view TensorDTypeName(TensorDType dtype);  // "F16", "I64", "BOOL"
@@ -39,9 +53,9 @@ class SafetensorsReader {
     ByteSpan data;
   };
 
-  // INVALID_ARGUMENT, naming the file and what is wrong with it, unless the file is sound: header at
-  // most kMaxSafetensorsHeaderBytes, known dtypes, offsets that match the shapes and cover the file
-  // without gaps or overlaps.
+  // INVALID_ARGUMENT, naming the file and what is wrong with it, unless the file is sound: header
+  // at most kMaxSafetensorsHeaderBytes, known dtypes, offsets that match the shapes and cover the
+  // file without gaps or overlaps.
   static absl::StatusOr<SafetensorsReader> Open(const std::string& path);
 
   const std::string& path() const { return path_; }

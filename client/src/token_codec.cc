@@ -41,8 +41,7 @@ absl::Status Damaged() { return absl::DataLossError("the token ids are damaged")
 
 ByteVector ZstdCompress(ByteSpan bytes) {
   ByteVector out(ZSTD_compressBound(bytes.size()));
-  const size_t size =
-      ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), kZstdLevel);
+  const size_t size = ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), kZstdLevel);
   out.resize(ZSTD_isError(size) ? 0 : size);
   return out;
 }

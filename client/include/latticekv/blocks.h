@@ -47,7 +47,7 @@ struct BlockResult {
   Digest content_hash{};
   uint64_t start_position = 0;
   uint32_t tokens = 0;
-  absl::Status status;  // not OK: the block was not stored, and why
+  absl::Status status;   // not OK: the block was not stored, and why
   bool have_it = false;  // it was stored already, at least as good; no payload was sent
   uint64_t stored_bytes = 0;
   uint64_t raw_bytes = 0;
@@ -61,15 +61,15 @@ struct PutRequest {
   // Token ids of the whole sequence from position 0, since a block's name depends on all tokens
   // before it.
   std::span<const uint32_t> tokens;
-  // Position of the first token in `planes`, a multiple of layout.chunk_tokens. Tensors of the tokens
-  // before it are not needed.
+  // Position of the first token in `planes`, a multiple of layout.chunk_tokens. Tensors of the
+  // tokens before it are not needed.
   uint64_t start = 0;
   // [layer][plane] in the layout's order, tokens.size() - start tokens each. Read during the call.
   std::vector<std::vector<PlaneView>> planes;
   PresetId preset = kDefaultPreset;
-  bool durable = false;   // acknowledge only when it survives a power loss
-  int64_t ttl_ms = 0;     // of the session and its blocks; 0: none
-  std::string salt;       // LoRA adapter, multimodal hash
+  bool durable = false;  // acknowledge only when it survives a power loss
+  int64_t ttl_ms = 0;    // of the session and its blocks; 0: none
+  std::string salt;      // LoRA adapter, multimodal hash
   // Positions to store bit for bit, increasing.
   std::vector<uint64_t> exact_positions;
   // Called for each finished block, from one thread at a time, not necessarily the caller's.
@@ -80,7 +80,7 @@ struct PutResult {
   std::vector<BlockResult> blocks;  // in order of position
   uint64_t stored_bytes = 0;        // sums over the blocks that are stored
   uint64_t raw_bytes = 0;
-  uint64_t sent_bytes = 0;          // payload that went over the wire
+  uint64_t sent_bytes = 0;  // payload that went over the wire
   // The first block's error; OK when all blocks are stored.
   absl::Status status() const;
 };

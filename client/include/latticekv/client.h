@@ -17,8 +17,8 @@
 namespace latticekv {
 
 // A value that shares its connection with its copies. Thread-safe. Errors of the server carry an
-// ErrorDetail (error_detail.h); calls that find the server UNAVAILABLE are repeated as ClientOptions
-// say.
+// ErrorDetail (error_detail.h); calls that find the server UNAVAILABLE are repeated as
+// ClientOptions say.
 class Client {
  public:
   explicit Client(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
@@ -30,8 +30,8 @@ class Client {
 
   // Stores the cache of a token sequence: cuts it into chunks, skips those the server has and sends
   // the rest. An error means that the request was wrong or the stream broke for good; a block that
-  // the server refused has its own status (PutResult::status() gives the first). Idempotent: after an
-  // error, put again.
+  // the server refused has its own status (PutResult::status() gives the first). Idempotent: after
+  // an error, put again.
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) {
     return connection_->PutPrefix(request);
   }

@@ -37,8 +37,7 @@ struct ErrorDetail {
 };
 
 // URL under which a Status carries its detail as payload (a serialized latticekv.v1.ErrorDetail).
-inline constexpr std::string_view kErrorDetailUrl =
-    "type.googleapis.com/latticekv.v1.ErrorDetail";
+inline constexpr std::string_view kErrorDetailUrl = "type.googleapis.com/latticekv.v1.ErrorDetail";
 
 // The detail a status of this library carries; nothing when the server gave none.
 std::optional<ErrorDetail> GetErrorDetail(const absl::Status& status);

@@ -1,0 +1,318 @@
+// The operator's commands: sessions, session, blocks, stats, explain, verify.
+#include <iostream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/cli/command.h"
+#include "client/cli/output.h"
+#include "client/cli/progress.h"
+#include "core/base/clock.h"
+#include "core/base/status_macros.h"
+#include "latticekv/client.h"
+
+namespace latticekv {
+namespace {
+
+constexpr size_t kShortKeyDigits = 16;
+constexpr const char* kDefaultNamespace = "default";
+
+FlagSpec NamespaceFlag(const char* otherwise) {
+  return {"namespace", "N", absl::StrCat("namespace (default: ", otherwise, ")")};
+}
+
+absl::StatusOr<Client> ConnectTo(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(const std::string server, arguments.Require("server"));
+  return Connect(server);
+}
+
+const char* TierName(Tier tier) {
+  switch (tier) {
+    case Tier::kMemory:
+      return "memory";
+    case Tier::kDisk:
+      return "disk";
+    default:
+      return "none";
+  }
+}
+
+std::string Age(int64_t since_ms) {
+  return since_ms == 0 ? "-" : DurationText(Clock::Real()->WallMs() - since_ms) + " ago";
+}
+
+Json SessionJson(const SessionSummary& s) {
+  return {{"name", s.name},
+          {"namespace", s.name_space},
+          {"model", s.model},
+          {"blocks", s.blocks},
+          {"missing_blocks", s.missing_blocks},
+          {"tokens", s.tokens},
+          {"raw_bytes", s.raw_bytes},
+          {"stored_bytes", s.stored_bytes},
+          {"ratio", s.ratio},
+          {"created_ms", s.created_ms},
+          {"last_used_ms", s.last_used_ms},
+          {"expires_ms", s.expires_ms},
+          {"pinned", s.pinned}};
+}
+
+Json BlockJson(const BlockSummary& b) {
+  return {{"key", b.key},
+          {"parent", b.parent},
+          {"namespace", b.name_space},
+          {"start_position", b.start_position},
+          {"tokens", b.tokens},
+          {"raw_bytes", b.raw_bytes},
+          {"stored_bytes", b.stored_bytes},
+          {"preset", PresetName(b.preset)},
+          {"quality", QualityJson(b.quality)},
+          {"tier", TierName(b.tier)},
+          {"pinned", b.pinned},
+          {"missing", b.missing}};
+}
+
+void PrintBlocks(const std::vector<BlockSummary>& blocks) {
+  std::vector<std::vector<std::string>> rows = {
+      {"KEY", "START", "TOKENS", "RAW", "STORED", "RATIO", "PRESET", "TIER", "QUALITY"}};
+  for (const BlockSummary& b : blocks) {
+    rows.push_back(
+        {b.key.substr(0, kShortKeyDigits), absl::StrCat(b.start_position), absl::StrCat(b.tokens),
+         BytesText(b.raw_bytes), BytesText(b.stored_bytes),
+         Fixed(Ratio(b.raw_bytes, b.stored_bytes), 2), std::string(PresetName(b.preset)),
+         b.missing ? "missing" : absl::StrCat(TierName(b.tier), b.pinned ? ", pinned" : ""),
+         b.missing ? "" : QualityText(b.quality)});
+  }
+  PrintTable(rows);
+}
+
+absl::Status ListSessions(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  ListRequest request;
+  request.name_space = arguments.Get("namespace");
+  std::vector<SessionSummary> sessions;
+  do {
+    LKV_ASSIGN_OR_RETURN(SessionPage page, client.ListSessions(request));
+    sessions.insert(sessions.end(), page.sessions.begin(), page.sessions.end());
+    if (!page.next_page_token.empty() && page.next_page_token == request.page_token) {
+      return absl::InternalError("the server repeats a page of sessions");
+    }
+    request.page_token = page.next_page_token;
+  } while (!request.page_token.empty());
+  if (arguments.Has("json")) {
+    Json json = Json::array();
+    for (const SessionSummary& s : sessions) json.push_back(SessionJson(s));
+    PrintJson({{"sessions", std::move(json)}});
+    return absl::OkStatus();
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"SESSION", "NAMESPACE", "BLOCKS", "TOKENS", "RAW", "STORED", "RATIO", "USED", "MODEL"}};
+  for (const SessionSummary& s : sessions) {
+    std::string blocks = absl::StrCat(s.blocks);
+    if (s.missing_blocks > 0) absl::StrAppend(&blocks, " (", s.missing_blocks, " missing)");
+    rows.push_back({absl::StrCat(s.name, s.pinned ? " (pinned)" : ""), s.name_space, blocks,
+                    absl::StrCat(s.tokens), BytesText(s.raw_bytes), BytesText(s.stored_bytes),
+                    Fixed(s.ratio, 2), Age(s.last_used_ms), s.model});
+  }
+  PrintTable(rows);
+  return absl::OkStatus();
+}
+
+absl::Status ShowSession(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  LKV_ASSIGN_OR_RETURN(
+      const SessionDetail session,
+      client.GetSession(arguments.Get("namespace", kDefaultNamespace), arguments.positionals()[0]));
+  const SessionSummary& s = session.summary;
+  if (arguments.Has("json")) {
+    Json blocks = Json::array();
+    for (const BlockSummary& b : session.blocks) blocks.push_back(BlockJson(b));
+    Json json = SessionJson(s);
+    json["fingerprint"] = ToHex(session.fingerprint);
+    json["layout"] = LayoutJson(session.layout);
+    json["block_list"] = std::move(blocks);
+    PrintJson(json);
+    return absl::OkStatus();
+  }
+  QualitySum quality;
+  for (const BlockSummary& b : session.blocks) {
+    if (!b.missing) quality.Add(b.quality, b.tokens);
+  }
+  PrintFields({{"session", absl::StrCat(s.name, " in namespace ", s.name_space)},
+               {"model", s.model},
+               {"layout", LayoutText(session.layout)},
+               {"fingerprint", ToHex(session.fingerprint)},
+               {"tokens", absl::StrCat(s.tokens, " in ", s.blocks, " blocks, ", s.missing_blocks,
+                                       " missing")},
+               {"raw", BytesText(s.raw_bytes)},
+               {"stored", absl::StrCat(BytesText(s.stored_bytes), ", ratio ", Fixed(s.ratio, 2))},
+               {"quality", QualityText(quality.Result())},
+               {"created", Age(s.created_ms)},
+               {"used", Age(s.last_used_ms)},
+               {"expires", s.expires_ms == 0
+                               ? std::string("never")
+                               : "in " + DurationText(s.expires_ms - Clock::Real()->WallMs())},
+               {"pinned", s.pinned ? "yes" : "no"}});
+  std::cout << "\n";
+  PrintBlocks(session.blocks);
+  return absl::OkStatus();
+}
+
+absl::Status ListBlocks(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  ListRequest request;
+  request.name_space = arguments.Get("namespace");
+  std::vector<BlockSummary> blocks;
+  do {
+    LKV_ASSIGN_OR_RETURN(BlockPage page, client.ListBlocks(request));
+    blocks.insert(blocks.end(), page.blocks.begin(), page.blocks.end());
+    if (!page.next_page_token.empty() && page.next_page_token == request.page_token) {
+      return absl::InternalError("the server repeats a page of blocks");
+    }
+    request.page_token = page.next_page_token;
+  } while (!request.page_token.empty());
+  if (arguments.Has("json")) {
+    Json json = Json::array();
+    for (const BlockSummary& b : blocks) json.push_back(BlockJson(b));
+    PrintJson({{"blocks", std::move(json)}});
+    return absl::OkStatus();
+  }
+  PrintBlocks(blocks);
+  return absl::OkStatus();
+}
+
+Json StatsJson(const ServerStats& s) {
+  return {{"blocks", s.blocks},
+          {"sessions", s.sessions},
+          {"layouts", s.layouts},
+          {"raw_bytes", s.raw_bytes},
+          {"stored_bytes", s.stored_bytes},
+          {"ratio", s.ratio},
+          {"memory_used_bytes", s.memory_used_bytes},
+          {"memory_peak_bytes", s.memory_peak_bytes},
+          {"memory_capacity_bytes", s.memory_capacity_bytes},
+          {"pinned_blocks", s.pinned_blocks},
+          {"puts", s.puts},
+          {"duplicate_puts", s.duplicate_puts},
+          {"gets", s.gets},
+          {"misses", s.misses},
+          {"evicted_blocks", s.evicted_blocks},
+          {"evicted_bytes", s.evicted_bytes},
+          {"corrupt_blocks", s.corrupt_blocks},
+          {"encode_bytes", s.encode_bytes},
+          {"decode_bytes", s.decode_bytes},
+          {"encode_gbps", s.encode_gbps},
+          {"decode_gbps", s.decode_gbps},
+          {"open_streams", s.open_streams},
+          {"draining", s.draining},
+          {"uptime_ms", s.uptime_ms},
+          {"version", s.version},
+          {"codec_backend", s.codec_backend}};
+}
+
+absl::Status ShowStats(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  LKV_ASSIGN_OR_RETURN(const ServerStats s, client.Stats());
+  if (arguments.Has("json")) {
+    PrintJson(StatsJson(s));
+    return absl::OkStatus();
+  }
+  PrintFields({{"daemon", absl::StrCat("version ", s.version, ", codec ", s.codec_backend, ", up ",
+                                       DurationText(static_cast<int64_t>(s.uptime_ms)),
+                                       s.draining ? ", draining" : "")},
+               {"stored", absl::StrCat(s.blocks, " blocks in ", s.sessions, " sessions of ",
+                                       s.layouts, " layouts, ", s.pinned_blocks, " blocks pinned")},
+               {"bytes", absl::StrCat(BytesText(s.stored_bytes), " for ", BytesText(s.raw_bytes),
+                                      ", ratio ", Fixed(s.ratio, 2))},
+               {"memory", absl::StrCat(BytesText(s.memory_used_bytes), " of ",
+                                       BytesText(s.memory_capacity_bytes), ", peak ",
+                                       BytesText(s.memory_peak_bytes))},
+               {"puts", absl::StrCat(s.puts, ", ", s.duplicate_puts, " already stored")},
+               {"gets", absl::StrCat(s.gets, ", ", s.misses, " misses")},
+               {"evicted", absl::StrCat(s.evicted_blocks, " blocks, ", BytesText(s.evicted_bytes))},
+               {"corrupt", absl::StrCat(s.corrupt_blocks, " blocks")},
+               {"encoded", absl::StrCat(BytesText(s.encode_bytes), ", ", Fixed(s.encode_gbps, 3),
+                                        " GB/s a core")},
+               {"decoded", absl::StrCat(BytesText(s.decode_bytes), ", ", Fixed(s.decode_gbps, 3),
+                                        " GB/s a core")},
+               {"streams", absl::StrCat(s.open_streams, " open")}});
+  return absl::OkStatus();
+}
+
+absl::Status Explain(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  LKV_ASSIGN_OR_RETURN(const MissExplanation miss,
+                       client.ExplainMiss(arguments.Get("namespace", kDefaultNamespace),
+                                          arguments.positionals()[0]));
+  if (arguments.Has("json")) {
+    PrintJson({{"reason", ErrorReasonName(miss.reason)}, {"message", miss.message}});
+    return absl::OkStatus();
+  }
+  PrintFields({{"reason", ErrorReasonName(miss.reason)}, {"message", miss.message}});
+  return absl::OkStatus();
+}
+
+absl::Status VerifyBlocks(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(Client client, ConnectTo(arguments));
+  VerifyResult result;
+  {
+    Progress progress("checking block", 0);
+    uint64_t shown = 0;
+    LKV_ASSIGN_OR_RETURN(result, client.Verify([&](const VerifyResult& now) {
+      progress.Add(now.blocks_checked - std::exchange(shown, now.blocks_checked));
+    }));
+  }
+  if (arguments.Has("json")) {
+    PrintJson(
+        {{"blocks_checked", result.blocks_checked}, {"blocks_corrupt", result.blocks_corrupt}});
+  } else {
+    PrintFields({{"checked", absl::StrCat(result.blocks_checked, " blocks")},
+                 {"corrupt", absl::StrCat(result.blocks_corrupt, " blocks")}});
+  }
+  if (result.blocks_corrupt == 0) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(result.blocks_corrupt, " blocks were corrupt; the server dropped them"));
+}
+
+}  // namespace
+
+std::vector<Command> AdminCommands() {
+  return {{{"sessions",
+            "",
+            0,
+            0,
+            "List the stored sessions.",
+            {ServerFlag(), NamespaceFlag("all"), JsonFlag()}},
+           ListSessions},
+          {{"session",
+            "NAME",
+            1,
+            1,
+            "Show one session and its blocks.",
+            {ServerFlag(), NamespaceFlag(kDefaultNamespace), JsonFlag()}},
+           ShowSession},
+          {{"blocks",
+            "",
+            0,
+            0,
+            "List the stored blocks.",
+            {ServerFlag(), NamespaceFlag("all"), JsonFlag()}},
+           ListBlocks},
+          {{"stats", "", 0, 0, "Show what the daemon holds and does.", {ServerFlag(), JsonFlag()}},
+           ShowStats},
+          {{"explain",
+            "KEY",
+            1,
+            1,
+            "Say why a block is not stored.",
+            {ServerFlag(), NamespaceFlag(kDefaultNamespace), JsonFlag()}},
+           Explain},
+          {{"verify",
+            "",
+            0,
+            0,
+            "Have the daemon check every stored block.",
+            {ServerFlag(), JsonFlag()}},
+           VerifyBlocks}};
+}
+
+}  // namespace latticekv

@@ -1,0 +1,165 @@
+#include "client/cli/output.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace latticekv {
+namespace {
+
+std::string PlaneText(const PlaneSpec& plane) {
+  std::string out = absl::StrCat(plane.name, " ", plane.heads, " x ", plane.head_dim, " ",
+                                 std::string(DTypeName(plane.dtype)));
+  if (plane.rope.style == RopeStyle::kNone) return out;
+  absl::StrAppend(&out, " (", plane.rope.style == RopeStyle::kInterleaved ? "interleaved" : "neox",
+                  ", base ", plane.rope.base);
+  if (plane.rope.rotary_dims != plane.head_dim) {
+    absl::StrAppend(&out, ", ", plane.rope.rotary_dims, " dims");
+  }
+  return out + ")";
+}
+
+const char* RoleName(PlaneRole role) {
+  switch (role) {
+    case PlaneRole::kKey:
+      return "key";
+    case PlaneRole::kValue:
+      return "value";
+    default:
+      return "opaque";
+  }
+}
+
+}  // namespace
+
+void PrintJson(const Json& json) {
+  std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
+}
+
+std::string BytesText(uint64_t bytes) {
+  constexpr std::array<const char*, 5> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB"};
+  if (bytes < 1024) return absl::StrCat(bytes, " B");
+  double value = static_cast<double>(bytes) / 1024;
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) value /= 1024;
+  return absl::StrFormat("%.1f %s", value, kUnits[unit]);
+}
+
+std::string Fixed(double value, int digits) { return absl::StrFormat("%.*f", digits, value); }
+
+std::string DurationText(int64_t ms) {
+  const int64_t seconds = std::max<int64_t>(ms, 0) / 1000;
+  if (seconds < 120) return absl::StrCat(seconds, " s");
+  if (seconds < 2 * 3600) return absl::StrCat(seconds / 60, " min");
+  if (seconds < 2 * 86400) return absl::StrCat(seconds / 3600, " h");
+  return absl::StrCat(seconds / 86400, " d");
+}
+
+double Ratio(uint64_t raw_bytes, uint64_t stored_bytes) {
+  return stored_bytes == 0 ? 0 : static_cast<double>(raw_bytes) / static_cast<double>(stored_bytes);
+}
+
+std::string QualityText(const Quality& quality) {
+  if (quality.exact) return "exact";
+  return absl::StrFormat(quality.profiled ? "logit noise %.4f nats, value error %.4f"
+                                          : "key error %.4f (no query energy), value error %.4f",
+                         quality.logit_noise, quality.value_error);
+}
+
+Json QualityJson(const Quality& quality) {
+  return {{"exact", quality.exact},
+          {"profiled", quality.profiled},
+          {"logit_noise", quality.logit_noise},
+          {"value_error", quality.value_error}};
+}
+
+std::string LayoutText(const Layout& layout) {
+  std::string out = absl::StrCat(layout.layers.size(), " layers: ");
+  for (size_t p = 0; p < layout.layers.front().planes.size(); ++p) {
+    absl::StrAppend(&out, p == 0 ? "" : ", ", PlaneText(layout.layers.front().planes[p]));
+  }
+  const bool equal = std::all_of(layout.layers.begin(), layout.layers.end(),
+                                 [&](const LayerSpec& l) { return l == layout.layers.front(); });
+  return equal ? out : out + "; other layers differ";
+}
+
+Json LayoutJson(const Layout& layout) {
+  Json layers = Json::array();
+  for (size_t l = 0; l < layout.layers.size();) {
+    size_t end = l + 1;
+    while (end < layout.layers.size() && layout.layers[end] == layout.layers[l]) ++end;
+    Json planes = Json::array();
+    for (const PlaneSpec& plane : layout.layers[l].planes) {
+      Json json = {{"name", plane.name},
+                   {"role", RoleName(plane.role)},
+                   {"heads", plane.heads},
+                   {"head_dim", plane.head_dim},
+                   {"dtype", DTypeName(plane.dtype)}};
+      if (plane.rope.style != RopeStyle::kNone) {
+        json["rope_layout"] = plane.rope.style == RopeStyle::kInterleaved ? "interleaved" : "neox";
+        json["rope_base"] = plane.rope.base;
+        json["rope_dims"] = plane.rope.rotary_dims;
+      }
+      planes.push_back(std::move(json));
+    }
+    layers.push_back({{"repeat", end - l}, {"planes", std::move(planes)}});
+    l = end;
+  }
+  return {{"model", layout.model},
+          {"revision", layout.revision},
+          {"layer_count", layout.layers.size()},
+          {"layers", std::move(layers)}};
+}
+
+void PrintFields(const Fields& fields) {
+  size_t width = 0;
+  for (const auto& [name, value] : fields) width = std::max(width, name.size());
+  for (const auto& [name, value] : fields) {
+    std::string padded = name;
+    padded.resize(width, ' ');
+    std::cout << padded << "  " << value << "\n";
+  }
+}
+
+void PrintTable(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+  }
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t c = 0; c < row.size(); ++c) {
+      std::string cell = row[c];
+      if (c + 1 < row.size()) cell.resize(widths[c] + 2, ' ');
+      line += cell;
+    }
+    std::cout << line << "\n";
+  }
+}
+
+void QualitySum::Add(const Quality& quality, uint64_t tokens) {
+  exact_ &= quality.exact;
+  // What is exact has no error, with a profile or without.
+  profiled_ &= quality.profiled || quality.exact;
+  const auto weight = static_cast<double>(tokens);
+  tokens_ += weight;
+  noise_ += weight * quality.logit_noise * quality.logit_noise;
+  error_ += weight * quality.value_error * quality.value_error;
+}
+
+Quality QualitySum::Result() const {
+  Quality out;
+  if (tokens_ == 0) return out;
+  out.exact = exact_;
+  out.profiled = profiled_ && !exact_;
+  out.logit_noise = std::sqrt(noise_ / tokens_);
+  out.value_error = std::sqrt(error_ / tokens_);
+  return out;
+}
+
+}  // namespace latticekv
