@@ -1,4 +1,5 @@
 // latticekvd: the daemon.
+#include <grpc/support/log.h>
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -54,6 +55,11 @@ sigset_t BlockEndSignals() {
   return signals;
 }
 
+// What the library says of its own goes to the debug level: our errors tell what matters.
+void LogGrpc(gpr_log_func_args* args) {
+  spdlog::debug("grpc: {} ({}:{})", args->message, args->file, args->line);
+}
+
 int Run(int argc, char** argv) {
   auto flags = ParseFlags(argc, argv);
   if (!flags.ok()) return Fail(flags.status(), kExitUsage);
@@ -61,6 +67,8 @@ int Run(int argc, char** argv) {
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
   spdlog::set_level(spdlog::level::from_str(flags->log_level));
   spdlog::flush_on(spdlog::level::info);
+
+  gpr_set_log_function(LogGrpc);
 
   const sigset_t signals = BlockEndSignals();
   flags->server.on_drain_requested = [] { kill(getpid(), SIGTERM); };

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/service_admin.h"
 #include "server/service_cache.h"
 
@@ -68,6 +69,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& given)
   server->grpc_ = std::make_unique<Grpc>(*server->engine_);
 
   KeepGrpcOpen();
+  // Links the health service's descriptor, so that reflection can describe it.
+  grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;

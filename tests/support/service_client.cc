@@ -6,6 +6,7 @@
 #include "core/base/bytes.h"
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
+#include "grpc/health/v1/health.pb.h"
 #include "latticekv/v1/admin_service.grpc.pb.h"
 #include "latticekv/v1/cache_service.grpc.pb.h"
 #include "proto/rpc_status.h"
@@ -125,18 +126,15 @@ class ServiceClientImpl final : public ServiceClient {
     v1::DrainResponse response;
     return FromGrpc(admin_->Drain(&context, v1::DrainRequest(), &response));
   }
-  // HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1; SERVING = 1}: the
-  // generated code is not packaged, and the messages are small enough to write by hand.
+  // Generic, since only the messages are generated.
   Called<bool> Health(const std::string& service) override {
     grpc::GenericStub stub(channel_);
     grpc::ClientContext context;
     grpc::CompletionQueue queue;
-    std::string request;
-    if (!service.empty()) {
-      request = std::string("\x0a") + static_cast<char>(service.size()) + service;
-    }
-    auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", ToBuffer(request),
-                                      &queue);
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(service);
+    const grpc::ByteBuffer bytes = ToBuffer(request.SerializeAsString());
+    auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", bytes, &queue);
     call->StartCall();
     grpc::ByteBuffer buffer;
     grpc::Status status;
@@ -147,8 +145,10 @@ class ServiceClientImpl final : public ServiceClient {
     Called<bool> out;
     out.status = FromGrpc(status);
     grpc::Slice slice;
-    if (status.ok() && buffer.DumpToSingleSlice(&slice).ok()) {
-      out.response = std::string(slice.begin(), slice.end()) == std::string("\x08\x01");
+    grpc::health::v1::HealthCheckResponse response;
+    if (status.ok() && buffer.DumpToSingleSlice(&slice).ok() &&
+        response.ParseFromArray(slice.begin(), static_cast<int>(slice.size()))) {
+      out.response = response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
     }
     return out;
   }
