@@ -1,0 +1,88 @@
+// The index of blocks in memory and the order in which they are evicted. Not thread-safe: the store
+// holds its lock around every call.
+#ifndef LATTICEKV_CORE_STORE_BLOCK_INDEX_H_
+#define LATTICEKV_CORE_STORE_BLOCK_INDEX_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/store/tiered_store.h"
+
+namespace latticekv {
+
+// Blocks form a forest: a block's parent is the chunk before it. Only leaves (blocks with no child
+// present) that are not pinned can be evicted, so a block always leaves before its ancestors and a pinned
+// block keeps all of them. Among leaves the least recently used goes first; a block that becomes a leaf
+// is at least as recent as the child it lost.
+class BlockIndex {
+ public:
+  struct Entry {
+    StoredBlockPtr block;
+    std::optional<BlockKey> parent;   // none also where a link would close a cycle
+    uint64_t last_used = 0;           // position in the order of uses
+    uint32_t children = 0;            // present
+    int64_t expires_ms = 0;           // 0: never
+    std::vector<int64_t> pins;        // when each lapses; 0: not by itself
+    bool evictable = false;           // is in the eviction order
+    size_t bytes() const { return block->reservation.bytes(); }
+  };
+
+  // Null when absent.
+  Entry* Find(const BlockKey& key);
+  const Entry* Find(const BlockKey& key) const;
+
+  // Adds a block that is absent.
+  Entry& Insert(StoredBlockPtr block);
+  // Puts another block in the place of one with the same key; returns the old one. Pins, expiry,
+  // children and recency stay.
+  StoredBlockPtr Replace(Entry& entry, StoredBlockPtr block);
+  // Removes a block and returns it.
+  StoredBlockPtr Remove(const BlockKey& key);
+
+  // Marks as most recently used.
+  void Use(Entry& entry);
+  void AddPin(Entry& entry, int64_t expires_ms);
+  // Removes one pin, a lasting one if there is any; false when there is none.
+  bool RemovePin(Entry& entry);
+  void SetExpiry(Entry& entry, int64_t expires_ms);
+
+  // Lets pins lapse; moves expired blocks out of the index to `expired`.
+  void AdvanceTo(int64_t now_ms, std::vector<StoredBlockPtr>& expired);
+
+  // The coldest leaf that nobody but the index holds, since evicting one that a reader holds frees
+  // nothing; none when there is none.
+  std::optional<BlockKey> Coldest() const;
+
+  std::vector<StoredBlockPtr> Children(const BlockKey& parent) const;
+  // Up to `limit` blocks in key order, from the first after `after`.
+  std::vector<StoredBlockPtr> List(const std::optional<BlockKey>& after, size_t limit) const;
+
+  size_t size() const { return entries_.size(); }
+  uint64_t stored_bytes() const { return stored_bytes_; }
+  uint64_t pinned_bytes() const { return pinned_bytes_; }
+  uint64_t pinned_blocks() const { return pinned_blocks_; }
+
+ private:
+  using Timer = std::pair<int64_t, BlockKey>;
+
+  // Puts an entry in or out of the eviction order as its state demands.
+  void Refresh(Entry& entry);
+  void SetRecency(Entry& entry, uint64_t last_used);
+  bool ClosesCycle(const BlockKey& key, BlockKey parent) const;
+
+  std::map<BlockKey, Entry> entries_;
+  std::unordered_map<BlockKey, std::set<BlockKey>, DigestHash> children_;  // present ones, by parent
+  std::set<std::pair<uint64_t, BlockKey>> order_;                          // evictable, coldest first
+  std::set<Timer> timers_;  // moments at which a pin lapses or a block expires
+  uint64_t uses_ = 0;
+  uint64_t stored_bytes_ = 0, pinned_bytes_ = 0, pinned_blocks_ = 0;
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_STORE_BLOCK_INDEX_H_
