@@ -1,0 +1,221 @@
+#include "core/store/tiered_store.h"
+
+#include <gtest/gtest.h>
+
+#include "core/base/sha256.h"
+
+namespace latticekv {
+namespace {
+
+constexpr size_t kFrameBytes = 1000;
+const size_t kEntryBytes = TieredStore::EntryBytes(kFrameBytes, 0);
+
+BlockKey Key(int n) { return Sha256Of(AsBytes("block " + std::to_string(n))); }
+
+class StoreTest : public ::testing::Test {
+ protected:
+  // A store with room for `blocks` blocks.
+  void Open(size_t blocks) {
+    StoreOptions options;
+    options.memory_bytes = blocks * kEntryBytes;
+    options.clock = &clock_;
+    store_ = *TieredStore::Open(options);
+    store_->SetRemovalListener([this](const StoredBlockPtr& b) { removed_.push_back(b->key); });
+  }
+  absl::StatusOr<PutResult> Put(int n, std::optional<int> parent = std::nullopt,
+                                uint32_t rank = 1) {
+    auto reservation = store_->Reserve(kEntryBytes);
+    if (!reservation.ok()) return reservation.status();
+    StoredBlock block;
+    block.key = Key(n);
+    if (parent) block.parent = Key(*parent);
+    block.frame.assign(kFrameBytes, static_cast<std::byte>(n));
+    block.quality_rank = rank;
+    block.reservation = *std::move(reservation);
+    return store_->Put(std::move(block));
+  }
+  bool Has(int n) { return store_->Peek(Key(n)) != nullptr; }
+
+  ManualClock clock_;
+  std::unique_ptr<TieredStore> store_;
+  std::vector<BlockKey> removed_;
+};
+
+TEST_F(StoreTest, WhatWasPutComesBack) {
+  Open(4);
+  ASSERT_TRUE(Put(1)->stored);
+  const StoredBlockPtr block = store_->Get(Key(1));
+  ASSERT_NE(block, nullptr);
+  EXPECT_EQ(block->frame, ByteVector(kFrameBytes, std::byte{1}));
+  EXPECT_EQ(store_->Get(Key(2)), nullptr);
+  const StoreStats stats = store_->Stats();
+  EXPECT_EQ(stats.blocks, 1u);
+  EXPECT_EQ(stats.stored_bytes, kEntryBytes);
+  EXPECT_EQ(stats.memory_used_bytes, kEntryBytes);
+  EXPECT_EQ(stats.hits, 1u);
+  EXPECT_EQ(stats.misses, 1u);
+}
+
+TEST_F(StoreTest, BetterReplacesWorseAndNothingElseDoes) {
+  Open(4);
+  ASSERT_TRUE(Put(1, std::nullopt, 3)->stored);
+  EXPECT_FALSE(Put(1, std::nullopt, 3)->stored);
+  EXPECT_FALSE(Put(1, std::nullopt, 2)->stored);
+  const StoredBlockPtr held = store_->Get(Key(1));
+  const auto better = Put(1, std::nullopt, 4);
+  ASSERT_TRUE(better->stored);
+  EXPECT_NE(better->block, held);
+  EXPECT_EQ(held->quality_rank, 3u);  // a reader keeps what it got
+  const StoreStats stats = store_->Stats();
+  EXPECT_EQ(stats.duplicates, 2u);
+  EXPECT_EQ(stats.replaced, 1u);
+  EXPECT_EQ(stats.blocks, 1u);
+  EXPECT_EQ(stats.stored_bytes, kEntryBytes);
+}
+
+TEST_F(StoreTest, ColdestLeafGoesFirstAndAncestorsLast) {
+  Open(4);
+  for (int n = 0; n < 4; ++n) ASSERT_TRUE(Put(n, n ? std::optional<int>(n - 1) : std::nullopt).ok());
+  // 0 <- 1 <- 2 <- 3: only 3 may go although it is the hottest.
+  ASSERT_TRUE(Put(10).ok());
+  EXPECT_TRUE(Has(0) && Has(1) && Has(2) && !Has(3) && Has(10));
+  // 2 became a leaf, as recent as 3 was, and is colder than 10.
+  ASSERT_TRUE(Put(11).ok());
+  EXPECT_TRUE(Has(0) && Has(1) && !Has(2) && Has(10));
+  EXPECT_EQ(removed_, (std::vector<BlockKey>{Key(3), Key(2)}));
+  EXPECT_EQ(store_->Stats().evicted_blocks, 2u);
+}
+
+TEST_F(StoreTest, UseProtects) {
+  Open(3);
+  ASSERT_TRUE(Put(1).ok() && Put(2).ok() && Put(3).ok());
+  store_->Get(Key(1));
+  ASSERT_TRUE(store_->Touch(Key(2)));
+  EXPECT_FALSE(store_->Touch(Key(99)));
+  store_->Peek(Key(3));  // looking is not using
+  ASSERT_TRUE(Put(4).ok());
+  EXPECT_TRUE(Has(1) && Has(2) && !Has(3));
+}
+
+TEST_F(StoreTest, ChildrenMayComeBeforeTheirParents) {
+  Open(3);
+  ASSERT_TRUE(Put(2, 1).ok() && Put(1).ok());
+  store_->Touch(Key(2));
+  ASSERT_EQ(store_->Children(Key(1)).size(), 1u);
+  ASSERT_TRUE(Put(3).ok() && Put(4).ok());
+  EXPECT_TRUE(Has(1) && !Has(2));
+  EXPECT_TRUE(store_->Children(Key(1)).empty());
+}
+
+TEST_F(StoreTest, CyclesNeitherHangNorStay) {
+  Open(3);
+  ASSERT_TRUE(Put(1, 1).ok());
+  ASSERT_TRUE(Put(2, 3).ok() && Put(3, 2).ok());
+  for (int n = 10; n < 20; ++n) ASSERT_TRUE(Put(n).ok()) << n;
+  EXPECT_FALSE(Has(1) || Has(2) || Has(3));
+}
+
+TEST_F(StoreTest, PinnedBlocksAndTheirAncestorsStay) {
+  Open(4);
+  ASSERT_TRUE(Put(1).ok() && Put(2, 1).ok() && Put(3).ok() && Put(4).ok());
+  ASSERT_TRUE(store_->Pin(Key(2), 0).ok());
+  ASSERT_TRUE(store_->Pin(Key(2), 0).ok());
+  for (int n = 10; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
+  EXPECT_TRUE(Has(1) && Has(2));
+  ASSERT_TRUE(store_->Unpin(Key(2)).ok());
+  EXPECT_TRUE(store_->IsPinned(Key(2)));
+  ASSERT_TRUE(store_->Unpin(Key(2)).ok());
+  EXPECT_EQ(store_->Unpin(Key(2)).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store_->Unpin(Key(99)).code(), absl::StatusCode::kNotFound);
+  for (int n = 20; n < 30; ++n) ASSERT_TRUE(Put(n).ok());
+  EXPECT_FALSE(Has(1) || Has(2));
+}
+
+TEST_F(StoreTest, PinsMayHoldHalfOfTheMemory) {
+  Open(4);
+  ASSERT_TRUE(Put(1).ok() && Put(2).ok() && Put(3).ok());
+  ASSERT_TRUE(store_->Pin(Key(1), 0).ok() && store_->Pin(Key(2), 0).ok());
+  EXPECT_EQ(store_->Pin(Key(3), 0).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(store_->Pin(Key(2), 0).ok());  // pinned already
+  EXPECT_EQ(store_->Pin(Key(99), 0).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(StoreTest, PinsAndBlocksLapse) {
+  Open(2);
+  ASSERT_TRUE(Put(1).ok() && Put(2).ok());
+  ASSERT_TRUE(store_->Pin(Key(1), 1000).ok());
+  ASSERT_TRUE(store_->SetTtl(Key(2), 5000).ok());
+  clock_.Advance(999);
+  EXPECT_TRUE(store_->IsPinned(Key(1)));
+  clock_.Advance(1);
+  EXPECT_FALSE(store_->IsPinned(Key(1)));
+  ASSERT_TRUE(store_->SetTtl(Key(2), 0).ok());
+  clock_.Advance(10'000);
+  EXPECT_TRUE(Has(2));  // the new time to live counts
+  ASSERT_TRUE(store_->SetTtl(Key(2), 10).ok());
+  clock_.Advance(10);
+  EXPECT_FALSE(Has(2));
+  EXPECT_EQ(removed_, std::vector<BlockKey>{Key(2)});
+  EXPECT_EQ(store_->Stats().expired_blocks, 1u);
+}
+
+TEST_F(StoreTest, ReadersKeepWhatTheyHoldAndItCountsUntilTheyLetGo) {
+  Open(2);
+  ASSERT_TRUE(Put(1).ok() && Put(2).ok());
+  StoredBlockPtr held = store_->Get(Key(1));
+  ASSERT_TRUE(store_->Delete(Key(1)));
+  EXPECT_FALSE(store_->Delete(Key(1)));
+  EXPECT_EQ(held->frame[0], std::byte{1});
+  EXPECT_EQ(store_->Stats().memory_used_bytes, 2 * kEntryBytes);
+  // One place is held by the reader, the other can be made free.
+  ASSERT_TRUE(Put(3).ok());
+  EXPECT_FALSE(Has(2));
+  StoredBlockPtr also = store_->Get(Key(3));
+  EXPECT_EQ(Put(4).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(Has(3));  // evicting it would have freed nothing
+  held.reset();
+  EXPECT_TRUE(Put(4).ok());
+}
+
+TEST_F(StoreTest, ImpossibleReservationsDoNotFlushTheStore) {
+  Open(4);
+  ASSERT_TRUE(Put(1).ok() && Put(2).ok());
+  EXPECT_EQ(store_->Reserve(5 * kEntryBytes).status().code(), absl::StatusCode::kResourceExhausted);
+  auto in_flight = store_->Reserve(kEntryBytes);
+  ASSERT_TRUE(in_flight.ok());
+  EXPECT_EQ(store_->Reserve(4 * kEntryBytes).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(Has(1) && Has(2));
+  EXPECT_TRUE(store_->Reserve(3 * kEntryBytes).ok());
+  EXPECT_FALSE(Has(1) || Has(2));
+}
+
+TEST_F(StoreTest, PutWithTooSmallAReservationIsRefused) {
+  Open(4);
+  StoredBlock block;
+  block.key = Key(1);
+  block.frame.resize(kFrameBytes);
+  block.reservation = *store_->Reserve(kEntryBytes - 1);
+  EXPECT_EQ(store_->Put(std::move(block)).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store_->Stats().memory_used_bytes, 0u);
+}
+
+TEST_F(StoreTest, ListGoesThroughAllInPages) {
+  Open(10);
+  for (int n = 0; n < 10; ++n) ASSERT_TRUE(Put(n).ok());
+  std::vector<BlockKey> seen;
+  std::optional<BlockKey> after;
+  for (size_t before = 1; before != seen.size();) {
+    before = seen.size();
+    store_->List(after, 3, [&](const StoredBlockPtr& b) {
+      seen.push_back(b->key);
+      after = b->key;
+      return true;
+    });
+    if (before == seen.size()) break;
+  }
+  EXPECT_EQ(seen.size(), 10u);
+  EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
+}
+
+}  // namespace
+}  // namespace latticekv
