@@ -33,29 +33,36 @@ Digest LayoutFreeHash(std::string_view name_space, const std::optional<Digest>& 
   return ChunkHash(Sha256Of(AsBytes(name_space)), parent_hash, tokens, salt);
 }
 
-void BlockCatalog::OnStored(const StoredBlock& block, const BlockMetadata& m, int64_t ttl_ms) {
-  MutexLock lock(mutex_);
-  // It may have left again by now; its removal was then reported before this call or will be
-  // reported after it.
-  if (!store_->Peek(block.key)) return;
-  Remove(block.key);
-  Entry entry;
-  entry.fingerprint = m.fingerprint;
-  entry.raw_bytes = m.raw_bytes;
-  entry.layout_free_hash = m.layout_free_hash;
-  if (ttl_ms > 0) entry.expires_ms = clock_->WallMs() + ttl_ms;
-  if (!m.token_ids.empty()) {
-    entry.group = SiblingGroup(m.name_space, m.fingerprint, block.parent, m.salt);
-    entry.token_ids = m.token_ids;
-    children_[*entry.group][m.token_ids] = block.key;
+void BlockCatalog::OnStored(const StoredBlockPtr& block, const BlockMetadata& m, int64_t ttl_ms) {
+  const BlockKey& key = block->key;
+  {
+    MutexLock lock(mutex_);
+    // Two puts of one key may come here in the other order than they went into the store.
+    const auto there = entries_.find(key);
+    if (there != entries_.end() && there->second.quality_rank > block->quality_rank) return;
+    Remove(key);
+    Entry entry;
+    entry.block = block.get();
+    entry.quality_rank = block->quality_rank;
+    entry.fingerprint = m.fingerprint;
+    entry.raw_bytes = m.raw_bytes;
+    entry.layout_free_hash = m.layout_free_hash;
+    if (ttl_ms > 0) entry.expires_ms = clock_->WallMs() + ttl_ms;
+    if (!m.token_ids.empty()) {
+      entry.group = SiblingGroup(m.name_space, m.fingerprint, block->parent, m.salt);
+      entry.token_ids = m.token_ids;
+      children_[*entry.group][m.token_ids] = key;
+    }
+    if (m.layout_free_hash) {
+      layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, key);
+    }
+    raw_bytes_ += m.raw_bytes;
+    removals_.erase(key);
+    entries_.emplace(key, std::move(entry));
+    static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
   }
-  if (m.layout_free_hash) {
-    layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, block.key);
-  }
-  raw_bytes_ += m.raw_bytes;
-  removals_.erase(block.key);
-  entries_.emplace(block.key, std::move(entry));
-  static_cast<void>(store_->SetTtl(block.key, std::max<int64_t>(ttl_ms, 0)));
+  // Its removal may have been reported before it was known here.
+  if (store_->Peek(key) != block) OnRemoved(block);
 }
 
 void BlockCatalog::ExtendTtl(const BlockKey& key, int64_t ttl_ms) {
@@ -99,20 +106,20 @@ void BlockCatalog::Remove(const BlockKey& key) {
   entries_.erase(it);
 }
 
-void BlockCatalog::OnRemoved(const StoredBlock& block) {
+void BlockCatalog::OnRemoved(const StoredBlockPtr& block) {
   MutexLock lock(mutex_);
-  if (store_->Peek(block.key)) return;  // stored again meanwhile
-  const auto it = entries_.find(block.key);
-  if (it != entries_.end() && !removals_.contains(block.key)) {
+  const auto it = entries_.find(block->key);
+  if (it == entries_.end() || it->second.block != block.get()) return;  // another took its place
+  if (!removals_.contains(block->key)) {
     const int64_t expires_ms = it->second.expires_ms;
     if (expires_ms != 0 && expires_ms <= clock_->WallMs()) {
-      Remember(block.key, v1::REASON_EXPIRED, "its time to live ended; put it again");
+      Remember(block->key, v1::REASON_EXPIRED, "its time to live ended; put it again");
     } else {
-      Remember(block.key, v1::REASON_NOT_STORED,
+      Remember(block->key, v1::REASON_NOT_STORED,
                "evicted to make room; give the daemon more --memory_bytes or pin it");
     }
   }
-  Remove(block.key);
+  Remove(block->key);
 }
 
 void BlockCatalog::NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message) {

@@ -19,20 +19,20 @@
 
 namespace latticekv {
 
-// Thread-safe. Calls the store's Peek and SetTtl with its own lock held, so no call of the store
-// that may remove blocks is made under it.
+// Thread-safe. Any call of the store may report removals, which come back here through the listener, so
+// none but SetTtl is made with the lock held.
 class BlockCatalog {
  public:
   BlockCatalog(TieredStore* store, const Clock* clock) : store_(store), clock_(clock) {}
 
   // After the store took a block. `ttl_ms` 0: it does not expire.
-  void OnStored(const StoredBlock& block, const BlockMetadata& metadata, int64_t ttl_ms);
+  void OnStored(const StoredBlockPtr& block, const BlockMetadata& metadata, int64_t ttl_ms);
   // A block that was there already is wanted for `ttl_ms` more (0: for good). Never shortens.
   void ExtendTtl(const BlockKey& key, int64_t ttl_ms);
   // The block expires `ttl_ms` from now, whatever was before.
   void SetTtl(const BlockKey& key, int64_t ttl_ms);
   // The store's removal listener.
-  void OnRemoved(const StoredBlock& block);
+  void OnRemoved(const StoredBlockPtr& block);
   // Says why a block is about to be removed, for ExplainRemoval.
   void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
 
@@ -62,6 +62,8 @@ class BlockCatalog {
 
  private:
   struct Entry {
+    const StoredBlock* block = nullptr;  // tells it from others that had the same key; not followed
+    uint32_t quality_rank = 0;
     Digest fingerprint{};
     uint64_t raw_bytes = 0;
     int64_t expires_ms = 0;  // 0: never

@@ -255,7 +255,7 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
   LKV_ASSIGN_OR_RETURN(const PutResult put, engine.store().Put(std::move(block)));
   v1::BlockAck ack;
   if (put.stored) {
-    engine.catalog().OnStored(*put.block, m, target.ttl_ms);
+    engine.catalog().OnStored(put.block, m, target.ttl_ms);
   } else {
     LKV_ASSIGN_OR_RETURN(m, ParseMetadata(put.block->metadata));
     engine.catalog().ExtendTtl(plan.key, target.ttl_ms);

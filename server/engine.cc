@@ -30,7 +30,7 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   engine->catalog_ = std::make_unique<BlockCatalog>(engine->store_.get(), config.clock);
   engine->store_->SetRemovalListener(
       [catalog = engine->catalog_.get()](const StoredBlockPtr& block) {
-        catalog->OnRemoved(*block);
+        catalog->OnRemoved(block);
       });
   engine->admission_ =
       std::make_unique<UploadAdmission>(engine->store_.get(), config.memory_bytes,

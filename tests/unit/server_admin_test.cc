@@ -220,6 +220,25 @@ TEST_F(AdminTest, LifetimesEndAndAreExtended) {
   server_.reset();
 }
 
+TEST_F(AdminTest, OneStoreCallMayReportManyExpiries) {
+  ManualClock clock;
+  StartServer([&](ServerConfig& config) { config.clock = &clock; });
+  v1::PutOpen open = Open();
+  open.set_ttl_ms(1000);
+  const auto old = MakeBlocks(Ids(1, 5 * kTestChunk));
+  Put(open, old);
+  clock.Advance(1001);
+  // The first look at the store after the time came is the one of this put.
+  const auto fresh = MakeBlocks(Ids(5000, kTestChunk));
+  EXPECT_FALSE(PutOne(Open(), fresh[0]).has_error());
+  v1::ExplainMissRequest request;
+  request.set_key(Hex(old[2]));
+  EXPECT_EQ(client_->ExplainMiss(request).response.reason(), v1::REASON_EXPIRED);
+  EXPECT_EQ(client_->Stats().response.raw_bytes(), fresh[0].payload.size());
+  client_.reset();
+  server_.reset();
+}
+
 TEST_F(AdminTest, ExplainMissTellsWhatHappened) {
   const auto blocks = MakeBlocks(Ids(1, kTestChunk));
   v1::ExplainMissRequest request;
