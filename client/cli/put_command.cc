@@ -46,7 +46,7 @@ void PrintPut(const Arguments& arguments, const PutFlags& flags, const CacheFile
     had += block.have_it;
     durable &= block.state == BlockState::kDurable;
   }
-  const double gb_per_s = static_cast<double>(cache.raw_bytes()) / 1e9 / seconds;
+  const double gb_per_s = static_cast<double>(result.sent_bytes) / 1e9 / seconds;
   if (arguments.Has("json")) {
     PrintJson({{"session", flags.session},
                {"namespace", flags.name_space},
@@ -71,7 +71,8 @@ void PrintPut(const Arguments& arguments, const PutFlags& flags, const CacheFile
                {"stored", BytesText(result.stored_bytes)},
                {"ratio", Fixed(Ratio(result.raw_bytes, result.stored_bytes), 2)},
                {"quality", QualityText(quality.Result())},
-               {"put", absl::StrCat(Fixed(gb_per_s, 3), " GB/s")}});
+               {"put", result.sent_bytes == 0 ? "nothing to send"
+                                              : absl::StrCat(Fixed(gb_per_s, 3), " GB/s")}});
 }
 
 absl::Status Put(const Arguments& arguments) {
