@@ -42,6 +42,7 @@ inline constexpr size_t kMaxLayouts = 256;
 inline constexpr size_t kMaxNamespaces = 1024;
 inline constexpr size_t kMaxProfilesPerLayout = 16;
 inline constexpr size_t kMaxRememberedRemovals = 65536;
+inline constexpr size_t kMaxPinsPerBlock = 1024;
 inline constexpr size_t kDecodeAheadBytes = 32 << 20;
 
 // Files.

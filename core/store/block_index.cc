@@ -47,7 +47,7 @@ BlockIndex::Entry& BlockIndex::Insert(StoredBlockPtr block) {
 
 StoredBlockPtr BlockIndex::Replace(Entry& entry, StoredBlockPtr block) {
   stored_bytes_ += block->reservation.bytes() - entry.bytes();
-  if (!entry.pins.empty()) pinned_bytes_ += block->reservation.bytes() - entry.bytes();
+  if (entry.pinned()) pinned_bytes_ += block->reservation.bytes() - entry.bytes();
   return std::exchange(entry.block, std::move(block));
 }
 
@@ -55,12 +55,9 @@ StoredBlockPtr BlockIndex::Remove(const BlockKey& key) {
   const auto it = entries_.find(key);
   Entry& entry = it->second;
   if (entry.evictable) order_.erase({entry.last_used, key});
-  if (entry.expires_ms != 0) timers_.erase({entry.expires_ms, key});
-  for (int64_t pin : entry.pins) {
-    if (pin != 0) timers_.erase({pin, key});
-  }
+  if (entry.due_ms != 0) timers_.erase({entry.due_ms, key});
   stored_bytes_ -= entry.bytes();
-  if (!entry.pins.empty()) {
+  if (entry.pinned()) {
     pinned_bytes_ -= entry.bytes();
     --pinned_blocks_;
   }
@@ -88,7 +85,7 @@ void BlockIndex::SetRecency(Entry& entry, uint64_t last_used) {
 void BlockIndex::Use(Entry& entry) { SetRecency(entry, ++uses_); }
 
 void BlockIndex::Refresh(Entry& entry) {
-  const bool evictable = entry.children == 0 && entry.pins.empty();
+  const bool evictable = entry.children == 0 && !entry.pinned();
   if (evictable == entry.evictable) return;
   if (evictable) {
     order_.insert({entry.last_used, entry.block->key});
@@ -98,69 +95,77 @@ void BlockIndex::Refresh(Entry& entry) {
   entry.evictable = evictable;
 }
 
-void BlockIndex::AddPin(Entry& entry, int64_t expires_ms) {
-  if (entry.pins.empty()) {
+void BlockIndex::AddPin(Entry& entry, int64_t lapses_ms) {
+  if (!entry.pinned()) {
     pinned_bytes_ += entry.bytes();
     ++pinned_blocks_;
   }
-  entry.pins.push_back(expires_ms);
-  if (expires_ms != 0) timers_.insert({expires_ms, entry.block->key});
+  if (lapses_ms == 0) {
+    ++entry.lasting_pins;
+  } else {
+    entry.timed_pins.push_back(lapses_ms);
+    Reschedule(entry);
+  }
   Refresh(entry);
 }
 
 bool BlockIndex::RemovePin(Entry& entry) {
-  if (entry.pins.empty()) return false;
-  // The pin that would last longest: 0 lasts for ever.
-  const auto longest = std::max_element(
-      entry.pins.begin(), entry.pins.end(),
-      [](int64_t a, int64_t b) { return a != 0 && (b == 0 || a < b); });
-  entry.pins.erase(longest);
-  if (entry.pins.empty()) {
-    pinned_bytes_ -= entry.bytes();
-    --pinned_blocks_;
+  if (!entry.pinned()) return false;
+  if (entry.lasting_pins > 0) {
+    --entry.lasting_pins;
+  } else {
+    entry.timed_pins.erase(std::max_element(entry.timed_pins.begin(), entry.timed_pins.end()));
+    Reschedule(entry);
   }
-  Refresh(entry);
+  if (!entry.pinned()) OnUnpinned(entry);
   return true;
+}
+
+void BlockIndex::OnUnpinned(Entry& entry) {
+  pinned_bytes_ -= entry.bytes();
+  --pinned_blocks_;
+  Refresh(entry);
 }
 
 void BlockIndex::SetExpiry(Entry& entry, int64_t expires_ms) {
   entry.expires_ms = expires_ms;
-  if (expires_ms != 0) timers_.insert({expires_ms, entry.block->key});
+  Reschedule(entry);
+}
+
+void BlockIndex::Reschedule(Entry& entry) {
+  int64_t due_ms = entry.expires_ms;
+  for (const int64_t lapses_ms : entry.timed_pins) {
+    if (due_ms == 0 || lapses_ms < due_ms) due_ms = lapses_ms;
+  }
+  if (due_ms == entry.due_ms) return;
+  if (entry.due_ms != 0) timers_.erase({entry.due_ms, entry.block->key});
+  if (due_ms != 0) timers_.insert({due_ms, entry.block->key});
+  entry.due_ms = due_ms;
 }
 
 void BlockIndex::AdvanceTo(int64_t now_ms, std::vector<StoredBlockPtr>& expired) {
-  // A timer says only that something may be due: pins and expiries may have changed since it was set.
   while (!timers_.empty() && timers_.begin()->first <= now_ms) {
     const BlockKey key = timers_.begin()->second;
-    timers_.erase(timers_.begin());
-    Entry* entry = Find(key);
-    if (entry == nullptr) continue;
-    if (entry->expires_ms != 0 && entry->expires_ms <= now_ms) {
+    Entry& entry = *Find(key);
+    if (entry.ExpiredAt(now_ms)) {
       expired.push_back(Remove(key));
       continue;
     }
-    const bool pinned = !entry->pins.empty();
-    std::erase_if(entry->pins, [now_ms](int64_t pin) { return pin != 0 && pin <= now_ms; });
-    if (pinned && entry->pins.empty()) {
-      pinned_bytes_ -= entry->bytes();
-      --pinned_blocks_;
-    }
-    Refresh(*entry);
+    // So a pin is due: there is one before, and it goes.
+    std::erase_if(entry.timed_pins, [now_ms](int64_t lapses_ms) { return lapses_ms <= now_ms; });
+    Reschedule(entry);
+    if (!entry.pinned()) OnUnpinned(entry);
   }
 }
 
-std::optional<BlockKey> BlockIndex::Coldest() const {
-  for (const auto& [last_used, key] : order_) {
-    if (Find(key)->block.use_count() == 1) return key;
-  }
-  return std::nullopt;
-}
-
-std::vector<StoredBlockPtr> BlockIndex::Children(const BlockKey& parent) const {
+std::vector<StoredBlockPtr> BlockIndex::Children(const BlockKey& parent, int64_t now_ms) const {
   std::vector<StoredBlockPtr> out;
   const auto it = children_.find(parent);
   if (it == children_.end()) return out;
-  for (const BlockKey& key : it->second) out.push_back(Find(key)->block);
+  for (const BlockKey& key : it->second) {
+    const Entry& entry = *Find(key);
+    if (!entry.ExpiredAt(now_ms)) out.push_back(entry.block);
+  }
   return out;
 }
 

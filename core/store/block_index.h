@@ -27,9 +27,14 @@ class BlockIndex {
     uint64_t last_used = 0;           // position in the order of uses
     uint32_t children = 0;            // present
     int64_t expires_ms = 0;           // 0: never
-    std::vector<int64_t> pins;        // when each lapses; 0: not by itself
+    uint32_t lasting_pins = 0;        // until unpinned
+    std::vector<int64_t> timed_pins;  // when each lapses
+    int64_t due_ms = 0;               // its place among the timers; 0: none
     bool evictable = false;           // is in the eviction order
     size_t bytes() const { return block->reservation.bytes(); }
+    size_t pins() const { return lasting_pins + timed_pins.size(); }
+    bool pinned() const { return pins() > 0; }
+    bool ExpiredAt(int64_t now_ms) const { return expires_ms != 0 && expires_ms <= now_ms; }
   };
 
   // Null when absent.
@@ -46,19 +51,22 @@ class BlockIndex {
 
   // Marks as most recently used.
   void Use(Entry& entry);
-  void AddPin(Entry& entry, int64_t expires_ms);
-  // Removes one pin, a lasting one if there is any; false when there is none.
+  // `lapses_ms` 0: lasts until removed.
+  void AddPin(Entry& entry, int64_t lapses_ms);
+  // Removes the pin that would last longest, since the others lapse by themselves; false when there is
+  // none.
   bool RemovePin(Entry& entry);
   void SetExpiry(Entry& entry, int64_t expires_ms);
 
   // Lets pins lapse; moves expired blocks out of the index to `expired`.
   void AdvanceTo(int64_t now_ms, std::vector<StoredBlockPtr>& expired);
 
-  // The coldest leaf that nobody but the index holds, since evicting one that a reader holds frees
-  // nothing; none when there is none.
-  std::optional<BlockKey> Coldest() const;
+  // Blocks to evict, in this order, so that `bytes` come free; empty when that cannot be. A block that a
+  // reader holds frees nothing, so it is among them only where blocks behind it are needed.
+  std::vector<BlockKey> Victims(size_t bytes) const;
 
-  std::vector<StoredBlockPtr> Children(const BlockKey& parent) const;
+  // Those that have not expired at `now_ms`.
+  std::vector<StoredBlockPtr> Children(const BlockKey& parent, int64_t now_ms) const;
   // Up to `limit` blocks in key order, from the first after `after`.
   std::vector<StoredBlockPtr> List(const std::optional<BlockKey>& after, size_t limit) const;
 
@@ -72,13 +80,17 @@ class BlockIndex {
 
   // Puts an entry in or out of the eviction order as its state demands.
   void Refresh(Entry& entry);
+  // Moves an entry's timer to the next moment at which something of it is due.
+  void Reschedule(Entry& entry);
+  void OnUnpinned(Entry& entry);
+  std::vector<BlockKey> PlanEviction(size_t bytes, bool with_held) const;
   void SetRecency(Entry& entry, uint64_t last_used);
   bool ClosesCycle(const BlockKey& key, BlockKey parent) const;
 
   std::map<BlockKey, Entry> entries_;
   std::unordered_map<BlockKey, std::set<BlockKey>, DigestHash> children_;  // present ones, by parent
   std::set<std::pair<uint64_t, BlockKey>> order_;                          // evictable, coldest first
-  std::set<Timer> timers_;  // moments at which a pin lapses or a block expires
+  std::set<Timer> timers_;  // one for each entry with a pin that lapses or an expiry
   uint64_t uses_ = 0;
   uint64_t stored_bytes_ = 0, pinned_bytes_ = 0, pinned_blocks_ = 0;
 };

@@ -1,8 +1,10 @@
 #include "core/store/tiered_store.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
 #include "core/base/mutex.h"
 #include "core/store/block_index.h"
 
@@ -44,7 +46,13 @@ class MemoryStore : public TieredStore {
   }
   // Lets time pass: pins lapse, blocks expire.
   void Advance(Removed& removed) const LKV_REQUIRES(mutex_);
+  // Null when absent or expired. Unlike Advance it removes nothing, so nothing is announced: for calls
+  // made with the caller's locks held.
+  BlockIndex::Entry* FindLive(const BlockKey& key) LKV_REQUIRES(mutex_);
   absl::Status Full(size_t bytes) const LKV_REQUIRES(mutex_);
+  absl::Status PinnedFull() const;
+  // 0 for a `ttl_ms` of 0.
+  int64_t Deadline(int64_t ttl_ms) const;
   static absl::Status Absent() {
     return absl::NotFoundError("the block is not stored; it was never put, deleted or evicted");
   }
@@ -64,6 +72,23 @@ void MemoryStore::Advance(Removed& removed) const {
   counters_.expired_blocks += removed.size() - before;
 }
 
+BlockIndex::Entry* MemoryStore::FindLive(const BlockKey& key) {
+  BlockIndex::Entry* entry = index_.Find(key);
+  return entry != nullptr && entry->ExpiredAt(clock_->MonotonicMs()) ? nullptr : entry;
+}
+
+int64_t MemoryStore::Deadline(int64_t ttl_ms) const {
+  if (ttl_ms <= 0) return 0;
+  const int64_t now_ms = clock_->MonotonicMs();
+  return ttl_ms > std::numeric_limits<int64_t>::max() - now_ms ? 0 : now_ms + ttl_ms;
+}
+
+absl::Status MemoryStore::PinnedFull() const {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("pinned blocks may hold half of the memory, ", budget_.capacity() / 2,
+                   " bytes, and would pass it; unpin others or raise --memory_bytes"));
+}
+
 absl::Status MemoryStore::Full(size_t bytes) const {
   ++counters_.rejected_full;
   return absl::ResourceExhaustedError(absl::StrCat(
@@ -80,15 +105,18 @@ absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
       MutexLock lock(mutex_);
       Advance(removed);
       if (removed.empty()) {
-        // What is not in the index, or pinned, cannot be evicted: do not flush the rest in vain.
-        const uint64_t stored = std::min<uint64_t>(index_.stored_bytes(), budget_.used());
-        const uint64_t fixed = budget_.used() - stored + index_.pinned_bytes();
+        const size_t used = budget_.used();
+        // What is not in the index, or pinned, cannot be evicted.
+        const uint64_t fixed = used - index_.stored_bytes() + index_.pinned_bytes();
         if (bytes > budget_.capacity() || fixed > budget_.capacity() - bytes) return Full(bytes);
-        const std::optional<BlockKey> victim = index_.Coldest();
-        if (!victim) return Full(bytes);
-        removed.push_back(index_.Remove(*victim));
-        ++counters_.evicted_blocks;
-        counters_.evicted_bytes += removed.back()->reservation.bytes();
+        if (used <= budget_.capacity() - bytes) continue;  // came free meanwhile
+        const std::vector<BlockKey> victims = index_.Victims(used - (budget_.capacity() - bytes));
+        if (victims.empty()) return Full(bytes);
+        for (const BlockKey& key : victims) {
+          removed.push_back(index_.Remove(key));
+          ++counters_.evicted_blocks;
+          counters_.evicted_bytes += removed.back()->reservation.bytes();
+        }
       }
     }
     Announce(removed);
@@ -102,29 +130,35 @@ absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
     return absl::InvalidArgumentError(absl::StrCat("a block of ", needed, " bytes was put with ",
                                                    block.reservation.bytes(), " bytes reserved"));
   }
-  block.reservation.ShrinkTo(needed);
+  // The cap counts sizes, so there must be no slack behind them.
+  block.frame.shrink_to_fit();
+  block.metadata.shrink_to_fit();
   auto stored = std::make_shared<const StoredBlock>(std::move(block));
   Removed removed;
   StoredBlockPtr replaced;
-  PutResult result;
+  absl::StatusOr<PutResult> result = PutResult{};
   {
     MutexLock lock(mutex_);
     Advance(removed);
     BlockIndex::Entry* entry = index_.Find(stored->key);
-    if (entry != nullptr && entry->block->quality_rank >= stored->quality_rank) {
+    if (entry == nullptr) {
+      ++counters_.puts;
+      index_.Insert(stored);
+      result = PutResult{true, stored};
+    } else if (entry->block->quality_rank >= stored->quality_rank) {
       ++counters_.duplicates;
       index_.Use(*entry);
-      result = {false, entry->block};
+      result = PutResult{false, entry->block};
+    } else if (entry->pinned() && index_.pinned_bytes() - entry->bytes() +
+                                          stored->reservation.bytes() >
+                                      budget_.capacity() / 2) {
+      result = PinnedFull();
     } else {
       ++counters_.puts;
-      if (entry != nullptr) {
-        ++counters_.replaced;
-        replaced = index_.Replace(*entry, stored);
-        index_.Use(*entry);
-      } else {
-        index_.Insert(stored);
-      }
-      result = {true, stored};
+      ++counters_.replaced;
+      replaced = index_.Replace(*entry, stored);
+      index_.Use(*entry);
+      result = PutResult{true, stored};
     }
   }
   Announce(removed);
@@ -163,12 +197,12 @@ StoredBlockPtr MemoryStore::Peek(const BlockKey& key) const {
 
 std::vector<StoredBlockPtr> MemoryStore::Children(const BlockKey& parent) const {
   MutexLock lock(mutex_);
-  return index_.Children(parent);
+  return index_.Children(parent, clock_->MonotonicMs());
 }
 
 bool MemoryStore::Touch(const BlockKey& key) {
   MutexLock lock(mutex_);
-  BlockIndex::Entry* entry = index_.Find(key);
+  BlockIndex::Entry* entry = FindLive(key);
   if (entry != nullptr) index_.Use(*entry);
   return entry != nullptr;
 }
@@ -182,13 +216,14 @@ absl::Status MemoryStore::Pin(const BlockKey& key, int64_t ttl_ms) {
     BlockIndex::Entry* entry = index_.Find(key);
     if (entry == nullptr) {
       status = Absent();
-    } else if (entry->pins.empty() &&
-               index_.pinned_bytes() + entry->bytes() > budget_.capacity() / 2) {
+    } else if (entry->pins() >= limits::kMaxPinsPerBlock) {
       status = absl::ResourceExhaustedError(
-          absl::StrCat("pinned blocks may hold half of the memory, ", budget_.capacity() / 2,
-                       " bytes, and would pass it; unpin others or raise --memory_bytes"));
+          absl::StrCat("the block has ", entry->pins(), " pins, the most there may be; unpin it"));
+    } else if (!entry->pinned() &&
+               index_.pinned_bytes() + entry->bytes() > budget_.capacity() / 2) {
+      status = PinnedFull();
     } else {
-      index_.AddPin(*entry, ttl_ms > 0 ? clock_->MonotonicMs() + ttl_ms : 0);
+      index_.AddPin(*entry, Deadline(ttl_ms));
     }
   }
   Announce(removed);
@@ -196,31 +231,44 @@ absl::Status MemoryStore::Pin(const BlockKey& key, int64_t ttl_ms) {
 }
 
 absl::Status MemoryStore::Unpin(const BlockKey& key) {
-  MutexLock lock(mutex_);
-  BlockIndex::Entry* entry = index_.Find(key);
-  if (entry == nullptr) return Absent();
-  if (!index_.RemovePin(*entry)) return absl::FailedPreconditionError("the block is not pinned");
-  return absl::OkStatus();
+  Removed removed;
+  absl::Status status;
+  {
+    MutexLock lock(mutex_);
+    Advance(removed);
+    BlockIndex::Entry* entry = index_.Find(key);
+    if (entry == nullptr) {
+      status = Absent();
+    } else if (!index_.RemovePin(*entry)) {
+      status = absl::FailedPreconditionError("the block is not pinned");
+    }
+  }
+  Announce(removed);
+  return status;
 }
 
 absl::Status MemoryStore::SetTtl(const BlockKey& key, int64_t ttl_ms) {
   MutexLock lock(mutex_);
-  BlockIndex::Entry* entry = index_.Find(key);
+  BlockIndex::Entry* entry = FindLive(key);
   if (entry == nullptr) return Absent();
-  index_.SetExpiry(*entry, ttl_ms > 0 ? clock_->MonotonicMs() + ttl_ms : 0);
+  index_.SetExpiry(*entry, Deadline(ttl_ms));
   return absl::OkStatus();
 }
 
 bool MemoryStore::Delete(const BlockKey& key) {
   Removed removed;
+  bool found = false;
   {
     MutexLock lock(mutex_);
-    if (index_.Find(key) == nullptr) return false;
-    removed.push_back(index_.Remove(key));
-    ++counters_.deleted_blocks;
+    Advance(removed);
+    found = index_.Find(key) != nullptr;
+    if (found) {
+      removed.push_back(index_.Remove(key));
+      ++counters_.deleted_blocks;
+    }
   }
   Announce(removed);
-  return true;
+  return found;
 }
 
 void MemoryStore::List(const std::optional<BlockKey>& after, size_t limit,
@@ -245,7 +293,7 @@ bool MemoryStore::IsPinned(const BlockKey& key) const {
     MutexLock lock(mutex_);
     Advance(removed);
     const BlockIndex::Entry* entry = index_.Find(key);
-    pinned = entry != nullptr && !entry->pins.empty();
+    pinned = entry != nullptr && entry->pinned();
   }
   Announce(removed);
   return pinned;

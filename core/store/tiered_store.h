@@ -38,7 +38,7 @@ using StoredBlockPtr = std::shared_ptr<const StoredBlock>;
 
 struct StoreStats {
   uint64_t blocks = 0;
-  uint64_t stored_bytes = 0;       // frames and metadata held by the index
+  uint64_t stored_bytes = 0;       // reserved by the blocks in the index
   uint64_t memory_used_bytes = 0;  // budget in use, in-flight included
   uint64_t memory_peak_bytes = 0;
   uint64_t memory_capacity_bytes = 0;
@@ -71,7 +71,8 @@ class TieredStore {
   virtual absl::StatusOr<Reservation> Reserve(size_t bytes) = 0;
 
   // Makes `block` visible. Its reservation must cover EntryBytes(block), else INVALID_ARGUMENT. Parents
-  // need not be present. Replaces, atomically, a block of the same key and lower rank.
+  // need not be present. Replaces, atomically, a block of the same key and lower rank; its pins and time
+  // to live stay. RESOURCE_EXHAUSTED when it is pinned and the larger one would pass the pins' half.
   virtual absl::StatusOr<PutResult> Put(StoredBlock block) = 0;
 
   // Null when absent. Get marks the block as used, Peek does not and counts neither hit nor miss.
@@ -85,7 +86,7 @@ class TieredStore {
   virtual bool Touch(const BlockKey& key) = 0;
   // Pins nest: a block is evictable again after as many Unpin. `ttl_ms` 0: until unpinned; else the
   // pin lapses by itself. NOT_FOUND when absent; RESOURCE_EXHAUSTED when pinned bytes would pass
-  // half of the memory (then nothing else could be stored).
+  // half of the memory (then nothing else could be stored), or pins limits::kMaxPinsPerBlock.
   virtual absl::Status Pin(const BlockKey& key, int64_t ttl_ms) = 0;
   virtual absl::Status Unpin(const BlockKey& key) = 0;
   // The block expires (as if deleted) `ttl_ms` from now; 0: never.
@@ -99,8 +100,9 @@ class TieredStore {
 
   virtual StoreStats Stats() const = 0;
 
-  // Called, with no lock held, for every block that left by eviction, expiry or deletion. Set once,
-  // before the first use.
+  // Called, with no lock of the store held, for every block that left by eviction, expiry or deletion,
+  // within any call but Touch, SetTtl and Children (these may be made under locks that the listener
+  // takes). Set once, before the first use.
   virtual void SetRemovalListener(std::function<void(const StoredBlockPtr&)> listener) = 0;
 
   // Bytes that a block counts against the cap: frame, metadata and a fixed share for the index.

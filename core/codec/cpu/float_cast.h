@@ -44,7 +44,8 @@ inline uint16_t FloatToBf16(float f) {
 }
 
 // `count` elements of `dtype` at `src`, in order.
-inline void LoadRow(DType dtype, const std::byte* src, uint32_t count, float* out) {
+inline void LoadRow(DType dtype, const std::byte* __restrict src, uint32_t count,
+                    float* __restrict out) {
   switch (dtype) {
     case DType::kF16:
       for (uint32_t i = 0; i < count; ++i) out[i] = HalfToFloat(LoadLe<uint16_t>(src + 2 * i));
@@ -59,7 +60,8 @@ inline void LoadRow(DType dtype, const std::byte* src, uint32_t count, float* ou
 }
 
 // Writes `count` floats as `dtype` to `dst`.
-inline void StoreRow(DType dtype, const float* in, uint32_t count, std::byte* dst) {
+inline void StoreRow(DType dtype, const float* __restrict in, uint32_t count,
+                     std::byte* __restrict dst) {
   switch (dtype) {
     case DType::kF16:
       for (uint32_t i = 0; i < count; ++i) StoreLe<uint16_t>(dst + 2 * i, FloatToHalf(in[i]));

@@ -57,6 +57,19 @@ std::vector<int32_t> OwnMeans(const Work& w) {
   return mean;
 }
 
+// (y - offset) in units of 2^-8 as whole and fraction; not 0 when one is too large for that.
+int32_t SplitRow(const float* __restrict y, const float* __restrict offset, uint32_t dim,
+                 int16_t* __restrict whole, int16_t* __restrict fraction) {
+  int32_t beyond = 0;
+  for (uint32_t c = 0; c < dim; ++c) {
+    const int32_t z = RoundClamped((y[c] - offset[c]) * 256.0f);
+    beyond |= (z >= kRoundLimitInteger) | (z <= -kRoundLimitInteger);
+    whole[c] = static_cast<int16_t>(z >> 8);
+    fraction[c] = static_cast<int16_t>(z & 255);
+  }
+  return beyond;
+}
+
 // Lattice points of all vectors that are not raw. Vectors too far away for integers become raw.
 void QuantizeRows(Work& w) {
   std::vector<float> offset(w.dim);
@@ -65,14 +78,8 @@ void QuantizeRows(Work& w) {
   w.q2.resize(size_t{w.tokens} * w.dim);
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
-    const float* y = &w.scaled[size_t{t} * w.dim];
-    int32_t beyond = 0;
-    for (uint32_t c = 0; c < w.dim; ++c) {
-      const int32_t z = RoundClamped((y[c] - offset[c]) * 256.0f);
-      beyond |= z >= kRoundLimitInteger || z <= -kRoundLimitInteger;
-      whole[c] = static_cast<int16_t>(z >> 8);
-      fraction[c] = static_cast<int16_t>(z & 255);
-    }
+    const int32_t beyond =
+        SplitRow(&w.scaled[size_t{t} * w.dim], offset.data(), w.dim, whole.data(), fraction.data());
     if (beyond) {
       w.raw[t] = 1;
       continue;

@@ -24,6 +24,15 @@ int16_t RoundError(float steps) {
   return static_cast<int16_t>(RoundClamped(steps * 256.0f, 4095.0f));
 }
 
+// Adds the squared errors of one row, in steps, channel by channel.
+void AddSquares(const float* __restrict error, const float* __restrict inverse_step, uint32_t dim,
+                uint32_t* __restrict squares) {
+  for (uint32_t c = 0; c < dim; ++c) {
+    const int32_t e = RoundError(error[c] * inverse_step[c]);
+    squares[c] += static_cast<uint32_t>(e * e);
+  }
+}
+
 // Bounds that keep sums over a frame within 64 bits: far beyond any error that means something.
 constexpr uint64_t kMaxVectorError = uint64_t{1} << 40;
 constexpr uint64_t kMaxChannelError = uint64_t{1} << 50;
@@ -155,10 +164,7 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
       sum += RelativeError(back.data(), exact, dim, key ? inverse[0] : StepFloat(-plan.step[i]));
       continue;
     }
-    for (uint32_t c = 0; c < dim; ++c) {
-      const int32_t e = RoundError(back[c] * inverse[c]);
-      squares[c] += static_cast<uint32_t>(e * e);
-    }
+    AddSquares(back.data(), inverse.data(), dim, squares.data());
   }
   if (profiled) {
     for (uint32_t c = 0; c < dim; ++c) sum += std::min(squares[c] * weights[c], kMaxChannelError);
