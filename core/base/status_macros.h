@@ -11,8 +11,8 @@
 #define LKV_CONCAT_(a, b) LKV_CONCAT_INNER_(a, b)
 
 // Returns from the enclosing function when `expr`, an absl::Status, is not OK.
-#define LKV_RETURN_IF_ERROR(expr)               \
-  do {                                          \
+#define LKV_RETURN_IF_ERROR(expr)                                         \
+  do {                                                                    \
     if (auto lkv_status_ = (expr); !lkv_status_.ok()) return lkv_status_; \
   } while (false)
 

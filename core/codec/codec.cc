@@ -13,7 +13,8 @@
 namespace latticekv {
 namespace {
 
-// rms error per coordinate of the E8 lattice with unit step: sqrt(0.0716821) (Conway and Sloane 1982).
+// rms error per coordinate of the E8 lattice with unit step: sqrt(0.0716821) (Conway and Sloane
+// 1982).
 constexpr double kE8Rms = 0.26773508;
 
 uint64_t IntegerSqrt(uint64_t v) {
@@ -45,8 +46,8 @@ absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
                         const std::vector<std::vector<PlaneView>>& planes,
                         const EncodeOptions& options) {
   if (tokens == 0 || tokens > limits::kMaxChunkTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("a chunk has 1 to ", limits::kMaxChunkTokens,
-                                                   " tokens, not ", tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a chunk has 1 to ", limits::kMaxChunkTokens, " tokens, not ", tokens));
   }
   if (planes.size() != layout.layers.size()) {
     return absl::InvalidArgumentError(absl::StrCat("the chunk has ", planes.size(),
@@ -74,7 +75,8 @@ absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
 absl::Status CheckProfile(const FrameHeader& header, const EncodeOptions& options) {
   if (options.profile == nullptr) {
     if (options.stats != StatsMode::kProfile) return absl::OkStatus();
-    return absl::FailedPreconditionError("statistics of the profile were asked for; give a profile");
+    return absl::FailedPreconditionError(
+        "statistics of the profile were asked for; give a profile");
   }
   if (options.profile->layout_fingerprint != header.layout_fingerprint) {
     return absl::FailedPreconditionError("the profile was made for another layout");
@@ -261,8 +263,8 @@ absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& la
 absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
                                        const std::vector<MutablePlaneView>& planes) const {
   if (layer >= info_.layers || planes.size() != layout_->layers[layer].planes.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("the layout has no layer ", layer,
-                                                   " with ", planes.size(), " planes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the layout has no layer ", layer, " with ", planes.size(), " planes"));
   }
   const ByteSpan bytes =
       frame_.subspan(layer_offsets_[layer], layer_offsets_[layer + 1] - layer_offsets_[layer]);
@@ -271,9 +273,12 @@ absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
   }
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
-  const LatticeContext context{spec,   info_.tokens,
-                               info_.start_position, *rope_,
-                               profile_ ? &profile_->layers[layer] : nullptr, value_unit_16_};
+  const LatticeContext context{spec,
+                               info_.tokens,
+                               info_.start_position,
+                               *rope_,
+                               profile_ ? &profile_->layers[layer] : nullptr,
+                               value_unit_16_};
   return DecodeLatticeLayer(context, bytes, planes);
 }
 

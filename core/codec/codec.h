@@ -1,5 +1,6 @@
-// The codec's interface: a chunk of up to 256 consecutive tokens of one sequence, all layers, becomes
-// one frame (docs/format/frame.md), and a frame becomes a chunk again, whole or layer by layer.
+// The codec's interface: a chunk of up to 256 consecutive tokens of one sequence, all layers,
+// becomes one frame (docs/format/frame.md), and a frame becomes a chunk again, whole or layer by
+// layer.
 #ifndef LATTICEKV_CORE_CODEC_CODEC_H_
 #define LATTICEKV_CORE_CODEC_CODEC_H_
 
@@ -20,8 +21,8 @@ namespace latticekv {
 
 class ChunkRope;
 
-// One plane of one layer of a chunk in memory: element (token, head, d) of the plane's dtype lies at
-// data + token * token_stride + head * head_stride + d * DTypeBytes(dtype). Strides in bytes.
+// One plane of one layer of a chunk in memory: element (token, head, d) of the plane's dtype lies
+// at data + token * token_stride + head * head_stride + d * DTypeBytes(dtype). Strides in bytes.
 template <typename Byte>
 struct BasicPlaneView {
   Byte* data = nullptr;
@@ -38,7 +39,8 @@ BasicPlaneView<Byte> ContiguousPlane(const PlaneSpec& plane, Byte* data) {
 }
 
 // Views of a whole chunk as the service moves it: for each layer, for each plane, contiguous
-// [tokens, heads, head_dim]. `raw` has layout.token_bytes() * tokens bytes. Result is [layer][plane].
+// [tokens, heads, head_dim]. `raw` has layout.token_bytes() * tokens bytes. Result is
+// [layer][plane].
 std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t tokens,
                                                   ByteSpan raw);
 

@@ -9,10 +9,10 @@
 namespace latticekv {
 
 struct EntropyTableHead {
-  int16_t first;   // smallest symbol
-  uint16_t stride; // 1: all integers, 2: every second
+  int16_t first;    // smallest symbol
+  uint16_t stride;  // 1: all integers, 2: every second
   uint16_t count;
-  uint16_t at;     // of its first frequency
+  uint16_t at;  // of its first frequency
 };
 
 #include "core/codec/entropy_tables.inc"

@@ -32,9 +32,7 @@ inline int Log2Sixteenths(uint64_t v) {
 }
 
 // Rounds |v| < 2^21 to the nearest integer, ties to even, by adding 1.5 * 2^23.
-inline int32_t RoundSmall(float v) {
-  return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000;
-}
+inline int32_t RoundSmall(float v) { return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000; }
 inline constexpr int32_t kRoundLimitInteger = 1 << 21;
 inline constexpr float kRoundLimit = kRoundLimitInteger;
 inline int32_t RoundClamped(float v, float limit = kRoundLimit) {
@@ -52,8 +50,7 @@ inline int32_t MeanInQuarterSteps(int32_t mantissa, int exponent, int step_16) {
   if (product == 0 || shift > 62) return 0;
   if (shift < 1) return product > 0 ? kMaxMeanQuarters : -kMaxMeanQuarters;
   const int64_t rounded = (product + (int64_t{1} << (shift - 1))) >> shift;
-  return static_cast<int32_t>(
-      std::clamp<int64_t>(rounded, -kMaxMeanQuarters, kMaxMeanQuarters));
+  return static_cast<int32_t>(std::clamp<int64_t>(rounded, -kMaxMeanQuarters, kMaxMeanQuarters));
 }
 
 // Sigma index of a channel whose spread is 2^(log2_sigma_16 / 16) under a step of 2^(step_16 / 16),

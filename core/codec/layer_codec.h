@@ -65,8 +65,8 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
 absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
                                 const std::vector<MutablePlaneView>& planes);
 
-// One plane as byte planes + zstd, or as it is where that does not pay; appended to `out` with a u32
-// size. Decoding reads exactly what encoding appended.
+// One plane as byte planes + zstd, or as it is where that does not pay; appended to `out` with a
+// u32 size. Decoding reads exactly what encoding appended.
 void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& view,
                       ByteWriter& out);
 absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader& in,

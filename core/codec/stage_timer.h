@@ -1,5 +1,5 @@
-// Where the codec's time goes, stage by stage, for benchmarks. Costs one thread-local load per stage
-// and unit when nobody listens.
+// Where the codec's time goes, stage by stage, for benchmarks. Costs one thread-local load per
+// stage and unit when nobody listens.
 #ifndef LATTICEKV_CORE_CODEC_STAGE_TIMER_H_
 #define LATTICEKV_CORE_CODEC_STAGE_TIMER_H_
 
@@ -30,7 +30,8 @@ struct StageTimes {
   std::array<double, static_cast<size_t>(CodecStage::kCount)> seconds{};
 };
 
-// The calling thread's listener; null for none. Must outlive the encoding and decoding it listens to.
+// The calling thread's listener; null for none. Must outlive the encoding and decoding it listens
+// to.
 inline thread_local StageTimes* stage_times = nullptr;
 
 // Adds the time between construction and destruction to a stage.

@@ -40,7 +40,8 @@ std::vector<UnitRef> LayerUnits(const LayerSpec& layer) {
 std::vector<uint32_t> SplitIntoTiles(const std::vector<UnitRef>& units, uint32_t tokens) {
   size_t elements = 0;
   for (const UnitRef& u : units) elements += size_t{u.spec->head_dim} * tokens;
-  const size_t tiles = std::clamp<size_t>(elements / kTileElements, 1, std::max<size_t>(1, units.size()));
+  const size_t tiles =
+      std::clamp<size_t>(elements / kTileElements, 1, std::max<size_t>(1, units.size()));
   std::vector<uint32_t> out;
   for (size_t i = 0; i < tiles && !units.empty(); ++i) {
     out.push_back(static_cast<uint32_t>(units.size() * (i + 1) / tiles - units.size() * i / tiles));
@@ -62,8 +63,8 @@ void AppendUnitHeader(const UnitHeader& h, ByteWriter& out) {
   for (uint8_t t : h.raw_tokens) out.Put(t);
 }
 
-absl::StatusOr<UnitHeader> ReadUnitHeader(uint32_t tokens, const UnitRef& unit, const HeadProfile* profile,
-                                          ByteReader& in) {
+absl::StatusOr<UnitHeader> ReadUnitHeader(uint32_t tokens, const UnitRef& unit,
+                                          const HeadProfile* profile, ByteReader& in) {
   UnitHeader h;
   const int modes = in.Get<uint8_t>();
   h.mean_source = static_cast<MeanSource>(modes & 3);
@@ -91,7 +92,9 @@ absl::StatusOr<UnitHeader> ReadUnitHeader(uint32_t tokens, const UnitRef& unit, 
   return h;
 }
 
-uint32_t KeyStepSlots(const PlaneSpec& plane) { return plane.head_dim - plane.rope.rotary_dims / 2; }
+uint32_t KeyStepSlots(const PlaneSpec& plane) {
+  return plane.head_dim - plane.rope.rotary_dims / 2;
+}
 
 uint32_t KeyStepSlot(const PlaneSpec& plane, uint32_t channel) {
   const uint32_t pairs = plane.rope.rotary_dims / 2;

@@ -1,5 +1,5 @@
-// Tiles: runs of (plane, head) units of one layer, the unit of the bitstream. Internal to core/codec;
-// docs/format/frame.md, "Layer" and "Tile".
+// Tiles: runs of (plane, head) units of one layer, the unit of the bitstream. Internal to
+// core/codec; docs/format/frame.md, "Layer" and "Tile".
 #ifndef LATTICEKV_CORE_CODEC_TILE_FORMAT_H_
 #define LATTICEKV_CORE_CODEC_TILE_FORMAT_H_
 
@@ -28,15 +28,16 @@ struct UnitRef {
 
 // Units of a layer in order: planes in layout order (opaque ones left out), heads within.
 std::vector<UnitRef> LayerUnits(const LayerSpec& layer);
-// Unit counts of the encoder's tiles: even runs of at least kTileElements where the layer has so many.
+// Unit counts of the encoder's tiles: even runs of at least kTileElements where the layer has so
+// many.
 std::vector<uint32_t> SplitIntoTiles(const std::vector<UnitRef>& units, uint32_t tokens);
 
 enum class MeanSource : uint8_t { kZero = 0, kOwn = 1, kProfile = 2, kDifference = 3 };
 enum class SpreadSource : uint8_t { kPooled = 0, kOwn = 1, kProfile = 2, kDifference = 3 };
 enum class StepSource : uint8_t { kUniform = 0, kSent = 1, kProfile = 2 };
 
-// How an array of side values is coded: value >> low_bits with the integer table of `spread` (or the
-// half one when low_bits > 0), then low_bits raw bits.
+// How an array of side values is coded: value >> low_bits with the integer table of `spread` (or
+// the half one when low_bits > 0), then low_bits raw bits.
 struct SideCode {
   uint8_t spread = 0;
   uint8_t low_bits = 0;
@@ -59,11 +60,11 @@ struct UnitHeader {
 struct UnitPlan {
   UnitRef unit;
   UnitHeader header;
-  std::vector<uint16_t> coded;          // tokens that are coded, increasing
-  std::vector<uint8_t> raw;             // [tokens] 1 where the vector is raw
-  std::vector<int16_t> step;            // keys: per channel; values: per coded vector
-  std::vector<int32_t> mean;            // per channel, quarter steps
-  std::vector<int16_t> sigma;           // per channel, 0..kMaxSigmaIndex
+  std::vector<uint16_t> coded;  // tokens that are coded, increasing
+  std::vector<uint8_t> raw;     // [tokens] 1 where the vector is raw
+  std::vector<int16_t> step;    // keys: per channel; values: per coded vector
+  std::vector<int32_t> mean;    // per channel, quarter steps
+  std::vector<int16_t> sigma;   // per channel, 0..kMaxSigmaIndex
 };
 
 // Header bytes of one unit, raw token list included.

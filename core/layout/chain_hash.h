@@ -15,8 +15,9 @@ namespace latticekv {
 // Tagged fields of every key hash; part of docs/format/keys.md.
 inline constexpr uint32_t kKeyFormatVersion = 1;
 
-// Hash of one chunk: format version, layout fingerprint, parent's hash (absent for the first chunk),
-// count and u32 little-endian token ids, salt (LoRA adapter, multimodal hash; may be empty).
+// Hash of one chunk: format version, layout fingerprint, parent's hash (absent for the first
+// chunk), count and u32 little-endian token ids, salt (LoRA adapter, multimodal hash; may be
+// empty).
 Digest ChunkHash(const Digest& fingerprint, const std::optional<Digest>& parent,
                  std::span<const uint32_t> tokens, std::string_view salt);
 

@@ -124,13 +124,12 @@ size_t Layout::token_bytes() const {
 absl::Status ValidateLayout(const Layout& layout) {
   if (layout.model.size() > limits::kMaxNameBytes ||
       layout.revision.size() > limits::kMaxNameBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layout: model and revision may have at most ", limits::kMaxNameBytes, " bytes"));
+    return absl::InvalidArgumentError(absl::StrCat("layout: model and revision may have at most ",
+                                                   limits::kMaxNameBytes, " bytes"));
   }
   if (layout.layers.empty() || layout.layers.size() > limits::kMaxLayers) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layout: has ", layout.layers.size(), " layers, may have 1 to ",
-                     limits::kMaxLayers));
+    return absl::InvalidArgumentError(absl::StrCat("layout: has ", layout.layers.size(),
+                                                   " layers, may have 1 to ", limits::kMaxLayers));
   }
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     const LayerSpec& layer = layout.layers[l];

@@ -20,7 +20,7 @@ enum class PlaneRole : uint8_t { kKey = 1, kValue = 2, kOpaque = 3 };
 enum class RopeStyle : uint8_t { kNone = 0, kNeox = 1, kInterleaved = 2 };
 
 size_t DTypeBytes(DType dtype);
-std::string_view DTypeName(DType dtype);                       // "f16", "bf16", "f32"
+std::string_view DTypeName(DType dtype);  // "f16", "bf16", "f32"
 absl::StatusOr<DType> ParseDType(std::string_view name);
 
 // Rotary embedding of the first `rotary_dims` channels of every head: pair i of position p is
@@ -71,8 +71,9 @@ absl::StatusOr<Layout> ParseLayout(ByteSpan bytes);
 // SHA-256 of SerializeLayout(layout).
 Digest LayoutFingerprint(const Layout& layout);
 
-// Channel of the layout for each canonical channel. Canonical order is neox: first the first halves of
-// all rotary pairs, then the second halves, then channels that are not rotated; identity for neox.
+// Channel of the layout for each canonical channel. Canonical order is neox: first the first halves
+// of all rotary pairs, then the second halves, then channels that are not rotated; identity for
+// neox.
 std::vector<uint32_t> CanonicalChannels(const PlaneSpec& plane);
 
 // A layout of `layers` equal layers with planes "k" and "v".

@@ -13,7 +13,8 @@ namespace {
 
 constexpr uint32_t kProfileMagic = 0x50564B4C;  // "LKVP"
 constexpr uint8_t kProfileVersion = 1;
-// Channels whose queries are dead (energy 0 exactly, seen in real models) get this share of the mean.
+// Channels whose queries are dead (energy 0 exactly, seen in real models) get this share of the
+// mean.
 constexpr double kEnergyFloor = 1e-4;
 constexpr int kMaxLog2Sigma16 = 1024;
 constexpr int kMaxMeanExponent = 96;
@@ -24,8 +25,8 @@ enum HeadFlags : uint8_t { kHasStatistics = 1, kHasSteps = 2 };
 absl::Status CheckFinite(std::span<const float> values, const char* name, bool non_negative) {
   for (float v : values) {
     if (!std::isfinite(v) || (non_negative && v < 0)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "profile: ", name, " has a value that is ", std::isfinite(v) ? "negative" : "not finite"));
+      return absl::InvalidArgumentError(absl::StrCat("profile: ", name, " has a value that is ",
+                                                     std::isfinite(v) ? "negative" : "not finite"));
     }
   }
   return absl::OkStatus();
@@ -44,8 +45,8 @@ void SetStatistics(std::span<const float> mean, std::span<const float> sigma,
     out.mean.push_back(static_cast<int32_t>(m));
     const double s = sigma[c] > 0 ? std::rint(16 * std::log2(static_cast<double>(sigma[c])))
                                   : -double{kMaxLog2Sigma16};
-    out.log2_sigma_16.push_back(static_cast<int16_t>(
-        std::clamp(s, -double{kMaxLog2Sigma16}, double{kMaxLog2Sigma16})));
+    out.log2_sigma_16.push_back(
+        static_cast<int16_t>(std::clamp(s, -double{kMaxLog2Sigma16}, double{kMaxLog2Sigma16})));
   }
 }
 
@@ -89,7 +90,8 @@ absl::StatusOr<size_t> FindPlane(const LayerSpec& layer, PlaneRole role) {
   for (size_t p = 0; p < layer.planes.size(); ++p) {
     if (layer.planes[p].role == role) return p;
   }
-  return absl::InvalidArgumentError("profile: every layer of the layout needs a key and a value plane");
+  return absl::InvalidArgumentError(
+      "profile: every layer of the layout needs a key and a value plane");
 }
 
 struct Slice {
@@ -105,8 +107,8 @@ struct Slice {
 
 absl::Status CheckSize(size_t size, size_t expected, size_t also, const char* name) {
   if (size == 0 || size == expected || (also != 0 && size == also)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("profile: ", name, " has ", size,
-                                                 " values, the layout needs ", expected));
+  return absl::InvalidArgumentError(
+      absl::StrCat("profile: ", name, " has ", size, " values, the layout needs ", expected));
 }
 
 void SerializeDecodingPart(const ModelProfile& profile, ByteWriter& out) {
@@ -116,8 +118,8 @@ void SerializeDecodingPart(const ModelProfile& profile, ByteWriter& out) {
   for (const auto& layer : profile.layers) {
     for (const PlaneProfile& plane : layer) {
       for (const HeadProfile& head : plane.heads) {
-        const uint8_t flags = (head.has_statistics() ? kHasStatistics : 0) |
-                              (head.step_16.empty() ? 0 : kHasSteps);
+        const uint8_t flags =
+            (head.has_statistics() ? kHasStatistics : 0) | (head.step_16.empty() ? 0 : kHasSteps);
         out.Put(flags);
         if (head.has_statistics()) out.Put(head.mean_exponent);
         for (int32_t m : head.mean) out.Put(m);
@@ -223,7 +225,8 @@ ByteVector SerializeProfile(const ModelProfile& profile) {
 }
 
 absl::StatusOr<ModelProfile> ParseProfile(ByteSpan bytes, const Layout& layout) {
-  if (bytes.size() > limits::kMaxProfileBytes) return absl::DataLossError("profile: too many bytes");
+  if (bytes.size() > limits::kMaxProfileBytes)
+    return absl::DataLossError("profile: too many bytes");
   ByteReader in(bytes);
   if (in.Get<uint32_t>() != kProfileMagic) return absl::DataLossError("profile: bad magic");
   if (const int version = in.Get<uint8_t>(); in.ok() && version != kProfileVersion) {

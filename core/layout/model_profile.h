@@ -23,8 +23,8 @@ struct HeadProfile {
   // Keys only: step of channel c relative to the head's, in sixteenths of an octave; equal for both
   // channels of a rotary pair. Derived from the query energy, empty without it.
   std::vector<int16_t> step_16;
-  // Keys only, may be empty: E[q_c^2], mean squared query per channel before rotation. Not needed to
-  // decode.
+  // Keys only, may be empty: E[q_c^2], mean squared query per channel before rotation. Not needed
+  // to decode.
   std::vector<float> query_energy;
   bool operator==(const HeadProfile&) const = default;
   // Mean of query_energy over the channels, dead channels floored (see MakeProfile); 0 without.
@@ -47,8 +47,8 @@ struct ModelProfile {
 // Plain statistics as they are measured, [layers][kv_heads][head_dim] flattened row-major, keys and
 // values of a layout made by MakeUniformLayout. Empty vectors where a statistic is unknown.
 struct ProfileStatistics {
-  // [layers, kv_heads, head_dim/2], one per pair of channels (i and i + head_dim/2, or 2i and 2i + 1
-  // for interleaved layouts), or [layers, kv_heads, head_dim].
+  // [layers, kv_heads, head_dim/2], one per pair of channels (i and i + head_dim/2, or 2i and 2i +
+  // 1 for interleaved layouts), or [layers, kv_heads, head_dim].
   std::vector<float> query_energy;
   std::vector<float> key_mean, key_sigma, value_mean, value_sigma;  // [layers, kv_heads, head_dim]
 };

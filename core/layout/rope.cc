@@ -6,8 +6,8 @@
 namespace latticekv {
 namespace {
 
-// Only +, -, *, / and bit operations on doubles below: each is correctly rounded by IEEE 754, so the
-// results do not depend on a maths library. The constants are part of the frame format.
+// Only +, -, *, / and bit operations on doubles below: each is correctly rounded by IEEE 754, so
+// the results do not depend on a maths library. The constants are part of the frame format.
 constexpr double kLn2High = 6.93147180369123816490e-01;
 constexpr double kLn2Low = 1.90821492927058770002e-10;
 constexpr double kTwoPi = 6.28318530717958647693;

@@ -1,5 +1,5 @@
-// Rotary phases as integers and their sines and cosines without libm, so that every machine computes
-// the same bits (docs/format/frame.md, "Rotary embedding").
+// Rotary phases as integers and their sines and cosines without libm, so that every machine
+// computes the same bits (docs/format/frame.md, "Rotary embedding").
 #ifndef LATTICEKV_CORE_LAYOUT_ROPE_H_
 #define LATTICEKV_CORE_LAYOUT_ROPE_H_
 

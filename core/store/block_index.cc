@@ -15,8 +15,8 @@ const BlockIndex::Entry* BlockIndex::Find(const BlockKey& key) const {
 }
 
 bool BlockIndex::ClosesCycle(const BlockKey& key, BlockKey parent) const {
-  // Only a block whose children came before it can close one; keys are hashes over their parents, so
-  // this takes a broken client.
+  // Only a block whose children came before it can close one; keys are hashes over their parents,
+  // so this takes a broken client.
   if (parent == key) return true;
   if (!children_.contains(key)) return false;
   for (const Entry* e = Find(parent); e != nullptr && e->parent; e = Find(*e->parent)) {

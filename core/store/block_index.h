@@ -16,9 +16,9 @@
 namespace latticekv {
 
 // Blocks form a forest: a block's parent is the chunk before it. Only leaves (blocks with no child
-// present) that are not pinned can be evicted, so a block always leaves before its ancestors and a pinned
-// block keeps all of them. Among leaves the least recently used goes first; a block that becomes a leaf
-// is at least as recent as the child it lost.
+// present) that are not pinned can be evicted, so a block always leaves before its ancestors and a
+// pinned block keeps all of them. Among leaves the least recently used goes first; a block that
+// becomes a leaf is at least as recent as the child it lost.
 class BlockIndex {
  public:
   struct Entry {
@@ -53,16 +53,16 @@ class BlockIndex {
   void Use(Entry& entry);
   // `lapses_ms` 0: lasts until removed.
   void AddPin(Entry& entry, int64_t lapses_ms);
-  // Removes the pin that would last longest, since the others lapse by themselves; false when there is
-  // none.
+  // Removes the pin that would last longest, since the others lapse by themselves; false when there
+  // is none.
   bool RemovePin(Entry& entry);
   void SetExpiry(Entry& entry, int64_t expires_ms);
 
   // Lets pins lapse; moves expired blocks out of the index to `expired`.
   void AdvanceTo(int64_t now_ms, std::vector<StoredBlockPtr>& expired);
 
-  // Blocks to evict, in this order, so that `bytes` come free; empty when that cannot be. A block that a
-  // reader holds frees nothing, so it is among them only where blocks behind it are needed.
+  // Blocks to evict, in this order, so that `bytes` come free; empty when that cannot be. A block
+  // that a reader holds frees nothing, so it is among them only where blocks behind it are needed.
   std::vector<BlockKey> Victims(size_t bytes) const;
 
   // Those that have not expired at `now_ms`.
@@ -88,8 +88,9 @@ class BlockIndex {
   bool ClosesCycle(const BlockKey& key, BlockKey parent) const;
 
   std::map<BlockKey, Entry> entries_;
-  std::unordered_map<BlockKey, std::set<BlockKey>, DigestHash> children_;  // present ones, by parent
-  std::set<std::pair<uint64_t, BlockKey>> order_;                          // evictable, coldest first
+  std::unordered_map<BlockKey, std::set<BlockKey>, DigestHash>
+      children_;                                   // present ones, by parent
+  std::set<std::pair<uint64_t, BlockKey>> order_;  // evictable, coldest first
   std::set<Timer> timers_;  // one for each entry with a pin that lapses or an expiry
   uint64_t uses_ = 0;
   uint64_t stored_bytes_ = 0, pinned_bytes_ = 0, pinned_blocks_ = 0;

@@ -44,9 +44,8 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
     if (!held) freed += entry->bytes();
     const Entry* parent = entry->parent ? Find(*entry->parent) : nullptr;
     if (parent == nullptr) continue;
-    Parent& state =
-        parents.try_emplace(*entry->parent, Parent{parent->children, parent->last_used})
-            .first->second;
+    Parent& state = parents.try_emplace(*entry->parent, Parent{parent->children, parent->last_used})
+                        .first->second;
     state.last_used = std::max(state.last_used, last_used);
     if (--state.children == 0 && !parent->pinned()) {
       promoted.insert({state.last_used, *entry->parent});

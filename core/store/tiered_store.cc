@@ -46,8 +46,8 @@ class MemoryStore : public TieredStore {
   }
   // Lets time pass: pins lapse, blocks expire.
   void Advance(Removed& removed) const LKV_REQUIRES(mutex_);
-  // Null when absent or expired. Unlike Advance it removes nothing, so nothing is announced: for calls
-  // made with the caller's locks held.
+  // Null when absent or expired. Unlike Advance it removes nothing, so nothing is announced: for
+  // calls made with the caller's locks held.
   BlockIndex::Entry* FindLive(const BlockKey& key) LKV_REQUIRES(mutex_);
   absl::Status Full(size_t bytes) const LKV_REQUIRES(mutex_);
   absl::Status PinnedFull() const;
@@ -91,10 +91,11 @@ absl::Status MemoryStore::PinnedFull() const {
 
 absl::Status MemoryStore::Full(size_t bytes) const {
   ++counters_.rejected_full;
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "host memory is full: ", bytes, " bytes are needed, ", budget_.used(), " of ",
-      budget_.capacity(), " are in use and no more can be evicted (pinned blocks, blocks being read "
-      "and uploads stay); raise --memory_bytes, unpin blocks, or try again later"));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("host memory is full: ", bytes, " bytes are needed, ", budget_.used(), " of ",
+                   budget_.capacity(),
+                   " are in use and no more can be evicted (pinned blocks, blocks being read "
+                   "and uploads stay); raise --memory_bytes, unpin blocks, or try again later"));
 }
 
 absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
@@ -149,9 +150,9 @@ absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
       ++counters_.duplicates;
       index_.Use(*entry);
       result = PutResult{false, entry->block};
-    } else if (entry->pinned() && index_.pinned_bytes() - entry->bytes() +
-                                          stored->reservation.bytes() >
-                                      budget_.capacity() / 2) {
+    } else if (entry->pinned() &&
+               index_.pinned_bytes() - entry->bytes() + stored->reservation.bytes() >
+                   budget_.capacity() / 2) {
       result = PinnedFull();
     } else {
       ++counters_.puts;

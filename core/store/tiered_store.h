@@ -30,9 +30,9 @@ struct StoredBlock {
   std::optional<BlockKey> parent;  // none for the first chunk of a sequence
   uint32_t depth_tokens = 0;       // tokens of the prefix that ends with this block
   ByteVector frame;
-  ByteVector metadata;             // the server's description of the block, opaque here
-  uint32_t quality_rank = 0;       // higher is better; a put replaces only what ranks lower
-  Reservation reservation;         // frame, metadata and index share
+  ByteVector metadata;        // the server's description of the block, opaque here
+  uint32_t quality_rank = 0;  // higher is better; a put replaces only what ranks lower
+  Reservation reservation;    // frame, metadata and index share
 };
 using StoredBlockPtr = std::shared_ptr<const StoredBlock>;
 
@@ -46,12 +46,12 @@ struct StoreStats {
   uint64_t puts = 0, replaced = 0, duplicates = 0;
   uint64_t hits = 0, misses = 0;
   uint64_t evicted_blocks = 0, evicted_bytes = 0, deleted_blocks = 0, expired_blocks = 0;
-  uint64_t rejected_full = 0;      // reservations refused even after eviction
+  uint64_t rejected_full = 0;  // reservations refused even after eviction
 };
 
 struct PutResult {
-  bool stored = false;  // false: a block of at least this rank was there already
-  StoredBlockPtr block; // what the store holds now
+  bool stored = false;   // false: a block of at least this rank was there already
+  StoredBlockPtr block;  // what the store holds now
 };
 
 struct StoreOptions {
@@ -66,13 +66,14 @@ class TieredStore {
   virtual ~TieredStore() = default;
 
   // Reserves in-flight or storage bytes, evicting cold blocks to make room: a block before its
-  // ancestors, never a pinned one, least recently used first. RESOURCE_EXHAUSTED, with sizes and what
-  // to do, when that is not enough.
+  // ancestors, never a pinned one, least recently used first. RESOURCE_EXHAUSTED, with sizes and
+  // what to do, when that is not enough.
   virtual absl::StatusOr<Reservation> Reserve(size_t bytes) = 0;
 
-  // Makes `block` visible. Its reservation must cover EntryBytes(block), else INVALID_ARGUMENT. Parents
-  // need not be present. Replaces, atomically, a block of the same key and lower rank; its pins and time
-  // to live stay. RESOURCE_EXHAUSTED when it is pinned and the larger one would pass the pins' half.
+  // Makes `block` visible. Its reservation must cover EntryBytes(block), else INVALID_ARGUMENT.
+  // Parents need not be present. Replaces, atomically, a block of the same key and lower rank; its
+  // pins and time to live stay. RESOURCE_EXHAUSTED when it is pinned and the larger one would pass
+  // the pins' half.
   virtual absl::StatusOr<PutResult> Put(StoredBlock block) = 0;
 
   // Null when absent. Get marks the block as used, Peek does not and counts neither hit nor miss.
@@ -100,9 +101,9 @@ class TieredStore {
 
   virtual StoreStats Stats() const = 0;
 
-  // Called, with no lock of the store held, for every block that left by eviction, expiry or deletion,
-  // within any call but Touch, SetTtl and Children (these may be made under locks that the listener
-  // takes). Set once, before the first use.
+  // Called, with no lock of the store held, for every block that left by eviction, expiry or
+  // deletion, within any call but Touch, SetTtl and Children (these may be made under locks that
+  // the listener takes). Set once, before the first use.
   virtual void SetRemovalListener(std::function<void(const StoredBlockPtr&)> listener) = 0;
 
   // Bytes that a block counts against the cap: frame, metadata and a fixed share for the index.

@@ -128,11 +128,13 @@ TEST(FrameMutationTest, DamagedFramesNeverCrashAndUnsealedOnesNeverDecode) {
     if (reseal) Reseal(frame);
     const bool decoded = DecodesWhole(subject, profile, frame);
     // Without new checksums only a mutant equal to the original may decode.
-    if (!reseal && decoded) ASSERT_EQ(frame, subject.frame) << "mutant " << n;
+    if (!reseal && decoded) {
+      ASSERT_EQ(frame, subject.frame) << "mutant " << n;
+    }
     resealed_decoded += reseal && decoded;
   }
-  // Some resealed mutants must get through (a changed raw vector is still a vector), or they were all
-  // stopped at the door and tested nothing behind it.
+  // Some resealed mutants must get through (a changed raw vector is still a vector), or they were
+  // all stopped at the door and tested nothing behind it.
   EXPECT_GT(resealed_decoded, mutants / 100);
 }
 

@@ -1,7 +1,8 @@
-// Golden frames: the format does not change by accident. Frames under tests/golden/frames must decode to
-// the bytes whose SHA-256 the manifest gives, and the encoder must write the lattice frames again bit for
-// bit (exact frames hold zstd data, which differs between zstd versions, and are only decoded).
-// LATTICEKV_WRITE_GOLDEN=1 writes them anew: a change of format, to be explained in the commit.
+// Golden frames: the format does not change by accident. Frames under tests/golden/frames must
+// decode to the bytes whose SHA-256 the manifest gives, and the encoder must write the lattice
+// frames again bit for bit (exact frames hold zstd data, which differs between zstd versions, and
+// are only decoded). LATTICEKV_WRITE_GOLDEN=1 writes them anew: a change of format, to be explained
+// in the commit.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -54,15 +55,16 @@ std::vector<Case> Cases() {
   for (PresetId preset : {PresetId::kNear, PresetId::kFine, PresetId::kHigh, PresetId::kBalanced,
                           PresetId::kSmall, PresetId::kTiny}) {
     out.push_back(MakeCase("own_" + std::string(PresetName(preset)),
-                           layout(2, 64, DType::kF16, neox), 40, preset, StatsMode::kOwn, false, 0));
+                           layout(2, 64, DType::kF16, neox), 40, preset, StatsMode::kOwn, false,
+                           0));
     out.push_back(MakeCase("profile_" + std::string(PresetName(preset)),
                            layout(2, 64, DType::kF16, neox), 16, preset, StatsMode::kProfile, true,
                            256));
   }
   out.push_back(MakeCase("auto_bf16_partial_rotary", hybrid, 33, PresetId::kHigh, StatsMode::kAuto,
                          true, 131072));
-  out.push_back(MakeCase("f32_no_rotary", layout(3, 8, DType::kF32, RopeSpec{}), 5,
-                         PresetId::kNear, StatsMode::kOwn, false, 16));
+  out.push_back(MakeCase("f32_no_rotary", layout(3, 8, DType::kF32, RopeSpec{}), 5, PresetId::kNear,
+                         StatsMode::kOwn, false, 16));
   out.push_back(MakeCase("one_token", layout(1, 80, DType::kF16, {RopeStyle::kNeox, 80, 1e6}), 1,
                          PresetId::kBalanced, StatsMode::kOwn, true, 1024));
   return out;
@@ -94,8 +96,7 @@ TEST(GoldenTest, FramesDecodeToTheSameBytesAndEncodeToThemselves) {
   if (write) written.open(kFolder + "manifest.txt");
   for (const Case& c : Cases()) {
     SCOPED_TRACE(c.name);
-    const auto encoded =
-        EncodeFrame(c.chunk.layout, c.chunk.tokens, c.chunk.views(), c.options);
+    const auto encoded = EncodeFrame(c.chunk.layout, c.chunk.tokens, c.chunk.views(), c.options);
     ASSERT_TRUE(encoded.ok()) << encoded.status();
     const std::string path = kFolder + "frames/" + c.name + ".frame";
     if (write) {
@@ -131,7 +132,8 @@ TEST(GoldenTest, TheDocumentsExampleIsWhatTheEncoderWrites) {
   options.start_position = 256;
   const auto frame = EncodeFrame(layout, 2, chunk.views(), options);
   ASSERT_TRUE(frame.ok()) << frame.status();
-  const std::string document = ReadFile(std::string(LATTICEKV_SOURCE_DIR) + "/docs/format/frame.md");
+  const std::string document =
+      ReadFile(std::string(LATTICEKV_SOURCE_DIR) + "/docs/format/frame.md");
   const size_t begin = document.find("```hex\n"), end = document.find("\n```", begin + 7);
   ASSERT_NE(begin, std::string::npos) << ToHex(*frame);
   std::string hex;

@@ -1,5 +1,6 @@
-// Eight threads on one store at a cap that forces eviction: every byte that comes back is right and the
-// cap holds. Meant for ThreadSanitizer. LATTICEKV_STRESS_SECONDS (2 by default) sets the length.
+// Eight threads on one store at a cap that forces eviction: every byte that comes back is right and
+// the cap holds. Meant for ThreadSanitizer. LATTICEKV_STRESS_SECONDS (2 by default) sets the
+// length.
 #include <gtest/gtest.h>
 
 #include <atomic>

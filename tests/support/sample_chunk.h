@@ -1,5 +1,5 @@
-// Synthetic caches for tests: the same numbers on every machine, since only integers and powers of two
-// make them.
+// Synthetic caches for tests: the same numbers on every machine, since only integers and powers of
+// two make them.
 #ifndef LATTICEKV_TESTS_SUPPORT_SAMPLE_CHUNK_H_
 #define LATTICEKV_TESTS_SUPPORT_SAMPLE_CHUNK_H_
 

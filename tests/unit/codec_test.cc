@@ -16,9 +16,7 @@ using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
 using testing::SampleChunk;
 
-RopeSpec Rope(uint32_t dims, RopeStyle style = RopeStyle::kNeox) {
-  return {style, dims, 10000.0};
-}
+RopeSpec Rope(uint32_t dims, RopeStyle style = RopeStyle::kNeox) { return {style, dims, 10000.0}; }
 
 ByteVector Encode(const SampleChunk& chunk, const EncodeOptions& options) {
   auto frame = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
@@ -37,8 +35,8 @@ ByteVector Decode(const SampleChunk& chunk, ByteSpan frame, const ModelProfile* 
   return raw;
 }
 
-// rms over (layer, head, token) of the logit error (with energy) or relative error, from the original
-// and the decoded bytes alone, exact tokens left out.
+// rms over (layer, head, token) of the logit error (with energy) or relative error, from the
+// original and the decoded bytes alone, exact tokens left out.
 double MeasureError(const SampleChunk& chunk, const ByteVector& decoded, PlaneRole role,
                     const ModelProfile* profile, uint32_t first_token) {
   const auto a = chunk.views();
@@ -138,8 +136,8 @@ TEST(CodecTest, SinksAndAskedTokensAreBitForBit) {
   for (size_t plane = 0; plane < 2; ++plane) {
     for (uint32_t t = 0; t < chunk.tokens; ++t) {
       const size_t at = (plane * chunk.tokens + t) * row;
-      const bool same = std::equal(chunk.raw.begin() + at, chunk.raw.begin() + at + row,
-                                   decoded.begin() + at);
+      const bool same =
+          std::equal(chunk.raw.begin() + at, chunk.raw.begin() + at + row, decoded.begin() + at);
       EXPECT_EQ(same, t < 2 || t == 7 || t == 39) << "plane " << plane << " token " << t;
     }
   }
@@ -219,8 +217,10 @@ TEST(CodecTest, OneLayerDecodesAloneIntoStridedMemory) {
   // Head-major memory with gaps, as paged engines have.
   const size_t head_bytes = 20 * 160;
   std::vector<ByteVector> planes(2, ByteVector(2 * head_bytes));
-  ASSERT_TRUE(decoder->DecodeLayer(1, {{planes[0].data(), 160, head_bytes},
-                                       {planes[1].data(), 160, head_bytes}}).ok());
+  ASSERT_TRUE(decoder
+                  ->DecodeLayer(
+                      1, {{planes[0].data(), 160, head_bytes}, {planes[1].data(), 160, head_bytes}})
+                  .ok());
   const auto expected = RawChunkViews(layout, 20, whole);
   for (int p = 0; p < 2; ++p) {
     for (uint32_t t = 0; t < 20; ++t) {
@@ -230,8 +230,10 @@ TEST(CodecTest, OneLayerDecodesAloneIntoStridedMemory) {
       }
     }
   }
-  EXPECT_EQ(decoder->DecodeLayer(0, {{planes[0].data(), 160, head_bytes},
-                                     {planes[1].data(), 160, head_bytes}}).code(),
+  EXPECT_EQ(decoder
+                ->DecodeLayer(
+                    0, {{planes[0].data(), 160, head_bytes}, {planes[1].data(), 160, head_bytes}})
+                .code(),
             absl::StatusCode::kDataLoss);
   EXPECT_EQ(decoder->DecodeLayer(3, {}).code(), absl::StatusCode::kInvalidArgument);
 }

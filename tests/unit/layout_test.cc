@@ -42,7 +42,8 @@ TEST(LayoutTest, EveryFieldChangesTheFingerprint) {
   EXPECT_TRUE(changed([](Layout& l) { l.layers[3].planes[1].heads = 3; }));
   EXPECT_TRUE(changed([](Layout& l) { l.layers[3].planes[1].head_dim = 72; }));
   EXPECT_TRUE(changed([](Layout& l) { l.layers[0].planes[0].dtype = DType::kBF16; }));
-  EXPECT_TRUE(changed([](Layout& l) { l.layers[0].planes[0].rope.style = RopeStyle::kInterleaved; }));
+  EXPECT_TRUE(
+      changed([](Layout& l) { l.layers[0].planes[0].rope.style = RopeStyle::kInterleaved; }));
   EXPECT_TRUE(changed([](Layout& l) { l.layers[0].planes[0].rope.rotary_dims = 32; }));
 }
 

@@ -1,5 +1,5 @@
-// Nearest point of the E8 lattice, D8 and its half-integer coset (Conway and Sloane 1982), in integers.
-// Internal to core/codec/cpu.
+// Nearest point of the E8 lattice, D8 and its half-integer coset (Conway and Sloane 1982), in
+// integers. Internal to core/codec/cpu.
 #ifndef LATTICEKV_CORE_CODEC_CPU_E8_H_
 #define LATTICEKV_CORE_CODEC_CPU_E8_H_
 
@@ -27,11 +27,12 @@ int Reduce(Group v, Operation operation) {
 }
 
 // Nearest point of E8 to z / 256, z = 256 k + fraction, for one group of 8: coordinate i becomes
-// q2[i] / 2. Where rounded coordinates have an odd sum, the one with the largest error moves the other
-// way (the first of equals; an error of zero moves up). The integer coset wins ties.
+// q2[i] / 2. Where rounded coordinates have an odd sum, the one with the largest error moves the
+// other way (the first of equals; an error of zero moves up). The integer coset wins ties.
 //
-// The two cosets need only one look at the errors: with a = |z / 256 - nearest integer| in 1/256, the
-// distance to the nearest half-integer is 128 - a, so the squared distances differ by a sum of a.
+// The two cosets need only one look at the errors: with a = |z / 256 - nearest integer| in 1/256,
+// the distance to the nearest half-integer is 128 - a, so the squared distances differ by a sum of
+// a.
 inline void NearestE8(const int16_t* k_in, const int16_t* fraction_in, int16_t* q2) {
   const Group k = LoadGroup(k_in), fraction = LoadGroup(fraction_in);
   const Group up = fraction >> 7;  // 1: the nearest integer is k + 1
@@ -42,8 +43,7 @@ inline void NearestE8(const int16_t* k_in, const int16_t* fraction_in, int16_t* 
   const int largest = Reduce(a * 8 + (7 - forward), [](Group x, Group y) { return x > y ? x : y; });
   const int smallest = Reduce(a * 8 + forward, [](Group x, Group y) { return x < y ? x : y; });
   const int sum_error = Reduce(a, [](Group x, Group y) { return x + y; });
-  const int parities =
-      Reduce((k & 1) | (whole & 1) << 1, [](Group x, Group y) { return x ^ y; });
+  const int parities = Reduce((k & 1) | (whole & 1) << 1, [](Group x, Group y) { return x ^ y; });
   const int odd_half = parities & 1, odd_whole = parities >> 1;
   // Squared distance to the half coset less that to the integers, in 2^-16.
   const int difference = 131072 - 256 * sum_error + odd_half * 512 * (smallest >> 3) -

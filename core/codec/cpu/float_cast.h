@@ -1,5 +1,5 @@
-// f16, bf16 and f32 to float and back: round to nearest even, saturating at the largest finite value.
-// Internal to core/codec.
+// f16, bf16 and f32 to float and back: round to nearest even, saturating at the largest finite
+// value. Internal to core/codec.
 #ifndef LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
 #define LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
 
@@ -33,7 +33,9 @@ inline uint16_t FloatToHalf(float f) {
   return static_cast<uint16_t>(sign | out);
 }
 
-inline float Bf16ToFloat(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
+inline float Bf16ToFloat(uint16_t h) {
+  return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
+}
 
 inline uint16_t FloatToBf16(float f) {
   const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;

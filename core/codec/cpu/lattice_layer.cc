@@ -77,7 +77,8 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
                        ReadTileHead(context, refs, planes, profiles, in));
   const ByteSpan coded = in.GetBytes(in.remaining());
   if (!TileHasSymbols(units)) {
-    return coded.empty() ? absl::OkStatus() : absl::DataLossError("frame: trailing bytes in a tile");
+    return coded.empty() ? absl::OkStatus()
+                         : absl::DataLossError("frame: trailing bytes in a tile");
   }
   if (coded.size() < 4 * kLanes || coded.size() % 2 != 0) {
     return absl::DataLossError("frame: tile too short for its coder states");
@@ -98,9 +99,9 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
     row.resize(spec.head_dim);
     for (size_t i = 0; i < u.plan.coded.size(); ++i) {
       reconstruct.Row(i, &u.q2[i * spec.head_dim], row.data());
-      StoreRow(spec.dtype, row.data(), spec.head_dim,
-               view.data + u.plan.coded[i] * view.token_stride +
-                   u.plan.unit.head * view.head_stride);
+      StoreRow(
+          spec.dtype, row.data(), spec.head_dim,
+          view.data + u.plan.coded[i] * view.token_stride + u.plan.unit.head * view.head_stride);
     }
   }
   return absl::OkStatus();

@@ -13,10 +13,10 @@ namespace {
 // Working state of one candidate; arrays are [tokens][head_dim] or per channel.
 struct Work {
   uint32_t tokens, dim;
-  std::vector<float> scaled;        // in steps
-  std::vector<int16_t> q2;          // twice the lattice points
+  std::vector<float> scaled;  // in steps
+  std::vector<int16_t> q2;    // twice the lattice points
   std::vector<uint8_t> raw;
-  std::vector<int32_t> mean;        // quarter steps
+  std::vector<int32_t> mean;  // quarter steps
   std::vector<int16_t> sigma;
 };
 
@@ -278,7 +278,6 @@ int SmallestSpread(int low, int high, bool half) {
   return kEntropyTables;
 }
 
-
 // Means, lattice points, spreads and outliers of one way to take statistics.
 Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
                   const UnitData& data, const StepPlan& steps, bool from_profile) {
@@ -313,7 +312,8 @@ Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const Head
   return w;
 }
 
-// How `w` is coded when its statistics come from `sources`; `cost` leaves the points themselves out.
+// How `w` is coded when its statistics come from `sources`; `cost` leaves the points themselves
+// out.
 struct Candidate {
   CodedUnit unit;
   uint64_t cost = 0;

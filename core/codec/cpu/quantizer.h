@@ -11,8 +11,8 @@ namespace latticekv {
 
 // Steps of a unit's tokens and channels, before sources are chosen.
 struct StepPlan {
-  std::vector<int16_t> key;    // [head_dim] step index per channel, keys
-  int16_t key_base = 0;        // sixteenths: what a profile's relative steps add to; else the index
+  std::vector<int16_t> key;  // [head_dim] step index per channel, keys
+  int16_t key_base = 0;      // sixteenths: what a profile's relative steps add to; else the index
   bool key_from_energy = false;
   std::vector<int16_t> value;  // [tokens] step index per vector, values
 };

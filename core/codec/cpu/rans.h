@@ -2,8 +2,8 @@
 // 2014 for the interleaving). Internal to core/codec/cpu.
 //
 // A tile's symbols are coded in a fixed order; each belongs to a lane, each lane has its own 32-bit
-// state, and all lanes share one stream of 16-bit words, read in the order of the symbols. A warp, a
-// vector register and a scalar loop over the lanes therefore read the same words.
+// state, and all lanes share one stream of 16-bit words, read in the order of the symbols. A warp,
+// a vector register and a scalar loop over the lanes therefore read the same words.
 #ifndef LATTICEKV_CORE_CODEC_CPU_RANS_H_
 #define LATTICEKV_CORE_CODEC_CPU_RANS_H_
 
@@ -32,8 +32,8 @@ class RansEncoder {
                        static_cast<uint32_t>(entry.frequency) << 10 | entry.start;
   }
   void Bits(int lane, uint32_t bits, int count) {
-    events_[size_++] = 1u << 31 | static_cast<uint32_t>(lane) << 26 |
-                       static_cast<uint32_t>(count) << 16 | bits;
+    events_[size_++] =
+        1u << 31 | static_cast<uint32_t>(lane) << 26 | static_cast<uint32_t>(count) << 16 | bits;
   }
   // Appends the 32 states and the words, and forgets the symbols.
   void Finish(ByteWriter& out) {

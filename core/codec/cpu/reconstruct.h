@@ -1,5 +1,5 @@
-// From lattice points back to vectors: the normative floating-point steps of the decoder, shared with
-// the encoder, which measures what it wrote. Internal to core/codec/cpu.
+// From lattice points back to vectors: the normative floating-point steps of the decoder, shared
+// with the encoder, which measures what it wrote. Internal to core/codec/cpu.
 #ifndef LATTICEKV_CORE_CODEC_CPU_RECONSTRUCT_H_
 #define LATTICEKV_CORE_CODEC_CPU_RECONSTRUCT_H_
 
@@ -28,8 +28,8 @@ class UnitReconstructor {
     }
   }
 
-  // `q2` [head_dim]: twice the lattice point of coded row `row`, canonical order. Writes [head_dim] in
-  // the layout's channel order, rotated to the row's position.
+  // `q2` [head_dim]: twice the lattice point of coded row `row`, canonical order. Writes [head_dim]
+  // in the layout's channel order, rotated to the row's position.
   void Row(size_t row, const int16_t* q2, float* out) {
     const uint32_t dim = plan_.unit.spec->head_dim;
     const uint32_t pairs = rope_ ? plan_.unit.spec->rope.rotary_dims / 2 : 0;

@@ -8,10 +8,10 @@ namespace {
 // The 8 coordinates of up to 32 groups that the lanes code together.
 struct Lane {
   const CodedUnit* unit = nullptr;
-  int16_t* q2 = nullptr;             // of the group
-  const int16_t* sigma = nullptr;    // of the group's channels
+  int16_t* q2 = nullptr;           // of the group
+  const int16_t* sigma = nullptr;  // of the group's channels
   bool half = false;
-  int32_t sum = 0;                   // of the first seven k
+  int32_t sum = 0;  // of the first seven k
 };
 
 // Walks the groups of a tile's coded vectors in order, 32 at a time.
@@ -136,8 +136,9 @@ void EncodeGroups(const Lane* lanes_in, int count, RansEncoder& coder) {
     lane.half = lane.q2[0] & 1;
     const uint32_t half = HalfCosetFrequency(lane.unit->plan.header.coset);
     const uint32_t whole = kProbabilityTotal - half;
-    coder.Symbol(l, lane.half ? EncodeEntry{static_cast<uint16_t>(half), static_cast<uint16_t>(whole), 0}
-                              : EncodeEntry{static_cast<uint16_t>(whole), 0, 0});
+    coder.Symbol(l, lane.half
+                        ? EncodeEntry{static_cast<uint16_t>(half), static_cast<uint16_t>(whole), 0}
+                        : EncodeEntry{static_cast<uint16_t>(whole), 0, 0});
   }
   const EntropyTables& tables = Tables();
   for (int i = 0; i < 8; ++i) {
@@ -177,8 +178,7 @@ void DecodeGroups(Lane* lanes, int count, RansDecoder& coder) {
     }
     for (int l = 0; l < count && any_bits; ++l) {
       if (codes[l].low_bits > 0) {
-        k[l] = k[l] * (1 << codes[l].low_bits) +
-               static_cast<int>(coder.Bits(l, codes[l].low_bits));
+        k[l] = k[l] * (1 << codes[l].low_bits) + static_cast<int>(coder.Bits(l, codes[l].low_bits));
       }
       if (codes[l].parity_known) k[l] = 2 * k[l] + (lanes[l].sum & 1);
     }
@@ -195,7 +195,8 @@ SideSizes SideSizesOf(const UnitPlan& plan) {
   const UnitHeader& h = plan.header;
   const PlaneSpec& spec = *plan.unit.spec;
   if (plan.coded.empty()) return {0, 0, 0};
-  const bool own_mean = h.mean_source == MeanSource::kOwn || h.mean_source == MeanSource::kDifference;
+  const bool own_mean =
+      h.mean_source == MeanSource::kOwn || h.mean_source == MeanSource::kDifference;
   const bool own_spread =
       h.spread_source == SpreadSource::kOwn || h.spread_source == SpreadSource::kDifference;
   const size_t steps = spec.role == PlaneRole::kKey ? KeyStepSlots(spec) : plan.coded.size();

@@ -18,8 +18,8 @@ const HeadProfile* ProfileOf(const LatticeContext& context, const UnitRef& unit)
   return &(*context.profile)[unit.plane].heads[unit.head];
 }
 
-// An error in steps as an integer in 1/256 step. The lattice's errors are at most one step; clamping at
-// 16 keeps the sum of 256 squares within 32 bits.
+// An error in steps as an integer in 1/256 step. The lattice's errors are at most one step;
+// clamping at 16 keeps the sum of 256 squares within 32 bits.
 int16_t RoundError(float steps) {
   return static_cast<int16_t>(RoundClamped(steps * 256.0f, 4095.0f));
 }
