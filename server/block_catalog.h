@@ -19,8 +19,8 @@
 
 namespace latticekv {
 
-// Thread-safe. Any call of the store may report removals, which come back here through the listener, so
-// none but SetTtl is made with the lock held.
+// Thread-safe. Any call of the store may report removals, which come back here through the
+// listener, so none but SetTtl is made with the lock held.
 class BlockCatalog {
  public:
   BlockCatalog(TieredStore* store, const Clock* clock) : store_(store), clock_(clock) {}
@@ -36,8 +36,8 @@ class BlockCatalog {
   // Says why a block is about to be removed, for ExplainRemoval.
   void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
 
-  // Children of `parent` (none: first chunks) that share leading tokens with `tokens`, longest match
-  // first, at most `limit`.
+  // Children of `parent` (none: first chunks) that share leading tokens with `tokens`, longest
+  // match first, at most `limit`.
   struct Match {
     BlockKey key{};
     uint32_t common_tokens = 0;

@@ -64,9 +64,9 @@ absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
     CacheEngine& engine, const v1::RegisterLayoutRequest& request) {
   LKV_ASSIGN_OR_RETURN(const std::string name_space, NamespaceOrDefault(request.namespace_()));
   if (request.layout().ByteSizeLong() > limits::kMaxLayoutBytes) {
-    return LimitError("kMaxLayoutBytes", absl::StrCat("the layout has more than ",
-                                                      limits::kMaxLayoutBytes,
-                                                      " bytes; fold equal layers with `repeat`"));
+    return LimitError("kMaxLayoutBytes",
+                      absl::StrCat("the layout has more than ", limits::kMaxLayoutBytes,
+                                   " bytes; fold equal layers with `repeat`"));
   }
   LKV_ASSIGN_OR_RETURN(const Layout layout, LayoutFromProto(request.layout()));
   LKV_ASSIGN_OR_RETURN(const LayoutInUse in_use,

@@ -11,8 +11,8 @@ namespace latticekv {
 absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(CacheEngine& engine,
                                                           const v1::RegisterLayoutRequest& request);
 
-// A selector names blocks by hash or all of a session (NOT_FOUND when there is none); blocks that are
-// not stored are counted as missing.
+// A selector names blocks by hash or all of a session (NOT_FOUND when there is none); blocks that
+// are not stored are counted as missing.
 absl::StatusOr<v1::BlocksResponse> TouchBlocks(CacheEngine& engine,
                                                const v1::TouchRequest& request);
 // All or nothing: RESOURCE_EXHAUSTED leaves no pin of this request behind.

@@ -28,9 +28,10 @@ absl::StatusOr<std::vector<Digest>> HashesOf(CacheEngine& engine, std::string_vi
     const SessionId id{std::string(name_space), request.session()};
     const auto session = engine.sessions().Get(id);
     if (!session) {
-      return ErrorWith(absl::StatusCode::kNotFound, v1::REASON_NOT_STORED,
-                       absl::StrCat("there is no session '", request.session(), "' in namespace '",
-                                    std::string(name_space), "'; ListSessions shows what there is"));
+      return ErrorWith(
+          absl::StatusCode::kNotFound, v1::REASON_NOT_STORED,
+          absl::StrCat("there is no session '", request.session(), "' in namespace '",
+                       std::string(name_space), "'; ListSessions shows what there is"));
     }
     engine.sessions().MarkUsed(id);
     for (const SessionBlock& block : session->blocks) hashes.push_back(block.content_hash);
@@ -139,9 +140,11 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
     if (layout_known) {
       Resolve(engine, name_space, fingerprint, request.bounds(), block.get());
     } else {
-      block->miss = Miss(v1::REASON_UNKNOWN_LAYOUT,
-                         absl::StrCat("layout ", ToHex(*fingerprint), " is not registered in "
-                                      "namespace '", name_space, "'; register it first"));
+      block->miss =
+          Miss(v1::REASON_UNKNOWN_LAYOUT, absl::StrCat("layout ", ToHex(*fingerprint),
+                                                       " is not registered in "
+                                                       "namespace '",
+                                                       name_space, "'; register it first"));
     }
     if (block->block) {
       const auto layers = static_cast<uint32_t>(block->layout->layers.size());
@@ -154,9 +157,9 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
               ? layers
               : std::min<uint64_t>(layers, uint64_t{plan.first_layer} + request.layer_count());
       plan.end_layer = std::max(plan.end_layer, end);
-      block->payload_bytes = plan.frames ? block->block->frame.size()
-                                         : block->layer_offsets[end] -
-                                               block->layer_offsets[plan.first_layer];
+      block->payload_bytes =
+          plan.frames ? block->block->frame.size()
+                      : block->layer_offsets[end] - block->layer_offsets[plan.first_layer];
       ++engine.metrics().gets;
     } else {
       ++engine.metrics().misses;

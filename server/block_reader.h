@@ -34,8 +34,8 @@ struct ReadPlan {
   uint32_t end_layer = 0;  // over all blocks
 };
 
-// Resolves the request; blocks that cannot be served have a `miss`. Opens every frame, so it runs on
-// the codec threads. INVALID_ARGUMENT, NOT_FOUND (session) or RESOURCE_EXHAUSTED (too many).
+// Resolves the request; blocks that cannot be served have a `miss`. Opens every frame, so it runs
+// on the codec threads. INVALID_ARGUMENT, NOT_FOUND (session) or RESOURCE_EXHAUSTED (too many).
 absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksRequest& request);
 
 // The message that precedes the parts.
@@ -44,8 +44,9 @@ void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out);
 // Raw bytes of one layer of a block.
 size_t LayerBytes(const ReadBlock& block, uint32_t layer);
 
-// Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when the
-// frame is damaged: it was counted and dropped from the store then. Thread-safe for different layers.
+// Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when
+// the frame is damaged: it was counted and dropped from the store then. Thread-safe for different
+// layers.
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer);
 

@@ -52,9 +52,9 @@ absl::Status CheckPosition(CacheEngine& engine, const PutTarget& target, BlockPl
     if (const auto parent = engine.Find(*plan->parent_key)) {
       const uint64_t end = parent->metadata.start_position + parent->metadata.tokens;
       if (end != m.start_position) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("the parent ends at position ", end, " and this chunk starts at ",
-                         m.start_position, "; they must meet"));
+        return absl::InvalidArgumentError(absl::StrCat("the parent ends at position ", end,
+                                                       " and this chunk starts at ",
+                                                       m.start_position, "; they must meet"));
       }
       parent_free_hash = parent->metadata.layout_free_hash;
     }
@@ -65,8 +65,7 @@ absl::Status CheckPosition(CacheEngine& engine, const PutTarget& target, BlockPl
   return absl::OkStatus();
 }
 
-absl::Status CheckTokens(const PutTarget& target, const v1::BlockHeader& header,
-                         BlockMetadata* m) {
+absl::Status CheckTokens(const PutTarget& target, const v1::BlockHeader& header, BlockMetadata* m) {
   const uint32_t chunk = target.layout.chunk_tokens;
   if (header.token_ids_size() > static_cast<int>(chunk)) {
     return absl::InvalidArgumentError(absl::StrCat("the chunk has ", header.token_ids_size(),
@@ -83,11 +82,11 @@ absl::Status CheckTokens(const PutTarget& target, const v1::BlockHeader& header,
     }
   } else if (!target.frames) {
     const size_t token_bytes = target.layout.layout->token_bytes();
-    m->tokens = static_cast<uint32_t>(std::min<uint64_t>(header.payload_bytes() / token_bytes,
-                                                         chunk + uint64_t{1}));
+    m->tokens = static_cast<uint32_t>(
+        std::min<uint64_t>(header.payload_bytes() / token_bytes, chunk + uint64_t{1}));
     if (m->tokens == 0 || m->tokens > chunk) {
-      return BadPayload(absl::StrCat("payload_bytes must be ", token_bytes,
-                                     " times 1 to ", chunk, " tokens"));
+      return BadPayload(
+          absl::StrCat("payload_bytes must be ", token_bytes, " times 1 to ", chunk, " tokens"));
     }
   }
   return absl::OkStatus();
@@ -115,9 +114,8 @@ absl::Status CheckPayloadSize(CacheEngine& engine, const PutTarget& target, Bloc
                                    " tokens of this layout have ", max_raw, " bytes"));
   }
   m.raw_bytes = max_raw;
-  plan->memory_bytes =
-      max_raw + catalog_bytes +
-      TieredStore::EntryBytes(FrameBytesBound(layout, max_raw), metadata_bytes);
+  plan->memory_bytes = max_raw + catalog_bytes +
+                       TieredStore::EntryBytes(FrameBytesBound(layout, max_raw), metadata_bytes);
   return absl::OkStatus();
 }
 
@@ -164,10 +162,9 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   options.exact_tokens = plan.exact_tokens;
   const Layout& layout = *target.layout.layout;
   const BusyTimer timer(engine.metrics().encode_busy_ns);
-  LKV_ASSIGN_OR_RETURN(
-      ByteVector frame,
-      EncodeFrame(layout, plan.metadata.tokens,
-                  RawChunkViews(layout, plan.metadata.tokens, payload), options));
+  LKV_ASSIGN_OR_RETURN(ByteVector frame,
+                       EncodeFrame(layout, plan.metadata.tokens,
+                                   RawChunkViews(layout, plan.metadata.tokens, payload), options));
   engine.metrics().encode_bytes += payload.size();
   if (frame.capacity() > frame.size() + frame.size() / 16) frame.shrink_to_fit();
   return frame;
@@ -193,7 +190,8 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
     return BadPayload(absl::StrCat("the frame holds ", info.tokens, " tokens from position ",
                                    info.start_position, " and the header announced others"));
   }
-  LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder, FrameDecoder::Open(frame, layout, profile.get()));
+  LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder,
+                       FrameDecoder::Open(frame, layout, profile.get()));
   const BusyTimer timer(engine.metrics().decode_busy_ns);
   ByteVector scratch(LargestLayerBytes(layout, info.tokens));
   for (uint32_t layer = 0; layer < layout.layers.size(); ++layer) {
@@ -273,7 +271,8 @@ absl::StatusOr<PutTarget> OpenPut(CacheEngine& engine, const v1::PutOpen& open) 
   PutTarget target;
   LKV_ASSIGN_OR_RETURN(target.name_space, NamespaceOrDefault(open.namespace_()));
   LKV_RETURN_IF_ERROR(CheckName("session name", open.session()));
-  LKV_ASSIGN_OR_RETURN(const Digest fingerprint, DigestFromBytes(open.fingerprint(), "fingerprint"));
+  LKV_ASSIGN_OR_RETURN(const Digest fingerprint,
+                       DigestFromBytes(open.fingerprint(), "fingerprint"));
   LKV_ASSIGN_OR_RETURN(target.layout, engine.layouts().Find(target.name_space, fingerprint));
   target.session = open.session();
   if (!v1::Preset_IsValid(open.preset())) {

@@ -50,7 +50,8 @@ std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& ta
 // Encodes (or checks) the payload and makes the block visible, unless `cancelled` by then. Runs on
 // the codec threads. `ticket` covers plan.memory_bytes and is given back.
 v1::BlockAck StoreBlock(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan,
-                        ByteVector payload, UploadTicket ticket, const std::atomic<bool>& cancelled);
+                        ByteVector payload, UploadTicket ticket,
+                        const std::atomic<bool>& cancelled);
 
 v1::BlockAck ErrorAck(uint32_t index, std::string_view content_hash, const absl::Status& error);
 

@@ -42,9 +42,9 @@ absl::StatusOr<ListenAddress> ParseListenAddress(std::string_view text) {
     out.path = text.substr(5);
     if (out.path.starts_with("//")) out.path.erase(0, 2);  // unix:///absolute/path
     if (out.path.empty() || out.path.size() > kMaxSocketPathBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the socket path of '", std::string(text), "' must have 1 to ",
-                       kMaxSocketPathBytes, " bytes; choose a shorter one"));
+      return absl::InvalidArgumentError(absl::StrCat("the socket path of '", std::string(text),
+                                                     "' must have 1 to ", kMaxSocketPathBytes,
+                                                     " bytes; choose a shorter one"));
     }
     return out;
   }
@@ -81,7 +81,8 @@ absl::Status ValidateConfig(const ServerConfig& config) {
     LKV_ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(text));
     if (!IsLoopback(address) && !config.insecure) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "'", text, "' can be reached from other hosts and this daemon serves without encryption; "
+          "'", text,
+          "' can be reached from other hosts and this daemon serves without encryption; "
           "listen on loopback or a unix socket, or pass --insecure if the network is trusted"));
     }
   }

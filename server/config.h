@@ -18,7 +18,7 @@ struct ServerConfig {
   std::vector<std::string> listen;  // `unix:PATH` or `HOST:PORT`; empty: DefaultListen()
   bool insecure = false;            // allow plaintext TCP on other than loopback addresses
   size_t memory_bytes = size_t{1} << 30;
-  int codec_threads = 0;            // 0: one per hardware thread
+  int codec_threads = 0;  // 0: one per hardware thread
   PresetId default_preset = kDefaultPreset;
 
   // Named limits, shortened by tests.
@@ -27,7 +27,7 @@ struct ServerConfig {
   int64_t reader_stall_timeout_ms = limits::kReaderStallTimeoutMs;
   int64_t credit_wait_timeout_ms = limits::kCreditWaitTimeoutMs;
   int64_t drain_timeout_ms = limits::kDrainTimeoutMs;
-  int64_t tick_ms = 50;             // of the thread that looks at timeouts
+  int64_t tick_ms = 50;  // of the thread that looks at timeouts
 
   const Clock* clock = Clock::Real();
   // Called when an operator asks for a drain over the Admin service; must not block.
@@ -46,7 +46,8 @@ struct ListenAddress {
   int port = 0;      // 0: any free one
 };
 
-// INVALID_ARGUMENT with a sentence unless `text` is `unix:PATH` or `HOST:PORT` ([HOST]:PORT for IPv6).
+// INVALID_ARGUMENT with a sentence unless `text` is `unix:PATH` or `HOST:PORT` ([HOST]:PORT for
+// IPv6).
 absl::StatusOr<ListenAddress> ParseListenAddress(std::string_view text);
 // `unix:PATH` or `HOST:PORT`.
 std::string FormatListenAddress(const ListenAddress& address);

@@ -32,9 +32,8 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
       [catalog = engine->catalog_.get()](const StoredBlockPtr& block) {
         catalog->OnRemoved(block);
       });
-  engine->admission_ =
-      std::make_unique<UploadAdmission>(engine->store_.get(), config.memory_bytes,
-                                        config.credit_wait_timeout_ms, config.clock);
+  engine->admission_ = std::make_unique<UploadAdmission>(
+      engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
   const int threads = config.codec_threads > 0
                           ? config.codec_threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -86,9 +85,8 @@ v1::ErrorDetail CacheEngine::ExplainAbsence(const BlockKey& key) const {
 
 absl::Status CheckName(std::string_view what, std::string_view name) {
   if (name.size() <= limits::kMaxNameBytes) return absl::OkStatus();
-  return LimitError("kMaxNameBytes",
-                    absl::StrCat("the ", std::string(what), " has ", name.size(),
-                                 " bytes; use at most ", limits::kMaxNameBytes));
+  return LimitError("kMaxNameBytes", absl::StrCat("the ", std::string(what), " has ", name.size(),
+                                                  " bytes; use at most ", limits::kMaxNameBytes));
 }
 
 absl::StatusOr<std::string> NamespaceOrDefault(std::string_view name) {

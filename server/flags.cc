@@ -13,10 +13,11 @@
 #include "core/base/status_macros.h"
 #include "server/admin_views.h"
 
-ABSL_FLAG(std::string, listen, "",
-          "Addresses to serve on, separated by commas; each is unix:PATH or HOST:PORT, port 0 takes a "
-          "free one. Default: a unix socket (latticekvd.sock in $XDG_RUNTIME_DIR, or /run for root) "
-          "and 127.0.0.1:7447.");
+ABSL_FLAG(
+    std::string, listen, "",
+    "Addresses to serve on, separated by commas; each is unix:PATH or HOST:PORT, port 0 takes a "
+    "free one. Default: a unix socket (latticekvd.sock in $XDG_RUNTIME_DIR, or /run for root) "
+    "and 127.0.0.1:7447.");
 ABSL_FLAG(uint64_t, memory_bytes, uint64_t{1} << 30,
           "Hard cap on memory for stored blocks and for everything in flight.");
 ABSL_FLAG(std::string, disk_dir, "", "Directory of the disk tier; not available in this version.");

@@ -15,8 +15,8 @@ struct DaemonFlags {
   std::string log_level;
 };
 
-// Parses argv; --help and --version print and exit 0, unknown flags exit 1. INVALID_ARGUMENT with a sentence for
-// values that do not make sense.
+// Parses argv; --help and --version print and exit 0, unknown flags exit 1. INVALID_ARGUMENT with a
+// sentence for values that do not make sense.
 absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv);
 
 }  // namespace latticekv

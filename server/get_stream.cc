@@ -70,9 +70,8 @@ void GetStream::ScheduleLocked() {
   while (!finished_ && AdvanceLocked()) {
     // A frame lies in the store already: the window pays for the part that is copied out of it.
     const ReadBlock& block = *plan_.blocks[next_block_];
-    const size_t bytes = plan_.frames
-                             ? std::min(limits::kMaxPartBytes, block.block->frame.size())
-                             : LayerBytes(block, next_layer_);
+    const size_t bytes = plan_.frames ? std::min(limits::kMaxPartBytes, block.block->frame.size())
+                                      : LayerBytes(block, next_layer_);
     if (!items_.empty() && window_bytes_ + bytes > engine_.config().decode_ahead_bytes) return;
     auto reservation = engine_.store().Reserve(bytes);
     if (!reservation.ok()) {

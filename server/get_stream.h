@@ -17,9 +17,9 @@
 
 namespace latticekv {
 
-// Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The codec
-// threads decode ahead of the one write in flight, within a window of bytes reserved from the budget.
-// Owns itself until gRPC is done with it; codec jobs share the ownership.
+// Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The
+// codec threads decode ahead of the one write in flight, within a window of bytes reserved from the
+// budget. Owns itself until gRPC is done with it; codec jobs share the ownership.
 class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
                         public MonitoredStream,
                         public std::enable_shared_from_this<GetStream> {

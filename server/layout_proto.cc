@@ -60,15 +60,15 @@ absl::StatusOr<Layout> LayoutFromProto(const v1::Layout& proto) {
       LKV_ASSIGN_OR_RETURN(PlaneSpec parsed, PlaneFromProto(plane));
       spec.planes.push_back(std::move(parsed));
       if (spec.planes.size() > limits::kMaxPlanesPerLayer) {
-        return LimitError("kMaxPlanesPerLayer",
-                          absl::StrCat("a layer may have at most ", limits::kMaxPlanesPerLayer,
-                                       " planes"));
+        return LimitError(
+            "kMaxPlanesPerLayer",
+            absl::StrCat("a layer may have at most ", limits::kMaxPlanesPerLayer, " planes"));
       }
     }
     const uint32_t repeat = layer.repeat() == 0 ? 1 : layer.repeat();
     if (repeat > limits::kMaxLayers - layout.layers.size()) {
-      return LimitError("kMaxLayers", absl::StrCat("a layout may have at most ",
-                                                   limits::kMaxLayers, " layers"));
+      return LimitError("kMaxLayers",
+                        absl::StrCat("a layout may have at most ", limits::kMaxLayers, " layers"));
     }
     layout.layers.insert(layout.layers.end(), repeat, spec);
   }
@@ -84,7 +84,8 @@ void LayoutToProto(const Layout& layout, v1::Layout* out) {
     while (end < layout.layers.size() && layout.layers[end] == layout.layers[at]) ++end;
     v1::LayerLayout* layer = out->add_layers();
     layer->set_repeat(static_cast<uint32_t>(end - at));
-    for (const PlaneSpec& plane : layout.layers[at].planes) PlaneToProto(plane, layer->add_planes());
+    for (const PlaneSpec& plane : layout.layers[at].planes)
+      PlaneToProto(plane, layer->add_planes());
     at = end;
   }
 }

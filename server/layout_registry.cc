@@ -24,18 +24,18 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space
   LKV_RETURN_IF_ERROR(ValidateLayout(layout));
   if (chunk_tokens != 0 &&
       (chunk_tokens < limits::kMinChunkTokens || chunk_tokens > limits::kMaxChunkTokens)) {
-    return absl::InvalidArgumentError(absl::StrCat("chunk_tokens is ", chunk_tokens, "; use ",
-                                                   limits::kMinChunkTokens, " to ",
-                                                   limits::kMaxChunkTokens, ", or 0 for the default"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk_tokens is ", chunk_tokens, "; use ", limits::kMinChunkTokens, " to ",
+                     limits::kMaxChunkTokens, ", or 0 for the default"));
   }
   const Digest fingerprint = LayoutFingerprint(layout);
   std::shared_ptr<const ModelProfile> profile;
   std::optional<Digest> profile_hash;
   if (!profile_bytes.empty()) {
     if (profile_bytes.size() > limits::kMaxProfileBytes) {
-      return LimitError("kMaxProfileBytes", absl::StrCat("the profile has ", profile_bytes.size(),
-                                                         " bytes; at most ",
-                                                         limits::kMaxProfileBytes, " are taken"));
+      return LimitError("kMaxProfileBytes",
+                        absl::StrCat("the profile has ", profile_bytes.size(), " bytes; at most ",
+                                     limits::kMaxProfileBytes, " are taken"));
     }
     LKV_ASSIGN_OR_RETURN(ModelProfile parsed, ParseProfile(profile_bytes, layout));
     profile_hash = ProfileHash(parsed);
@@ -55,8 +55,9 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space
   }
   auto entry = layouts_.find(fingerprint);
   if (entry == layouts_.end() && layouts_.size() >= limits::kMaxLayouts) {
-    return LimitError("kMaxLayouts", absl::StrCat("there are ", layouts_.size(),
-                                                  " layouts already; restart the daemon to clear them"));
+    return LimitError("kMaxLayouts",
+                      absl::StrCat("there are ", layouts_.size(),
+                                   " layouts already; restart the daemon to clear them"));
   }
   if (entry != layouts_.end() && profile_hash && !entry->second.profiles.contains(*profile_hash) &&
       entry->second.profiles.size() >= limits::kMaxProfilesPerLayout) {
@@ -65,7 +66,8 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space
                                    " profiles already; register it with one of them or none"));
   }
   if (entry == layouts_.end()) {
-    entry = layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}}).first;
+    entry =
+        layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}}).first;
   }
   if (profile) {
     entry->second.profiles[*profile_hash] = profile;
@@ -84,9 +86,10 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Find(std::string_view name_space,
   MutexLock lock(mutex_);
   const auto ns = namespaces_.find(name_space);
   if (ns == namespaces_.end() || !ns->second.fingerprints.contains(fingerprint)) {
-    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_UNKNOWN_LAYOUT,
-                     absl::StrCat("layout ", ToHex(fingerprint), " is not registered in namespace '",
-                                  std::string(name_space), "'; call RegisterLayout first"));
+    return ErrorWith(
+        absl::StatusCode::kFailedPrecondition, v1::REASON_UNKNOWN_LAYOUT,
+        absl::StrCat("layout ", ToHex(fingerprint), " is not registered in namespace '",
+                     std::string(name_space), "'; call RegisterLayout first"));
   }
   return InUse(fingerprint, layouts_.at(fingerprint), ns->second.chunk_tokens);
 }

@@ -27,9 +27,9 @@ struct LayoutInUse {
 // Thread-safe.
 class LayoutRegistry {
  public:
-  // Idempotent. The namespace's first layout sets its chunk size (`chunk_tokens` 0: 256); a later one
-  // with another size is FAILED_PRECONDITION. A non-empty `profile` (canonical bytes) becomes the one
-  // to encode with; older ones stay for the frames that refer to them.
+  // Idempotent. The namespace's first layout sets its chunk size (`chunk_tokens` 0: 256); a later
+  // one with another size is FAILED_PRECONDITION. A non-empty `profile` (canonical bytes) becomes
+  // the one to encode with; older ones stay for the frames that refer to them.
   absl::StatusOr<LayoutInUse> Register(std::string_view name_space, const Layout& layout,
                                        ByteSpan profile, uint32_t chunk_tokens);
 

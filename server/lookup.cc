@@ -19,7 +19,9 @@ class Lookup {
  public:
   Lookup(CacheEngine& engine, const v1::LookupRequest& request, std::string name_space,
          LayoutInUse layout)
-      : engine_(engine), request_(request), name_space_(std::move(name_space)),
+      : engine_(engine),
+        request_(request),
+        name_space_(std::move(name_space)),
         layout_(std::move(layout)) {}
 
   absl::StatusOr<v1::LookupResponse> Run() {
@@ -105,8 +107,7 @@ class Lookup {
       }
       return false;
     }
-    if (const auto within = CheckBounds(found->metadata.quality, request_.bounds());
-        !within.ok()) {
+    if (const auto within = CheckBounds(found->metadata.quality, request_.bounds()); !within.ok()) {
       Miss(DetailOf(within));
       return false;
     }
@@ -144,10 +145,10 @@ absl::StatusOr<v1::LookupResponse> LookupPrefix(CacheEngine& engine,
     return absl::InvalidArgumentError("give token_ids or chain_hashes, not both");
   }
   if (request.token_ids_size() > static_cast<int>(limits::kMaxLookupTokens)) {
-    return LimitError("kMaxLookupTokens",
-                      absl::StrCat("the request has ", request.token_ids_size(),
-                                   " token ids; send at most ", limits::kMaxLookupTokens,
-                                   " or look up by chain hashes"));
+    return LimitError(
+        "kMaxLookupTokens",
+        absl::StrCat("the request has ", request.token_ids_size(), " token ids; send at most ",
+                     limits::kMaxLookupTokens, " or look up by chain hashes"));
   }
   if (request.chain_hashes_size() > static_cast<int>(limits::kMaxBlocksPerRequest)) {
     return LimitError("kMaxBlocksPerRequest",

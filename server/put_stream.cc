@@ -73,7 +73,8 @@ void PutStream::OnReadDone(bool ok) {
 }
 
 absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
-  if (target_) return ProtocolError("PutBlocks takes one open message, the first; start a new stream");
+  if (target_)
+    return ProtocolError("PutBlocks takes one open message, the first; start a new stream");
   auto target = OpenPut(engine_, open);
   if (!target.ok()) return target.status();
   target_ = *std::move(target);
@@ -82,12 +83,14 @@ absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
 
 absl::Status PutStream::CheckWindow() {
   if (failed_.size() >= kMaxFailedBlocks) {
-    return ProtocolError(absl::StrCat(failed_.size(), " blocks of this stream failed; look at their "
+    return ProtocolError(absl::StrCat(failed_.size(),
+                                      " blocks of this stream failed; look at their "
                                       "errors and start a new stream"));
   }
   if (uploads_.size() < limits::kMaxUnackedBlocksPerStream) return absl::OkStatus();
   return LimitError("kMaxUnackedBlocksPerStream",
-                    absl::StrCat("the stream has ", uploads_.size(), " unacknowledged blocks; wait "
+                    absl::StrCat("the stream has ", uploads_.size(),
+                                 " unacknowledged blocks; wait "
                                  "for acknowledgements before announcing more"));
 }
 
@@ -147,10 +150,10 @@ void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> t
     return;
   }
   if (!ticket.ok()) {
-    CompleteLocked(upload,
-                   ErrorAck(upload->plan.index, AsText(upload->plan.metadata.content_hash),
-                            ticket.status()),
-                   &garbage);
+    CompleteLocked(
+        upload,
+        ErrorAck(upload->plan.index, AsText(upload->plan.metadata.content_hash), ticket.status()),
+        &garbage);
     return;
   }
   upload->ticket = *std::move(ticket);
@@ -231,10 +234,8 @@ void PutStream::FailUpload(const UploadPtr& upload, const absl::Status& error) {
 }
 
 void PutStream::StartEncoding(const UploadPtr& upload) {
-  const bool taken =
-      engine_.codec_pool().Submit(CodecPool::Kind::kEncode, [self = shared_from_this(), upload] {
-        self->Encode(upload);
-      });
+  const bool taken = engine_.codec_pool().Submit(
+      CodecPool::Kind::kEncode, [self = shared_from_this(), upload] { self->Encode(upload); });
   if (taken) return;
   FailUpload(upload, LimitError("kMaxCodecQueueJobs",
                                 "the codec threads are too far behind; put the block again later"));

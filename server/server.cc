@@ -118,8 +118,7 @@ void Server::Stop(int64_t timeout_ms) {
   grpc_->stopped = true;
   engine_->StartDrain();
   if (auto* health = grpc_->server->GetHealthCheckService()) health->SetServingStatus(false);
-  grpc_->server->Shutdown(std::chrono::system_clock::now() +
-                          std::chrono::milliseconds(timeout_ms));
+  grpc_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
   grpc_->server->Wait();
 }
 

@@ -25,8 +25,8 @@ class Server {
   const std::vector<std::string>& addresses() const { return addresses_; }
   CacheEngine& engine() { return *engine_; }
 
-  // Accepts nothing more, lets streams finish within the configured drain timeout, cancels the rest.
-  // Returns when all is over. Idempotent.
+  // Accepts nothing more, lets streams finish within the configured drain timeout, cancels the
+  // rest. Returns when all is over. Idempotent.
   void Drain();
 
  private:

@@ -25,8 +25,7 @@ class CacheService final : public v1::KvCache::CallbackService {
   grpc::ServerUnaryReactor* Touch(grpc::CallbackServerContext* context,
                                   const v1::TouchRequest* request,
                                   v1::BlocksResponse* response) override;
-  grpc::ServerUnaryReactor* Pin(grpc::CallbackServerContext* context,
-                                const v1::PinRequest* request,
+  grpc::ServerUnaryReactor* Pin(grpc::CallbackServerContext* context, const v1::PinRequest* request,
                                 v1::BlocksResponse* response) override;
   grpc::ServerUnaryReactor* Unpin(grpc::CallbackServerContext* context,
                                   const v1::UnpinRequest* request,

@@ -23,9 +23,10 @@ absl::Status SessionRegistry::CheckAppendLocked(const SessionId& id,
                                                    " sessions already; delete some"));
   }
   if (it->second.fingerprint != fingerprint) {
-    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_OTHER_LAYOUT,
-                     absl::StrCat("session '", id.name,
-                                  "' holds blocks of another layout; delete it or use another name"));
+    return ErrorWith(
+        absl::StatusCode::kFailedPrecondition, v1::REASON_OTHER_LAYOUT,
+        absl::StrCat("session '", id.name,
+                     "' holds blocks of another layout; delete it or use another name"));
   }
   if (it->second.blocks.size() >= limits::kMaxBlocksPerRequest) {
     return LimitError("kMaxBlocksPerRequest",
@@ -106,7 +107,7 @@ std::vector<Session> SessionRegistry::List(std::string_view name_space,
                                            size_t limit) const {
   std::vector<Session> out;
   MutexLock lock(mutex_);
-  auto it = after               ? sessions_.upper_bound(*after)
+  auto it = after                ? sessions_.upper_bound(*after)
             : name_space.empty() ? sessions_.begin()
                                  : sessions_.lower_bound({std::string(name_space), ""});
   for (; it != sessions_.end() && out.size() < limit; ++it) {

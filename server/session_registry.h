@@ -60,7 +60,8 @@ class SessionRegistry {
   // Up to `limit` sessions in order of their ids, after `after`; empty namespace: all.
   std::vector<Session> List(std::string_view name_space, const std::optional<SessionId>& after,
                             size_t limit) const;
-  // The removed session's blocks that no other session holds; nothing when there is no such session.
+  // The removed session's blocks that no other session holds; nothing when there is no such
+  // session.
   std::optional<std::vector<SessionBlock>> Remove(const SessionId& id);
   void MarkUsed(const SessionId& id);
   // False when absent.

@@ -24,11 +24,13 @@ void UploadTicket::Release() {
 
 uint64_t UploadAdmission::Request(size_t bytes, Done done) {
   if (bytes > limit_bytes_) {
-    done(ErrorWith(absl::StatusCode::kResourceExhausted, v1::REASON_MEMORY_FULL,
-                   absl::StrCat("storing this block takes ", bytes, " bytes of memory while it is "
-                                "encoded, and uploads may take ", limit_bytes_,
-                                " (half of --memory_bytes); use smaller chunks or more memory"),
-                   "--memory_bytes"));
+    done(ErrorWith(
+        absl::StatusCode::kResourceExhausted, v1::REASON_MEMORY_FULL,
+        absl::StrCat("storing this block takes ", bytes,
+                     " bytes of memory while it is "
+                     "encoded, and uploads may take ",
+                     limit_bytes_, " (half of --memory_bytes); use smaller chunks or more memory"),
+        "--memory_bytes"));
     return 0;
   }
   uint64_t id;

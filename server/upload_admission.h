@@ -1,5 +1,5 @@
-// Grants memory to uploads, first come first served, so that half-uploaded blocks together never hold
-// more than half of the cap and every admitted upload has all it needs to become a block.
+// Grants memory to uploads, first come first served, so that half-uploaded blocks together never
+// hold more than half of the cap and every admitted upload has all it needs to become a block.
 #ifndef LATTICEKV_SERVER_UPLOAD_ADMISSION_H_
 #define LATTICEKV_SERVER_UPLOAD_ADMISSION_H_
 
@@ -43,16 +43,19 @@ class UploadAdmission {
 
   UploadAdmission(TieredStore* store, size_t capacity_bytes, int64_t wait_timeout_ms,
                   const Clock* clock)
-      : store_(store), limit_bytes_(capacity_bytes / 2), wait_timeout_ms_(wait_timeout_ms),
+      : store_(store),
+        limit_bytes_(capacity_bytes / 2),
+        wait_timeout_ms_(wait_timeout_ms),
         clock_(clock) {}
 
   // Calls `done` with a ticket for `bytes`, from within or later from another thread; or with
-  // RESOURCE_EXHAUSTED when `bytes` can never be granted, or was not within the wait timeout although
-  // no other upload held memory. Returns an id for Cancel.
+  // RESOURCE_EXHAUSTED when `bytes` can never be granted, or was not within the wait timeout
+  // although no other upload held memory. Returns an id for Cancel.
   uint64_t Request(size_t bytes, Done done);
   // Drops a waiting request without calling its `done`.
   void Cancel(uint64_t id);
-  // Grants what can be granted now; called on release and, for room that appears otherwise, by a timer.
+  // Grants what can be granted now; called on release and, for room that appears otherwise, by a
+  // timer.
   void Poke();
 
   size_t limit_bytes() const { return limit_bytes_; }

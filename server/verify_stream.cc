@@ -29,8 +29,8 @@ void VerifyStream::SubmitBatch() {
     return;
   }
   MutexLock lock(mutex_);
-  FinishLocked(LimitError("kMaxCodecQueueJobs",
-                          "the codec threads are too far behind; verify again later"));
+  FinishLocked(
+      LimitError("kMaxCodecQueueJobs", "the codec threads are too far behind; verify again later"));
 }
 
 void VerifyStream::CheckBatch() {

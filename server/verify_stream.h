@@ -14,8 +14,8 @@
 
 namespace latticekv {
 
-// One job at a time on the codec threads, so that readers and writers come between. Owns itself until
-// gRPC is done with it.
+// One job at a time on the codec threads, so that readers and writers come between. Owns itself
+// until gRPC is done with it.
 class VerifyStream final : public grpc::ServerWriteReactor<v1::VerifyProgress>,
                            public std::enable_shared_from_this<VerifyStream> {
  public:

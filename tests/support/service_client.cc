@@ -75,19 +75,20 @@ grpc::ByteBuffer ToBuffer(const std::string& bytes) {
 class ServiceClientImpl final : public ServiceClient {
  public:
   explicit ServiceClientImpl(std::shared_ptr<grpc::Channel> channel)
-      : channel_(channel), cache_(v1::KvCache::NewStub(channel)),
+      : channel_(channel),
+        cache_(v1::KvCache::NewStub(channel)),
         admin_(v1::Admin::NewStub(channel)) {}
 
   std::unique_ptr<PutCall> PutBlocks() override { return std::make_unique<PutCallImpl>(*cache_); }
   std::unique_ptr<GetCall> GetBlocks(const v1::GetBlocksRequest& request) override {
     return std::make_unique<GetCallImpl>(*cache_, request);
   }
-#define LKV_UNARY(stub, method, Request, Response)                    \
-  Called<v1::Response> method(const v1::Request& request) override {  \
-    grpc::ClientContext context;                                      \
-    Called<v1::Response> out;                                         \
+#define LKV_UNARY(stub, method, Request, Response)                         \
+  Called<v1::Response> method(const v1::Request& request) override {       \
+    grpc::ClientContext context;                                           \
+    Called<v1::Response> out;                                              \
     out.status = FromGrpc(stub->method(&context, request, &out.response)); \
-    return out;                                                       \
+    return out;                                                            \
   }
   LKV_UNARY(cache_, RegisterLayout, RegisterLayoutRequest, RegisterLayoutResponse)
   LKV_UNARY(cache_, Lookup, LookupRequest, LookupResponse)

@@ -1,4 +1,5 @@
-// A bare client of the service for tests: one message at a time, nothing hidden. gRPC stays in the .cc.
+// A bare client of the service for tests: one message at a time, nothing hidden. gRPC stays in the
+// .cc.
 #ifndef LATTICEKV_TESTS_SUPPORT_SERVICE_CLIENT_H_
 #define LATTICEKV_TESTS_SUPPORT_SERVICE_CLIENT_H_
 

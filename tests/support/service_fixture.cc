@@ -20,7 +20,8 @@ std::string RandomHalves(size_t bytes, uint32_t seed) {
   for (size_t i = 0; i + 1 < bytes; i += 2) {
     // Sign, exponent of 0.25 to 2, mantissa.
     const uint32_t r = random();
-    const auto half = static_cast<uint16_t>((r & 0x8000) | ((13 + (r >> 16) % 3) << 10) | (r & 0x3ff));
+    const auto half =
+        static_cast<uint16_t>((r & 0x8000) | ((13 + (r >> 16) % 3) << 10) | (r & 0x3ff));
     StoreLe(out.data() + i, half);
   }
   return out;

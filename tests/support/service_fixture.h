@@ -1,5 +1,5 @@
-// A server in the test's own process, on a unix socket in a folder of its own, and chunks of a small
-// layout to put into it.
+// A server in the test's own process, on a unix socket in a folder of its own, and chunks of a
+// small layout to put into it.
 #ifndef LATTICEKV_TESTS_SUPPORT_SERVICE_FIXTURE_H_
 #define LATTICEKV_TESTS_SUPPORT_SERVICE_FIXTURE_H_
 

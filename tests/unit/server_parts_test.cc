@@ -126,10 +126,11 @@ TEST(UploadAdmissionTest, FirstComeFirstServedUpToHalf) {
   std::vector<int> granted;
   std::vector<UploadTicket> tickets;
   const auto request = [&](int name, size_t bytes) {
-    return admission.Request(bytes, [&granted, &tickets, name](absl::StatusOr<UploadTicket> ticket) {
-      granted.push_back(ticket.ok() ? name : -name);
-      if (ticket.ok()) tickets.push_back(*std::move(ticket));
-    });
+    return admission.Request(bytes,
+                             [&granted, &tickets, name](absl::StatusOr<UploadTicket> ticket) {
+                               granted.push_back(ticket.ok() ? name : -name);
+                               if (ticket.ok()) tickets.push_back(*std::move(ticket));
+                             });
   };
   request(1, 300);
   request(2, 300);  // waits: 600 is more than half

@@ -18,14 +18,14 @@ std::string LocalRoundTrip(const Layout& layout, const TestBlock& block, PresetI
   options.preset = preset;
   options.start_position = block.header.start_position();
   const auto tokens = static_cast<uint32_t>(block.header.token_ids_size());
-  auto frame = EncodeFrame(layout, tokens,
-                           RawChunkViews(layout, tokens, AsBytes(block.payload)), options);
+  auto frame =
+      EncodeFrame(layout, tokens, RawChunkViews(layout, tokens, AsBytes(block.payload)), options);
   EXPECT_TRUE(frame.ok()) << frame.status();
   auto decoder = FrameDecoder::Open(*frame, layout, nullptr);
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   std::string raw(block.payload.size(), '\0');
-  const auto decoded = DecodeFrame(
-      *decoder, layout, {reinterpret_cast<std::byte*>(raw.data()), raw.size()});
+  const auto decoded =
+      DecodeFrame(*decoder, layout, {reinterpret_cast<std::byte*>(raw.data()), raw.size()});
   EXPECT_TRUE(decoded.ok()) << decoded;
   if (frame_out != nullptr) *frame_out = *frame;
   return raw;

@@ -24,8 +24,8 @@ class UploadTest : public ServiceFixture {
     return response.ack();
   }
   bool Stored(const TestBlock& block) {
-    return engine().store().Peek(
-               engine().KeyOf("default", *DigestFromBytes(block.hash(), ""))) != nullptr;
+    return engine().store().Peek(engine().KeyOf("default", *DigestFromBytes(block.hash(), ""))) !=
+           nullptr;
   }
 };
 
@@ -275,6 +275,18 @@ TEST_F(UploadTest, DrainFinishesBlocksAndRefusesNewOnes) {
   EXPECT_EQ(call->Finish().detail.reason(), v1::REASON_DRAINING);
   EXPECT_TRUE(Stored(blocks[0]));
   server_->Drain();
+}
+
+TEST_F(UploadTest, DrainCancelsWhatDoesNotEnd) {
+  StartServer([](ServerConfig& config) { config.drain_timeout_ms = 1; });
+  const TestBlock block = MakeBlocks(Ids(1, kTestChunk))[0];
+  const auto call = Credited(block);
+  server_->Drain();
+  v1::PutBlocksResponse response;
+  EXPECT_FALSE(call->Read(&response));
+  EXPECT_FALSE(call->Finish().ok());
+  EXPECT_EQ(memory_used(), 0u);
+  EXPECT_FALSE(Stored(block));
 }
 
 }  // namespace
