@@ -13,11 +13,8 @@ std::vector<BlockKey> BlockIndex::Victims(size_t bytes) const {
 
 // Plans before it evicts, so that a reservation that cannot be met does not flush the store.
 std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) const {
-  struct Parent {
-    uint32_t children;   // that the plan leaves
-    uint64_t last_used;  // by itself or by a child that the plan takes
-  };
-  std::unordered_map<BlockKey, Parent, DigestHash> parents;
+  // Children that the plan leaves, of parents of which it takes some.
+  std::unordered_map<BlockKey, uint32_t, DigestHash> children;
   std::set<std::pair<uint64_t, BlockKey>> promoted;  // that the plan makes leaves
   struct Victim {
     BlockKey key;
@@ -44,11 +41,11 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
     if (!held) freed += entry->bytes();
     const Entry* parent = entry->parent ? Find(*entry->parent) : nullptr;
     if (parent == nullptr) continue;
-    Parent& state = parents.try_emplace(*entry->parent, Parent{parent->children, parent->last_used})
-                        .first->second;
-    state.last_used = std::max(state.last_used, last_used);
-    if (--state.children == 0 && !parent->pinned()) {
-      promoted.insert({state.last_used, *entry->parent});
+    const auto left = children.try_emplace(*entry->parent, parent->children).first;
+    // That the parent counts as no colder than this child makes no difference to the order: this
+    // child is colder than all the others, so a parent colder yet is next either way.
+    if (--left->second == 0 && !parent->pinned()) {
+      promoted.insert({parent->last_used, *entry->parent});
     }
   }
   // Of the held blocks only those that stand before a block which frees something.

@@ -14,7 +14,7 @@
 namespace latticekv {
 namespace {
 
-constexpr uint32_t kKeys = 60;
+constexpr uint32_t kKeys = 40;
 
 BlockKey KeyOf(uint32_t n) { return Sha256Of(AsBytes(std::to_string(n))); }
 
@@ -177,7 +177,7 @@ class Round {
   }
 
   void Step() {
-    if (random_.Below(3) == 0) clock_.Advance(random_.Below(20));
+    if (random_.Below(3) == 0) clock_.Advance(random_.Below(10));
     const std::set<BlockKey> expired = model_.AdvanceTo(clock_.MonotonicMs());
     std::vector<BlockKey> expected;  // evicted or deleted, in order
     removed_.clear();
@@ -238,9 +238,9 @@ class Round {
         }
         return;
       case 8:
-        return Pin(key, ttl_ms, due_ms);
+        return Pin(KeyOf(n / 8), ttl_ms, due_ms);
       case 9:
-        return Unpin(key);
+        return Unpin(KeyOf(n / 8));
       case 10:
         EXPECT_EQ(store_->SetTtl(key, ttl_ms).ok(), block != nullptr);
         if (block != nullptr) block->expires_ms = due_ms;
@@ -255,7 +255,7 @@ class Round {
         EXPECT_EQ(store_->IsPinned(key), block != nullptr && block->pinned());
         return;
       default:
-        if (random_.Below(4) != 0) return;
+        if (random_.Below(8) != 0) return;
         readers_.clear();
         model_.ReadersLetGo();
     }
@@ -264,7 +264,7 @@ class Round {
   void Put(uint32_t n, std::vector<BlockKey>* expected) {
     const size_t frame_bytes = 100 + random_.Below(1500);
     Model::Block next;
-    if (n >= 10) next.parent = KeyOf(n - 10);
+    if (n >= 4) next.parent = KeyOf(n * 2 / 3);  // chains that branch
     next.rank = random_.Below(4);
     next.bytes = TieredStore::EntryBytes(frame_bytes, 0) + random_.Below(2) * 100;
     auto reservation = store_->Reserve(next.bytes);
@@ -359,9 +359,9 @@ TEST(StorePropertyTest, RandomOperationsAgreeWithTheModel) {
   printf("seed %llu\n", static_cast<unsigned long long>(seed));
   testing::Random random(seed);
   size_t evicted = 0;
-  for (int n = 0; n < 10; ++n) {
+  for (int n = 0; n < 40; ++n) {
     Round round(random);
-    for (int step = 0; step < 1000; ++step) {
+    for (int step = 0; step < 2000; ++step) {
       round.Step();
       ASSERT_FALSE(::testing::Test::HasFailure()) << "round " << n << ", step " << step;
     }
