@@ -110,7 +110,7 @@ def lossy(a, b, profile, max_logit_noise, max_value_error):
     return m
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("mode", choices=("exact", "lossy"))
     p.add_argument("original")
@@ -119,7 +119,7 @@ def main():
     p.add_argument("--max-logit-noise", type=float, default=0)
     p.add_argument("--max-value-error", type=float, default=0)
     p.add_argument("--json", action="store_true")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     try:
         original, copy = safetensors_file.read(a.original)[0], safetensors_file.read(a.copy)[0]
         if a.mode == "exact":

@@ -62,8 +62,8 @@ class Daemon:
     def _read_port(path):
         try:
             with open(path) as f:
-                text = f.read()
-            return int(text) if text.endswith("\n") else None
+                lines = f.read().splitlines()
+            return next((int(a.rsplit(":", 1)[1]) for a in lines if not a.startswith("unix:")), None)
         except (OSError, ValueError):
             return None
 
