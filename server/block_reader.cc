@@ -101,15 +101,28 @@ void Resolve(CacheEngine& engine, std::string_view name_space,
     out->miss = DetailOf(within);
     return;
   }
-  out->block = engine.store().Get(key);
-  if (out->block != found->block) {  // replaced or evicted between the two looks
-    out->block.reset();
-    out->miss = Miss(v1::REASON_NOT_STORED, "it was replaced or evicted just now; ask again");
-    return;
-  }
+  // What was found is held, and stays right when it is replaced or evicted now.
+  out->block = found->block;
+  engine.store().Get(key);
   out->metadata = std::move(found->metadata);
   out->pinned = engine.store().IsPinned(key);
   OpenBlock(engine, out);
+}
+
+// Blocks of a session are acknowledged in any order, and one may have failed: what does not follow
+// the block before it is no part of a prefix (yet).
+void EndAtHole(const ReadPlan& plan, ReadBlock* block) {
+  if (plan.blocks.empty()) return;
+  const ReadBlock& before = *plan.blocks.back();
+  if (before.block &&
+      before.metadata.start_position + before.metadata.tokens == block->metadata.start_position) {
+    return;
+  }
+  block->block.reset();
+  block->decoder.reset();
+  block->miss = Miss(v1::REASON_NOT_STORED,
+                     absl::StrCat("the chunk before position ", block->metadata.start_position,
+                                  " is not stored; put it again"));
 }
 
 }  // namespace
@@ -146,6 +159,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
                                                        "namespace '",
                                                        name_space, "'; register it first"));
     }
+    if (block->block && !request.session().empty()) EndAtHole(plan, block.get());
     if (block->block) {
       const auto layers = static_cast<uint32_t>(block->layout->layers.size());
       if (plan.first_layer >= layers) {

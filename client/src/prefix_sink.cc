@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "absl/status/status.h"
+
 namespace latticekv {
 
 absl::Status PrefixSink::OnBlock(const ServedBlock& block) {
@@ -9,6 +11,13 @@ absl::Status PrefixSink::OnBlock(const ServedBlock& block) {
   if (!block.miss.ok()) {
     prefix_.miss = block.miss;
     return absl::OkStatus();
+  }
+  if (!prefix_.blocks.empty()) {
+    const BlockInfo& before = prefix_.blocks.back();
+    if (block.block.start_position != before.start_position + before.tokens) {
+      prefix_.miss = absl::NotFoundError("a block of the prefix does not follow the one before it");
+      return absl::OkStatus();
+    }
   }
   first_token_.push_back(tokens_);
   first_id_.push_back(prefix_.tokens.size());

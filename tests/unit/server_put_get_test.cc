@@ -242,6 +242,24 @@ TEST_F(PutGetTest, MissesSayWhy) {
   EXPECT_EQ(Get(request).opens[0].miss().reason(), v1::REASON_OTHER_LAYOUT);
 }
 
+TEST_F(PutGetTest, ASessionWithAHoleIsServedUpToTheHole) {
+  const auto blocks = MakeBlocks(Ids(1, 3 * kTestChunk));
+  ASSERT_FALSE(PutOne(Open(v1::PRESET_EXACT, "s"), blocks[0]).has_error());
+  ASSERT_FALSE(PutOne(Open(v1::PRESET_EXACT, "s"), blocks[2]).has_error());
+  v1::GetBlocksRequest request;
+  request.set_session("s");
+  GetResult got = Get(request);
+  ASSERT_EQ(got.opens.size(), 2u);
+  EXPECT_EQ(got.payloads[0], blocks[0].payload);
+  EXPECT_EQ(got.opens[1].miss().reason(), v1::REASON_NOT_STORED);
+  // By its hash it is served all the same, and once the hole is filled the session is whole.
+  EXPECT_EQ(GetHashes({blocks[2].hash()}).payloads[0], blocks[2].payload);
+  ASSERT_FALSE(PutOne(Open(v1::PRESET_EXACT, "s"), blocks[1]).has_error());
+  got = Get(request);
+  ASSERT_EQ(got.opens.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(got.payloads[i], blocks[i].payload);
+}
+
 TEST_F(PutGetTest, CorruptBlocksAreNeverServedAsData) {
   const auto blocks = MakeBlocks(Ids(1, 2 * kTestChunk));
   Put(Open(v1::PRESET_HIGH), blocks);
