@@ -9,8 +9,8 @@
 
 namespace latticekv {
 
-// Serialized google.rpc.Status around `detail`, so that clients of any language decode it. `code` is
-// the gRPC status code.
+// Serialized google.rpc.Status around `detail`, so that clients of any language decode it. `code`
+// is the gRPC status code.
 inline std::string EncodeErrorDetails(int code, const v1::ErrorDetail& detail) {
   v1::RpcStatus status;
   status.set_code(code);
