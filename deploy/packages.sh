@@ -7,7 +7,7 @@ BUILD_PACKAGES=(
   libssl-dev libzstd-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
 )
 RUN_PACKAGES=(python3)
-TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev python3-venv ca-certificates ccache git)
+TEST_PACKAGES=(libgtest-dev libgmock-dev python3-venv ca-certificates ccache git)
 
 say() { printf '== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
