@@ -12,8 +12,8 @@ const EntropyTables& Tables() {
         const int symbol = head.first + i * head.stride;
         const uint16_t frequency = kEntropyFrequencies[head.at + i];
         out->encode[id][symbol + kSymbolOffset] = {frequency, start, kCost256[frequency]};
-        for (uint16_t slot = 0; slot < frequency; ++slot) {
-          out->decode[id][start + slot] = {static_cast<int8_t>(symbol), 0, frequency, slot, 0};
+        for (uint32_t slot = 0; slot < frequency; ++slot) {
+          out->decode[id][start + slot] = DecodeEntry(symbol, frequency, slot);
         }
         start = static_cast<uint16_t>(start + frequency);
       }

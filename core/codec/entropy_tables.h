@@ -51,12 +51,19 @@ struct EncodeEntry {
   uint16_t start;
   uint16_t cost;  // 256 log2(1024 / frequency), rounded
 };
-struct DecodeEntry {
-  int8_t symbol;
-  uint8_t unused;
-  uint16_t frequency;
-  uint16_t offset;  // of the slot within the symbol's range
-  uint16_t padding;
+// Symbol, frequency and the slot's offset within the symbol's range in one word: all tables
+// together then fit a core's second-level cache.
+class DecodeEntry {
+ public:
+  DecodeEntry() = default;
+  DecodeEntry(int symbol, uint32_t frequency, uint32_t offset)
+      : packed_(static_cast<uint32_t>(symbol) << 22 | (frequency - 1) << 10 | offset) {}
+  int symbol() const { return static_cast<int32_t>(packed_) >> 22; }
+  uint32_t frequency() const { return (packed_ >> 10 & 1023) + 1; }
+  uint32_t offset() const { return packed_ & 1023; }
+
+ private:
+  uint32_t packed_ = 0;
 };
 
 struct EntropyTables {

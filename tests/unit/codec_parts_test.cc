@@ -153,19 +153,25 @@ TEST(RansTest, RandomSymbolsComeBack) {
     };
     std::vector<Event> events;
     RansEncoder encoder;
-    encoder.Reserve(symbols);
+    encoder.Start(symbols);
     for (int i = 0; i < symbols; ++i) {
       Event e{static_cast<int>(random.Below(32)), static_cast<int>(random.Below(kTableIds)), 0, 0};
       if (random.Below(4) == 0) {
         e.bits = 1 + static_cast<int>(random.Below(15));
         e.value = static_cast<int>(random.Below(1u << e.bits));
-        encoder.Bits(e.lane, e.value, e.bits);
       } else {
         const auto& head = kEntropyTableHeads[e.table];
         e.value = head.first + head.stride * static_cast<int>(random.Below(head.count));
-        encoder.Symbol(e.lane, Tables().encode[e.table][e.value + kSymbolOffset]);
       }
       events.push_back(e);
+    }
+    for (size_t i = events.size(); i-- > 0;) {
+      const Event& e = events[i];
+      if (e.bits > 0) {
+        encoder.Bits(e.lane, static_cast<uint32_t>(e.value), e.bits);
+      } else {
+        encoder.Symbol(e.lane, Tables().encode[e.table][e.value + kSymbolOffset]);
+      }
     }
     ByteWriter out;
     encoder.Finish(out);

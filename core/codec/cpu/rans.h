@@ -20,64 +20,53 @@ namespace latticekv {
 
 inline constexpr uint32_t kRansLow = 1u << 16;  // states are in [kRansLow, 2^32)
 
-// Collects symbols in decoding order and codes them backwards. Not thread-safe.
+// Codes symbols in the reverse of the order in which a decoder reads them. Not thread-safe.
 class RansEncoder {
  public:
-  // Room for at least `count` more symbols; call before adding them.
-  void Reserve(size_t count) {
-    if (size_ + count > events_.size()) events_.resize(size_ + count);
+  // Starts a tile of at most `symbols` symbols and raw bits.
+  void Start(size_t symbols) {
+    state_.fill(kRansLow);
+    if (words_.size() < symbols) words_.resize(symbols);
+    first_ = words_.size();
   }
   void Symbol(int lane, EncodeEntry entry) {
-    events_[size_++] = static_cast<uint32_t>(lane) << 26 |
-                       static_cast<uint32_t>(entry.frequency) << 10 | entry.start;
+    uint32_t x = state_[lane];
+    const uint32_t frequency = entry.frequency;
+    if (x >= static_cast<uint64_t>(frequency) << 22) x = Emit(x);
+    const uint32_t quotient =
+        static_cast<uint32_t>(static_cast<unsigned __int128>(x) * Reciprocal(frequency) >> 63);
+    // (quotient << 10) + remainder + start
+    state_[lane] = x + quotient * (kProbabilityTotal - frequency) + entry.start;
   }
   void Bits(int lane, uint32_t bits, int count) {
-    events_[size_++] =
-        1u << 31 | static_cast<uint32_t>(lane) << 26 | static_cast<uint32_t>(count) << 16 | bits;
+    uint32_t x = state_[lane];
+    if (x >> (32 - count)) x = Emit(x);
+    state_[lane] = x << count | bits;
   }
-  // Appends the 32 states and the words, and forgets the symbols.
-  void Finish(ByteWriter& out) {
-    std::array<uint32_t, kLanes> state;
-    state.fill(kRansLow);
-    words_.clear();
-    for (size_t i = size_; i-- > 0;) {
-      const uint32_t e = events_[i];
-      uint32_t& x = state[e >> 26 & 31];
-      if (e >> 31) {
-        const int count = static_cast<int>(e >> 16 & 15);
-        if (x >> (32 - count)) Emit(x);
-        x = x << count | (e & 0xFFFF);
-      } else {
-        const uint32_t frequency = e >> 10 & 0xFFFF, start = e & 1023;
-        if (x >= static_cast<uint64_t>(frequency) << 22) Emit(x);
-        const uint32_t quotient =
-            static_cast<uint32_t>(static_cast<unsigned __int128>(x) * Reciprocal(frequency) >> 63);
-        x = (quotient << kProbabilityBits) + (x - quotient * frequency) + start;
-      }
-    }
-    for (uint32_t x : state) out.Put(x);
-    std::reverse(words_.begin(), words_.end());
-    out.PutBytes(std::as_bytes(std::span(words_)));
-    size_ = 0;
+  // Appends the 32 states and the words.
+  void Finish(ByteWriter& out) const {
+    for (uint32_t x : state_) out.Put(x);
+    out.PutBytes(std::as_bytes(std::span(words_).subspan(first_)));
   }
 
  private:
+  uint32_t Emit(uint32_t x) {
+    words_[--first_] = static_cast<uint16_t>(x);
+    return x >> 16;
+  }
   // ceil(2^63 / frequency): exact for quotients of 32-bit numbers, since 2^32 / 2^63 < 1 / 1024.
   static uint64_t Reciprocal(uint32_t frequency) {
-    static const std::array<uint64_t, kProbabilityTotal + 1> table = [] {
+    static constexpr std::array<uint64_t, kProbabilityTotal + 1> table = [] {
       std::array<uint64_t, kProbabilityTotal + 1> t{};
       for (uint32_t f = 1; f <= kProbabilityTotal; ++f) t[f] = ((uint64_t{1} << 63) + f - 1) / f;
       return t;
     }();
     return table[frequency];
   }
-  void Emit(uint32_t& x) {
-    words_.push_back(static_cast<uint16_t>(x));
-    x >>= 16;
-  }
-  std::vector<uint32_t> events_;
-  size_t size_ = 0;
-  std::vector<uint16_t> words_;
+
+  std::array<uint32_t, kLanes> state_;
+  std::vector<uint16_t> words_;  // filled from the end, since decoders read forwards
+  size_t first_ = 0;
 };
 
 // Reads what RansEncoder wrote. Past the end of the words it reads zeros and ok() is false. Not
@@ -92,9 +81,9 @@ class RansDecoder {
   int Symbol(int lane, const std::array<DecodeEntry, kProbabilityTotal>& table) {
     uint32_t x = state_[lane];
     const DecodeEntry e = table[x & (kProbabilityTotal - 1)];
-    x = e.frequency * (x >> kProbabilityBits) + e.offset;
+    x = e.frequency() * (x >> kProbabilityBits) + e.offset();
     state_[lane] = Renormalise(x);
-    return e.symbol;
+    return e.symbol();
   }
   // The coset: half has the `half_frequency` highest slots.
   bool Coset(int lane, uint32_t half_frequency) {

@@ -5,7 +5,7 @@
 namespace latticekv {
 namespace {
 
-// The 8 coordinates of up to 32 groups that the lanes code together.
+// A group that a lane decodes.
 struct Lane {
   const CodedUnit* unit = nullptr;
   int16_t* q2 = nullptr;           // of the group
@@ -17,27 +17,26 @@ struct Lane {
 // Walks the groups of a tile's coded vectors in order, 32 at a time.
 class GroupWalk {
  public:
-  explicit GroupWalk(std::span<const CodedUnit> units) : units_(units) {}
+  explicit GroupWalk(std::span<CodedUnit> units) : units_(units) {}
   // Number of lanes filled, 0 at the end.
   int Next(Lane* lanes) {
     int count = 0;
     while (count < kLanes && unit_ < units_.size()) {
-      const CodedUnit& u = units_[unit_];
+      CodedUnit& u = units_[unit_];
       const size_t dim = u.plan.unit.spec->head_dim;
       if (at_ == u.plan.coded.size() * dim) {
         ++unit_;
         at_ = 0;
         continue;
       }
-      lanes[count++] = {&u, const_cast<int16_t*>(u.q2.data()) + at_,
-                        u.plan.sigma.data() + at_ % dim, false, 0};
+      lanes[count++] = {&u, u.q2.data() + at_, u.plan.sigma.data() + at_ % dim, false, 0};
       at_ += 8;
     }
     return count;
   }
 
  private:
-  std::span<const CodedUnit> units_;
+  std::span<CodedUnit> units_;
   size_t unit_ = 0, at_ = 0;
 };
 
@@ -59,16 +58,18 @@ CoordinateCode CodeOf(const Lane& lane, int i) {
   return {static_cast<int16_t>(TableId(code.spread, lane.half, static_cast<Subset>(subset))), 0, 0};
 }
 
+// Backwards, as the coder wants it.
 void EncodeSide(std::span<const int32_t> values, SideCode code, RansEncoder& coder) {
   const auto& table = Tables().encode[TableId(code.spread, code.low_bits > 0, kAll)];
-  for (size_t at = 0; at < values.size(); at += kLanes) {
-    const auto round = values.subspan(at, std::min<size_t>(kLanes, values.size() - at));
-    for (size_t i = 0; i < round.size(); ++i) {
-      coder.Symbol(static_cast<int>(i), table[(round[i] >> code.low_bits) + kSymbolOffset]);
+  for (size_t end = values.size(); end > 0;) {
+    const size_t at = (end - 1) / kLanes * kLanes;
+    for (size_t i = end; i-- > at && code.low_bits > 0;) {
+      coder.Bits(static_cast<int>(i - at), values[i] & ((1 << code.low_bits) - 1), code.low_bits);
     }
-    for (size_t i = 0; i < round.size() && code.low_bits > 0; ++i) {
-      coder.Bits(static_cast<int>(i), round[i] & ((1 << code.low_bits) - 1), code.low_bits);
+    for (size_t i = end; i-- > at;) {
+      coder.Symbol(static_cast<int>(i - at), table[(values[i] >> code.low_bits) + kSymbolOffset]);
     }
+    end = at;
   }
 }
 
@@ -128,37 +129,61 @@ bool DecodeUnitSide(CodedUnit& u, const HeadProfile* profile, int16_t value_unit
   return PlanIsInRange(plan);
 }
 
-void EncodeGroups(const Lane* lanes_in, int count, RansEncoder& coder) {
-  Lane lanes[kLanes];
-  std::copy(lanes_in, lanes_in + count, lanes);
-  for (int l = 0; l < count; ++l) {
-    Lane& lane = lanes[l];
-    lane.half = lane.q2[0] & 1;
-    const uint32_t half = HalfCosetFrequency(lane.unit->plan.header.coset);
-    const uint32_t whole = kProbabilityTotal - half;
-    coder.Symbol(l, lane.half
-                        ? EncodeEntry{static_cast<uint16_t>(half), static_cast<uint16_t>(whole), 0}
-                        : EncodeEntry{static_cast<uint16_t>(whole), 0, 0});
+// A group to encode: its points, how its channels are coded, its unit's coset probability.
+struct GroupRef {
+  const int16_t* q2;
+  const SigmaCode* codes;
+  uint32_t half_frequency;
+};
+
+std::vector<GroupRef> GroupsOf(std::span<const CodedUnit> units,
+                               const std::vector<std::vector<SigmaCode>>& codes) {
+  std::vector<GroupRef> out;
+  for (size_t i = 0; i < units.size(); ++i) {
+    const CodedUnit& u = units[i];
+    const size_t dim = u.plan.unit.spec->head_dim;
+    const uint32_t half = HalfCosetFrequency(u.plan.header.coset);
+    for (size_t row = 0; row < u.q2.size(); row += dim) {
+      for (size_t c = 0; c < dim; c += 8) out.push_back({&u.q2[row + c], &codes[i][c], half});
+    }
   }
+  return out;
+}
+
+// One coordinate of one group: low bits, then the symbol (backwards).
+void EncodeCoordinate(const GroupRef& group, int i, int lane, const EntropyTables& tables,
+                      RansEncoder& coder) {
+  const SigmaCode code = group.codes[i];
+  const int k = group.q2[i] >> 1, half = group.q2[i] & 1;
+  if (code.low_bits > 0) {
+    coder.Symbol(
+        lane, tables.encode[TableId(code.spread, 1, kAll)][(k >> code.low_bits) + kSymbolOffset]);
+    return;
+  }
+  // The sum of the eight k is even, so the last one's parity is that of the others' sum.
+  const int subset = i < 7 ? kAll : kEven + (k & 1);
+  coder.Symbol(
+      lane,
+      tables.encode[TableId(code.spread, half, static_cast<Subset>(subset))][k + kSymbolOffset]);
+}
+
+void EncodeLowBits(const GroupRef& group, int i, int lane, RansEncoder& coder) {
+  const int last = i == 7, bits = group.codes[i].low_bits - last;
+  if (bits > 0) coder.Bits(lane, (group.q2[i] >> 1 >> last) & ((1 << bits) - 1), bits);
+}
+
+void EncodeRound(std::span<const GroupRef> groups, bool any_low_bits, RansEncoder& coder) {
   const EntropyTables& tables = Tables();
-  for (int i = 0; i < 8; ++i) {
-    CoordinateCode codes[kLanes];
-    int any_bits = 0;
-    for (int l = 0; l < count; ++l) {
-      Lane& lane = lanes[l];
-      const CoordinateCode code = CodeOf(lane, i);
-      const int k = lane.q2[i] >> 1;
-      const int shift = code.low_bits + code.parity_known;
-      coder.Symbol(l, tables.encode[code.table][(k >> shift) + kSymbolOffset]);
-      lane.sum += k;
-      any_bits |= code.low_bits;
-      codes[l] = code;
-    }
-    for (int l = 0; l < count && any_bits; ++l) {
-      if (codes[l].low_bits == 0) continue;
-      const int k = lanes[l].q2[i] >> 1 >> codes[l].parity_known;
-      coder.Bits(l, k & ((1 << codes[l].low_bits) - 1), codes[l].low_bits);
-    }
+  const int count = static_cast<int>(groups.size());
+  for (int i = 7; i >= 0; --i) {
+    for (int l = count - 1; l >= 0 && any_low_bits; --l) EncodeLowBits(groups[l], i, l, coder);
+    for (int l = count - 1; l >= 0; --l) EncodeCoordinate(groups[l], i, l, tables, coder);
+  }
+  for (int l = count - 1; l >= 0; --l) {
+    const auto half = static_cast<uint16_t>(groups[l].half_frequency);
+    const auto whole = static_cast<uint16_t>(kProbabilityTotal - half);
+    const bool is_half = groups[l].q2[0] & 1;
+    coder.Symbol(l, is_half ? EncodeEntry{half, whole, 0} : EncodeEntry{whole, 0, 0});
   }
 }
 
@@ -211,19 +236,30 @@ bool TileHasSymbols(std::span<const CodedUnit> units) {
 
 void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder) {
   size_t symbols = 0;
-  for (const CodedUnit& u : units) {
+  bool any_low_bits = false;
+  std::vector<std::vector<SigmaCode>> codes(units.size());
+  for (size_t i = 0; i < units.size(); ++i) {
+    const CodedUnit& u = units[i];
     const size_t side = u.step_values.size() + u.mean_values.size() + u.sigma_values.size();
     symbols += 2 * side + 2 * u.q2.size() + u.q2.size() / 8;
+    for (int16_t s : u.plan.sigma) {
+      codes[i].push_back(SigmaCodeOf(s));
+      any_low_bits |= codes[i].back().low_bits > 0;
+    }
   }
-  coder.Reserve(symbols);
-  for (const CodedUnit& u : units) {
-    EncodeSide(u.step_values, u.plan.header.step_code, coder);
-    EncodeSide(u.mean_values, u.plan.header.mean_code, coder);
+  coder.Start(symbols);
+  const std::vector<GroupRef> groups = GroupsOf(units, codes);
+  for (size_t end = groups.size(); end > 0;) {
+    const size_t at = (end - 1) / kLanes * kLanes;
+    EncodeRound(std::span(groups).subspan(at, end - at), any_low_bits, coder);
+    end = at;
+  }
+  for (size_t i = units.size(); i-- > 0;) {
+    const CodedUnit& u = units[i];
     EncodeSide(u.sigma_values, u.plan.header.sigma_code, coder);
+    EncodeSide(u.mean_values, u.plan.header.mean_code, coder);
+    EncodeSide(u.step_values, u.plan.header.step_code, coder);
   }
-  GroupWalk walk(units);
-  Lane lanes[kLanes];
-  while (const int count = walk.Next(lanes)) EncodeGroups(lanes, count, coder);
 }
 
 bool DecodeTileSymbols(std::span<CodedUnit> units, std::span<const HeadProfile* const> profiles,
