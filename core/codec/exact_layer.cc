@@ -11,15 +11,45 @@
 namespace latticekv {
 namespace {
 
-constexpr int kZstdLevel = 3;
-enum ExactMethod : uint8_t { kVerbatim = 0, kBytePlanes = 1 };
+// Higher levels find nothing more: the gain is in the skewed sign and exponent bytes, not in
+// matches.
+constexpr int kZstdLevel = 1;
 
-// Contiguous [tokens][heads][head_dim] bytes of a plane.
-template <typename Visit>
-void ForEachRow(const PlaneSpec& plane, uint32_t tokens, Visit visit) {
+// Calls `visit` with the bytes of every vector, in order of token and head.
+template <typename Byte, typename Visit>
+void ForEachVector(const PlaneSpec& plane, uint32_t tokens, const BasicPlaneView<Byte>& view,
+                   Visit visit) {
   for (uint32_t t = 0; t < tokens; ++t) {
-    for (uint32_t h = 0; h < plane.heads; ++h) visit(t, h);
+    for (uint32_t h = 0; h < plane.heads; ++h) {
+      visit(view.data + t * view.token_stride + h * view.head_stride);
+    }
   }
+}
+
+// A byte plane as one zstd frame, or as it is where that is no smaller; a u32 size before it.
+void AppendBytePlane(ByteSpan bytes, ByteVector& packed, ByteWriter& out) {
+  packed.resize(ZSTD_compressBound(bytes.size()));
+  const size_t size =
+      ZSTD_compress(packed.data(), packed.size(), bytes.data(), bytes.size(), kZstdLevel);
+  const bool pays = !ZSTD_isError(size) && size < bytes.size();
+  const ByteSpan body = pays ? ByteSpan(packed).first(size) : bytes;
+  out.Put<uint32_t>(static_cast<uint32_t>(body.size()));
+  out.PutBytes(body);
+}
+
+absl::Status ReadBytePlane(ByteReader& in, MutableByteSpan bytes) {
+  const size_t size = in.Get<uint32_t>();
+  const ByteSpan body = in.GetBytes(size);
+  if (!in.ok() || size > bytes.size()) return absl::DataLossError("frame: damaged exact plane");
+  if (size == bytes.size()) {
+    std::copy(body.begin(), body.end(), bytes.begin());
+    return absl::OkStatus();
+  }
+  const size_t got = ZSTD_decompress(bytes.data(), bytes.size(), body.data(), body.size());
+  if (ZSTD_isError(got) || got != bytes.size()) {
+    return absl::DataLossError("frame: damaged zstd data");
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -27,62 +57,31 @@ void ForEachRow(const PlaneSpec& plane, uint32_t tokens, Visit visit) {
 void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& view,
                       ByteWriter& out) {
   const ScopedStage timer(CodecStage::kExact);
-  const size_t width = DTypeBytes(plane.dtype), row = plane.head_dim * width;
-  const size_t total = plane.token_bytes() * tokens, elements = total / width;
-  // Byte b of element (token, head, d) goes to plane b at [head][d][token]: neighbours in time have
-  // the same sign and exponent more often than neighbours in a vector.
-  ByteVector split(total);
-  ForEachRow(plane, tokens, [&](uint32_t t, uint32_t h) {
-    const std::byte* src = view.data + t * view.token_stride + h * view.head_stride;
-    for (uint32_t d = 0; d < plane.head_dim; ++d) {
-      const size_t at = (size_t{h} * plane.head_dim + d) * tokens + t;
-      for (size_t b = 0; b < width; ++b) split[b * elements + at] = src[d * width + b];
-    }
-  });
-  ByteVector packed(ZSTD_compressBound(total));
-  const size_t size = ZSTD_compress(packed.data(), packed.size(), split.data(), total, kZstdLevel);
-  if (!ZSTD_isError(size) && size < total) {
-    out.Put<uint32_t>(static_cast<uint32_t>(size + 1));
-    out.Put<uint8_t>(kBytePlanes);
-    out.PutBytes(ByteSpan(packed).first(size));
-    return;
+  const size_t width = DTypeBytes(plane.dtype);
+  const size_t elements = plane.token_bytes() * tokens / width;
+  // Apart, since mantissa bytes look random and would spoil the statistics of the others.
+  ByteVector bytes(elements), packed;
+  for (size_t b = 0; b < width; ++b) {
+    std::byte* at = bytes.data();
+    ForEachVector(plane, tokens, view, [&](const std::byte* src) {
+      for (uint32_t d = 0; d < plane.head_dim; ++d) *at++ = src[d * width + b];
+    });
+    AppendBytePlane(bytes, packed, out);
   }
-  out.Put<uint32_t>(static_cast<uint32_t>(total + 1));
-  out.Put<uint8_t>(kVerbatim);
-  ForEachRow(plane, tokens, [&](uint32_t t, uint32_t h) {
-    out.PutBytes({view.data + t * view.token_stride + h * view.head_stride, row});
-  });
 }
 
 absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader& in,
                             const MutablePlaneView& view) {
   const ScopedStage timer(CodecStage::kExact);
-  const size_t width = DTypeBytes(plane.dtype), row = plane.head_dim * width;
-  const size_t total = plane.token_bytes() * tokens, elements = total / width;
-  const size_t size = in.Get<uint32_t>();
-  const ByteSpan bytes = in.GetBytes(size);
-  if (!in.ok() || size == 0) return absl::DataLossError("frame: truncated exact plane");
-  const ByteSpan body = bytes.subspan(1);
-  if (bytes[0] == std::byte{kVerbatim}) {
-    if (body.size() != total) return absl::DataLossError("frame: exact plane has a wrong size");
-    const std::byte* src = body.data();
-    ForEachRow(plane, tokens, [&](uint32_t t, uint32_t h) {
-      std::copy_n(src, row, view.data + t * view.token_stride + h * view.head_stride);
-      src += row;
+  const size_t width = DTypeBytes(plane.dtype);
+  ByteVector bytes(plane.token_bytes() * tokens / width);
+  for (size_t b = 0; b < width; ++b) {
+    LKV_RETURN_IF_ERROR(ReadBytePlane(in, bytes));
+    const std::byte* at = bytes.data();
+    ForEachVector(plane, tokens, view, [&](std::byte* dst) {
+      for (uint32_t d = 0; d < plane.head_dim; ++d) dst[d * width + b] = *at++;
     });
-    return absl::OkStatus();
   }
-  if (bytes[0] != std::byte{kBytePlanes}) return absl::DataLossError("frame: unknown exact method");
-  ByteVector split(total);
-  const size_t got = ZSTD_decompress(split.data(), total, body.data(), body.size());
-  if (ZSTD_isError(got) || got != total) return absl::DataLossError("frame: damaged zstd data");
-  ForEachRow(plane, tokens, [&](uint32_t t, uint32_t h) {
-    std::byte* dst = view.data + t * view.token_stride + h * view.head_stride;
-    for (uint32_t d = 0; d < plane.head_dim; ++d) {
-      const size_t at = (size_t{h} * plane.head_dim + d) * tokens + t;
-      for (size_t b = 0; b < width; ++b) dst[d * width + b] = split[b * elements + at];
-    }
-  });
   return absl::OkStatus();
 }
 
