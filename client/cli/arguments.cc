@@ -95,8 +95,8 @@ absl::StatusOr<uint64_t> Arguments::GetNumber(const std::string& flag, uint64_t 
   if (it == flags_.end()) return otherwise;
   uint64_t number = 0;
   if (!absl::SimpleAtoi(it->second, &number) || number < low || number > high) {
-    return UsageError(absl::StrCat("--", flag, " is '", it->second, "', must be a whole number from ",
-                                   low, " to ", high));
+    return UsageError(absl::StrCat("--", flag, " is '", it->second,
+                                   "', must be a whole number from ", low, " to ", high));
   }
   return number;
 }
