@@ -15,6 +15,10 @@
 namespace latticekv {
 namespace {
 
+constexpr int kReconnectBackoffMs = 50;
+constexpr int kMaxReconnectBackoffMs = 2'000;
+constexpr int kMinConnectTimeoutMs = 5'000;
+
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   // gRPC and absl share the numbers of their codes.
@@ -167,6 +171,10 @@ absl::StatusOr<std::shared_ptr<Stub>> MakeGrpcStub(const std::string& address,
   arguments.SetMaxReceiveMessageSize(static_cast<int>(limits::kMaxReplyBytes));
   // A compressed message could expand to any size before it is looked at.
   arguments.SetInt(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1u << GRPC_COMPRESS_NONE);
+  // gRPC would wait a second before it connects again; meanwhile every retry fails at once.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectBackoffMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMinConnectTimeoutMs);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectBackoffMs);
   // Local traffic through a proxy would never arrive.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   // A channel of its own: a worker's puts and gets should not queue behind another client's.
