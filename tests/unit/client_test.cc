@@ -136,6 +136,7 @@ class ClientTest : public ::testing::Test {
     open.set_index(index);
     open.mutable_block()->set_content_hash(BytesString(HashOf(index)));
     open.mutable_block()->set_tokens(kTokens);
+    open.mutable_block()->set_start_position(index * kTokens);
     for (uint32_t t = 0; t < kTokens; ++t) open.add_token_ids(100 * index + t);
     return message;
   }
@@ -337,6 +338,24 @@ TEST_F(ClientTest, ABlockThatFailsMidwayCutsThePrefix) {
   for (uint32_t l = 0; l < 3; ++l) {
     EXPECT_EQ(BytesString(prefix->planes[l][0]), PlaneBytes(0, l, 0)) << l;
   }
+}
+
+TEST_F(ClientTest, APrefixEndsBeforeABlockThatDoesNotFollow) {
+  auto apart = Open(1);
+  apart.mutable_open()->mutable_block()->set_start_position(7 * kTokens);
+  std::vector<v1::GetBlocksResponse> stream = {Open(0), apart};
+  for (uint32_t l = 0; l < 3; ++l) {
+    for (uint32_t b = 0; b < 2; ++b) {
+      for (auto& part : Layer(b, l)) stream.push_back(std::move(part));
+    }
+  }
+  stub_->gets.push_back({stream, absl::OkStatus()});
+  const auto prefix = MakeClient().GetPrefix(Request());
+  ASSERT_TRUE(prefix.ok()) << prefix.status();
+  EXPECT_EQ(prefix->miss.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(prefix->blocks.size(), 1u);
+  EXPECT_EQ(prefix->tokens.size(), kTokens);
+  EXPECT_EQ(BytesString(prefix->planes[2][1]), PlaneBytes(0, 2, 1));
 }
 
 TEST_F(ClientTest, GetsALayerRange) {
