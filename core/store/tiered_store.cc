@@ -11,8 +11,9 @@
 namespace latticekv {
 namespace {
 
-// What the index, the block's own object and the allocator take beside frame and metadata.
-constexpr size_t kIndexShareBytes = 512;
+// What the index, the block's own object and the allocator take beside frame and metadata: 684
+// bytes as measured with glibc on a block with a parent and a time to live.
+constexpr size_t kIndexShareBytes = 768;
 
 class MemoryStore : public TieredStore {
  public:
