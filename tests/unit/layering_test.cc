@@ -41,7 +41,7 @@ std::vector<fs::path> SourceFiles() {
 std::vector<std::string> Includes(const fs::path& file) {
   std::vector<std::string> out;
   std::istringstream lines(ReadFile(kRoot / file));
-  const std::regex include("^\\s*#include\\s*[<\"]([^>\"]+)[>\"].*");
+  const std::regex include("^\\s*#\\s*include\\s*[<\"]([^>\"]+)[>\"].*");
   std::smatch match;
   for (std::string line; std::getline(lines, line);) {
     if (std::regex_match(line, match, include)) out.push_back(match[1]);
