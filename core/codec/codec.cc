@@ -7,15 +7,12 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/fixed_point.h"
 #include "core/codec/frame_format.h"
 #include "core/codec/layer_codec.h"
 
 namespace latticekv {
 namespace {
-
-// rms error per coordinate of the E8 lattice with unit step: sqrt(0.0716821) (Conway and Sloane
-// 1982).
-constexpr double kE8Rms = 0.26773508;
 
 uint64_t IntegerSqrt(uint64_t v) {
   uint64_t r = static_cast<uint64_t>(std::sqrt(static_cast<double>(v)));
@@ -34,10 +31,6 @@ uint16_t RmsQ15(uint64_t sum, uint32_t vectors) {
 double Rms(uint64_t sum, uint32_t vectors) {
   if (vectors == 0) return 0;
   return std::sqrt(static_cast<double>(sum) / vectors / std::exp2(kErrorFractionBits));
-}
-
-int16_t ValueUnit16(double value_error) {
-  return static_cast<int16_t>(std::lround(16 * std::log2(value_error / kE8Rms)));
 }
 
 uint64_t SaturatingAdd(uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; }
@@ -109,9 +102,9 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
 }
 
 // Encodes all layers behind `body`, filling the header's table and errors.
-absl::Status EncodeLayers(const Layout& layout, uint32_t tokens,
-                          const std::vector<std::vector<PlaneView>>& planes,
-                          const EncodeOptions& options, FrameHeader& header, ByteWriter& body) {
+void EncodeLayers(const Layout& layout, uint32_t tokens,
+                  const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
+                  FrameHeader& header, ByteWriter& body) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
@@ -125,12 +118,9 @@ absl::Status EncodeLayers(const Layout& layout, uint32_t tokens,
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     EncodedLayer layer;
     if (exact) {
-      LKV_ASSIGN_OR_RETURN(layer.bytes, EncodeExactLayer(layout.layers[l], tokens, planes[l]));
+      layer.bytes = EncodeExactLayer(layout.layers[l], tokens, planes[l]);
     } else {
-      const LatticeContext context{layout.layers[l],
-                                   tokens,
-                                   options.start_position,
-                                   rope,
+      const LatticeContext context{layout.layers[l], tokens, rope,
                                    options.profile ? &options.profile->layers[l] : nullptr,
                                    header.value_unit_16};
       layer = EncodeLatticeLayer(context, choices, planes[l]);
@@ -146,7 +136,6 @@ absl::Status EncodeLayers(const Layout& layout, uint32_t tokens,
                              RmsQ15(e.value_error_sum, e.value_vectors)});
     body.PutBytes(layer.bytes);
   }
-  return absl::OkStatus();
 }
 
 FrameInfo MakeInfo(const FrameHeader& header, uint64_t frame_bytes) {
@@ -214,12 +203,12 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
   } else {
     LKV_RETURN_IF_ERROR(CheckProfile(header, options));
     header.stages = kStageLattice;
-    header.value_unit_16 = ValueUnit16(preset.value_error);
+    header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
   }
   ByteWriter body;
-  LKV_RETURN_IF_ERROR(EncodeLayers(layout, tokens, planes, options, header, body));
-  if (header.stages & kStageProfile) header.profile_hash = ProfileHash(*options.profile);
+  EncodeLayers(layout, tokens, planes, options, header, body);
+  if (header.stages & kStageProfile) header.profile_hash = options.profile->decoding_hash;
   ByteVector frame = SerializeFrameHeader(header);
   frame.insert(frame.end(), body.bytes().begin(), body.bytes().end());
   return frame;
@@ -243,7 +232,7 @@ absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& la
   FrameDecoder out;
   out.info_ = MakeInfo(header, frame.size());
   if (out.info_.needs_profile) {
-    if (profile == nullptr || ProfileHash(*profile) != header.profile_hash) {
+    if (profile == nullptr || profile->decoding_hash != header.profile_hash) {
       return absl::FailedPreconditionError(absl::StrCat(
           "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
     }
@@ -273,12 +262,8 @@ absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
   }
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
-  const LatticeContext context{spec,
-                               info_.tokens,
-                               info_.start_position,
-                               *rope_,
-                               profile_ ? &profile_->layers[layer] : nullptr,
-                               value_unit_16_};
+  const LatticeContext context{spec, info_.tokens, *rope_,
+                               profile_ ? &profile_->layers[layer] : nullptr, value_unit_16_};
   return DecodeLatticeLayer(context, bytes, planes);
 }
 

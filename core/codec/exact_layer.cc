@@ -85,8 +85,8 @@ absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader&
   return absl::OkStatus();
 }
 
-absl::StatusOr<ByteVector> EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
-                                            const std::vector<PlaneView>& planes) {
+ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
+                            const std::vector<PlaneView>& planes) {
   ByteWriter out;
   for (size_t p = 0; p < layer.planes.size(); ++p) {
     AppendExactPlane(layer.planes[p], tokens, planes[p], out);

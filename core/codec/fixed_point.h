@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "core/codec/entropy_tables.h"
@@ -14,6 +15,14 @@ namespace latticekv {
 // Step indices: i means 2^(i/4).
 inline constexpr int kMaxStepIndex = 400;
 inline constexpr int kMaxMeanQuarters = 1 << 20;
+
+// rms error per coordinate of the E8 lattice with unit step: sqrt(0.0716821) (Conway and Sloane
+// 1982).
+inline constexpr double kE8Rms = 0.26773508;
+
+// round(16 log2 ratio), for the presets' constants: none is near a half, so libm's last bit is no
+// matter.
+inline int Sixteenths(double ratio) { return static_cast<int>(std::lround(16 * std::log2(ratio))); }
 
 // 2^(i/4) as a float: one of four constants times a power of two.
 inline float StepFloat(int i) {

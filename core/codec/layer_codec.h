@@ -36,10 +36,14 @@ struct LayerErrors {
 struct LatticeContext {
   const LayerSpec& layer;
   uint32_t tokens;
-  uint64_t start_position;
   const ChunkRope& rope;
   const std::vector<PlaneProfile>* profile;  // null: none
   int16_t value_unit_16;
+
+  // Null without a profile.
+  const HeadProfile* head_profile(size_t plane, uint32_t head) const {
+    return profile ? &(*profile)[plane].heads[head] : nullptr;
+  }
 };
 
 // Encoding choices; `raw_tokens` [tokens] is 1 for tokens to store bit for bit.
@@ -55,8 +59,8 @@ struct EncodedLayer {
   bool uses_profile = false;
 };
 
-absl::StatusOr<ByteVector> EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
-                                            const std::vector<PlaneView>& planes);
+ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
+                            const std::vector<PlaneView>& planes);
 absl::Status DecodeExactLayer(const LayerSpec& layer, uint32_t tokens, ByteSpan bytes,
                               const std::vector<MutablePlaneView>& planes);
 
@@ -65,8 +69,8 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
 absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
                                 const std::vector<MutablePlaneView>& planes);
 
-// One plane as byte planes + zstd, or as it is where that does not pay; appended to `out` with a
-// u32 size. Decoding reads exactly what encoding appended.
+// One plane, each byte significance as a zstd frame or as it is where that does not pay, with a u32
+// size before each. Decoding reads exactly what encoding appended.
 void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& view,
                       ByteWriter& out);
 absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader& in,

@@ -1,7 +1,6 @@
 #include "core/codec/tile_format.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "core/codec/entropy_tables.h"
 #include "core/codec/fixed_point.h"

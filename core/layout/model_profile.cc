@@ -205,6 +205,7 @@ absl::StatusOr<ModelProfile> MakeProfile(const Layout& layout, const ProfileStat
     }
     profile.layers.push_back(std::move(planes));
   }
+  profile.decoding_hash = ProfileHash(profile);
   return profile;
 }
 
@@ -267,6 +268,7 @@ absl::StatusOr<ModelProfile> ParseProfile(ByteSpan bytes, const Layout& layout) 
     }
   }
   if (!in.ok() || in.remaining() != 0) return absl::DataLossError("profile: wrong length");
+  profile.decoding_hash = ProfileHash(profile);
   return profile;
 }
 

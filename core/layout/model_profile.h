@@ -40,6 +40,8 @@ struct PlaneProfile {
 // Immutable once made; shared by const pointer between threads.
 struct ModelProfile {
   Digest layout_fingerprint{};
+  // ProfileHash of this profile, taken once by what makes it: every frame needs it.
+  Digest decoding_hash{};
   std::vector<std::vector<PlaneProfile>> layers;  // [layer][plane]
   bool operator==(const ModelProfile&) const = default;
 };

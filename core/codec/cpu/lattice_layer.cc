@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& contex
   std::vector<CodedUnit> units(refs.size());
   for (size_t i = 0; i < refs.size(); ++i) {
     const UnitRef& ref = refs[i];
-    profiles.push_back(context.profile ? &(*context.profile)[ref.plane].heads[ref.head] : nullptr);
+    profiles.push_back(context.head_profile(ref.plane, ref.head));
     units[i].plan.unit = ref;
     LKV_ASSIGN_OR_RETURN(units[i].plan.header,
                          ReadUnitHeader(context.tokens, ref, profiles.back(), in));
@@ -115,7 +115,7 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
   std::vector<CodedUnit> units;
   for (const UnitRef& ref : refs) {
-    const UnitData data = LoadUnit(context, choices, ref, planes[ref.plane]);
+    UnitData data = LoadUnit(context, choices, ref, planes[ref.plane]);
     units.push_back(EncodeUnit(context, choices, ref, data));
     MeasureUnit(context, data, units.back(), out.errors);
     out.uses_profile |= UsesProfile(units.back().plan.header);

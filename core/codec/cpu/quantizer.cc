@@ -1,7 +1,6 @@
 #include "core/codec/cpu/quantizer.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "core/codec/cpu/e8.h"
 #include "core/codec/fixed_point.h"
@@ -13,27 +12,31 @@ namespace {
 // Working state of one candidate; arrays are [tokens][head_dim] or per channel.
 struct Work {
   uint32_t tokens, dim;
-  std::vector<float> scaled;  // in steps
-  std::vector<int16_t> q2;    // twice the lattice points
+  const std::vector<float>& scaled;  // in steps; the same for all candidates
+  std::vector<int16_t> q2;           // twice the lattice points
   std::vector<uint8_t> raw;
   std::vector<int32_t> mean;  // quarter steps
   std::vector<int16_t> sigma;
 };
 
-void ScaleToSteps(const UnitData& data, const StepPlan& steps, bool key, Work& w) {
-  w.scaled.resize(size_t{w.tokens} * w.dim);
-  std::vector<float> inverse;
+// The unit's vectors in steps, [tokens][head_dim].
+std::vector<float> ScaleToSteps(const UnitRef& unit, uint32_t tokens, const UnitData& data,
+                                const StepPlan& steps) {
+  const ScopedStage timer(CodecStage::kQuantize);
+  const uint32_t dim = unit.spec->head_dim;
+  std::vector<float> scaled(data.canonical.size()), inverse;
   for (int16_t s : steps.key) inverse.push_back(StepFloat(-s));
-  for (uint32_t t = 0; t < w.tokens; ++t) {
-    const float* x = &data.canonical[size_t{t} * w.dim];
-    float* y = &w.scaled[size_t{t} * w.dim];
-    if (key) {
-      for (uint32_t c = 0; c < w.dim; ++c) y[c] = x[c] * inverse[c];
+  for (uint32_t t = 0; t < tokens; ++t) {
+    const float* x = &data.canonical[size_t{t} * dim];
+    float* y = &scaled[size_t{t} * dim];
+    if (unit.spec->role == PlaneRole::kKey) {
+      for (uint32_t c = 0; c < dim; ++c) y[c] = x[c] * inverse[c];
     } else {
       const float row = StepFloat(-steps.value[t]);
-      for (uint32_t c = 0; c < w.dim; ++c) y[c] = x[c] * row;
+      for (uint32_t c = 0; c < dim; ++c) y[c] = x[c] * row;
     }
   }
+  return scaled;
 }
 
 // Per-channel means of the vectors that are not raw, in quarter steps.
@@ -151,14 +154,8 @@ uint64_t PointCost(const Work& w) {
     const int16_t* q2 = &w.q2[size_t{t} * w.dim];
     for (uint32_t c = 0; c < w.dim; ++c) {
       const SigmaCode code = SigmaCodeOf(w.sigma[c]);
-      const int k = q2[c] >> 1;
-      const int half = code.low_bits > 0 || (q2[c] & 1);
-      const bool last = c % 8 == 7;
-      // The last of a group is known to even or odd: its table is the subset's.
-      const Subset subset = !last || code.low_bits ? kAll : (k & 1) ? kOdd : kEven;
-      const auto& table = tables.encode[TableId(code.spread, half, subset)];
-      cost += table[(k >> code.low_bits) + kSymbolOffset].cost;
-      cost += 256u * (code.low_bits - (last && code.low_bits > 0));
+      const int i = static_cast<int>(c % 8);
+      cost += PointEntry(tables, code, q2[c], i).cost + 256u * PointLowBits(code, i);
     }
   }
   return cost;
@@ -178,7 +175,6 @@ uint64_t ChooseCoset(uint64_t halves, uint64_t groups, uint8_t& index) {
 
 void FillRows(const Work& w, CodedUnit& unit) {
   UnitHeader& h = unit.plan.header;
-  h.raw_tokens.clear();
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) h.raw_tokens.push_back(static_cast<uint8_t>(t));
   }
@@ -188,7 +184,6 @@ void FillRows(const Work& w, CodedUnit& unit) {
     h.raw_tokens.clear();
   }
   ResolveRows(w.tokens, unit.plan);
-  unit.q2.clear();
   for (uint16_t t : unit.plan.coded) {
     const auto row = w.q2.begin() + size_t{t} * w.dim;
     unit.q2.insert(unit.q2.end(), row, row + w.dim);
@@ -199,67 +194,6 @@ int16_t MiddleOf(std::vector<int32_t> values) {
   if (values.empty()) return 0;
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
   return static_cast<int16_t>(values[values.size() / 2]);
-}
-
-// Sets step source, base, and what is sent.
-uint64_t FillSteps(const StepPlan& steps, const HeadProfile* profile, StepSource key_source,
-                   CodedUnit& unit) {
-  UnitPlan& plan = unit.plan;
-  UnitHeader& h = plan.header;
-  const PlaneSpec& spec = *plan.unit.spec;
-  std::vector<int32_t> values;
-  if (spec.role == PlaneRole::kKey) {
-    h.step_source = steps.key_from_energy ? key_source : StepSource::kUniform;
-    h.step_base = steps.key_base;
-    if (h.step_source == StepSource::kSent) {
-      values.resize(KeyStepSlots(spec));
-      for (uint32_t c = 0; c < spec.head_dim; ++c) values[KeyStepSlot(spec, c)] = steps.key[c];
-    }
-  } else {
-    h.step_source = StepSource::kSent;
-    for (uint16_t t : plan.coded) values.push_back(steps.value[t]);
-  }
-  if (h.step_source == StepSource::kSent) h.step_base = MiddleOf(values);
-  for (int32_t& v : values) v -= h.step_base;
-  uint64_t cost = 0;
-  h.step_code = ChooseSideCode(values, &cost);
-  unit.step_values = std::move(values);
-  ResolveSteps(profile, plan);
-  if (spec.role == PlaneRole::kKey) {
-    plan.step = steps.key;
-  } else {
-    for (size_t i = 0; i < plan.coded.size(); ++i) plan.step[i] = steps.value[plan.coded[i]];
-  }
-  return cost;
-}
-
-// Sets what is sent of means and sigmas for the header's sources. plan.mean and plan.sigma become
-// final.
-uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value_unit_16,
-                        CodedUnit& unit) {
-  UnitPlan& plan = unit.plan;
-  UnitHeader& h = plan.header;
-  const bool sends_sigma =
-      h.spread_source == SpreadSource::kOwn || h.spread_source == SpreadSource::kDifference;
-  h.sigma_base = 0;
-  ResolveStatistics(profile, value_unit_16, plan);
-  if (sends_sigma) {
-    std::vector<int32_t> difference(w.dim);
-    for (uint32_t c = 0; c < w.dim; ++c) difference[c] = w.sigma[c] - plan.sigma[c];
-    h.sigma_base = static_cast<int8_t>(MiddleOf(difference));
-  }
-  ResolveStatistics(profile, value_unit_16, plan);
-  unit.mean_values.clear();
-  unit.sigma_values.clear();
-  const SideSizes sizes = SideSizesOf(plan);
-  for (size_t c = 0; c < sizes.mean; ++c) unit.mean_values.push_back(w.mean[c] - plan.mean[c]);
-  for (size_t c = 0; c < sizes.sigma; ++c) unit.sigma_values.push_back(w.sigma[c] - plan.sigma[c]);
-  uint64_t cost = 0;
-  h.mean_code = ChooseSideCode(unit.mean_values, &cost);
-  h.sigma_code = ChooseSideCode(unit.sigma_values, &cost);
-  plan.mean = w.mean;
-  plan.sigma = w.sigma;
-  return cost;
 }
 
 uint64_t SideCost(const std::vector<int32_t>& values, SideCode code) {
@@ -278,12 +212,82 @@ int SmallestSpread(int low, int high, bool half) {
   return kEntropyTables;
 }
 
+// Cheapest way to code `values` as side information; adds its cost in 1/256 bit to `*cost`.
+SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
+  if (values.empty()) return {};
+  const auto [low, high] = std::minmax_element(values.begin(), values.end());
+  SideCode best;
+  uint64_t best_cost = ~uint64_t{0};
+  int tried = 0;
+  for (uint8_t bits = 0; bits < 16 && tried < 4; ++bits) {
+    const int first = SmallestSpread(*low >> bits, *high >> bits, bits > 0);
+    for (int s = first; s < std::min(first + 5, kEntropyTables); ++s) {
+      const SideCode code{static_cast<uint8_t>(s), bits};
+      const uint64_t c = SideCost(values, code);
+      if (c < best_cost) {
+        best_cost = c;
+        best = code;
+      }
+    }
+    tried += first < kEntropyTables;
+  }
+  // Values that no code holds (a profile far off): never the cheapest candidate.
+  *cost += tried > 0 ? best_cost : uint64_t{1} << 50;
+  return best;
+}
+
+// Sets step source, base, what is sent, and the final steps.
+uint64_t FillSteps(const StepPlan& steps, StepSource key_source, CodedUnit& unit) {
+  UnitPlan& plan = unit.plan;
+  UnitHeader& h = plan.header;
+  const PlaneSpec& spec = *plan.unit.spec;
+  std::vector<int32_t> values;
+  if (spec.role == PlaneRole::kKey) {
+    plan.step = steps.key;
+    h.step_source = steps.key_from_energy ? key_source : StepSource::kUniform;
+    h.step_base = steps.key_base;
+    if (h.step_source == StepSource::kSent) {
+      values.resize(KeyStepSlots(spec));
+      for (uint32_t c = 0; c < spec.head_dim; ++c) values[KeyStepSlot(spec, c)] = steps.key[c];
+    }
+  } else {
+    h.step_source = StepSource::kSent;
+    for (uint16_t t : plan.coded) plan.step.push_back(steps.value[t]);
+    values.assign(plan.step.begin(), plan.step.end());
+  }
+  if (h.step_source == StepSource::kSent) h.step_base = MiddleOf(values);
+  for (int32_t& v : values) v -= h.step_base;
+  uint64_t cost = 0;
+  h.step_code = ChooseSideCode(values, &cost);
+  unit.step_values = std::move(values);
+  return cost;
+}
+
+// Sets what is sent of means and sigmas for the header's sources, and the final ones.
+uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value_unit_16,
+                        CodedUnit& unit) {
+  UnitPlan& plan = unit.plan;
+  UnitHeader& h = plan.header;
+  ResolveStatistics(profile, value_unit_16, plan);  // the base is still 0
+  const SideSizes sizes = SideSizesOf(plan);
+  for (size_t c = 0; c < sizes.mean; ++c) unit.mean_values.push_back(w.mean[c] - plan.mean[c]);
+  for (size_t c = 0; c < sizes.sigma; ++c) unit.sigma_values.push_back(w.sigma[c] - plan.sigma[c]);
+  h.sigma_base = static_cast<int8_t>(MiddleOf(unit.sigma_values));
+  for (int32_t& v : unit.sigma_values) v -= h.sigma_base;
+  uint64_t cost = 0;
+  h.mean_code = ChooseSideCode(unit.mean_values, &cost);
+  h.sigma_code = ChooseSideCode(unit.sigma_values, &cost);
+  plan.mean = w.mean;
+  plan.sigma = w.sigma;
+  return cost;
+}
+
 // Means, lattice points, spreads and outliers of one way to take statistics.
 Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                  const UnitData& data, const StepPlan& steps, bool from_profile) {
+                  const std::vector<uint8_t>& raw, const std::vector<float>& scaled,
+                  const StepPlan& steps, bool from_profile) {
   const ScopedStage timer(CodecStage::kQuantize);
-  Work w{context.tokens, unit.spec->head_dim, {}, {}, data.raw, {}, {}};
-  ScaleToSteps(data, steps, unit.spec->role == PlaneRole::kKey, w);
+  Work w{context.tokens, unit.spec->head_dim, scaled, {}, raw, {}, {}};
   if (from_profile) {
     UnitPlan plan;
     plan.unit = unit;
@@ -340,7 +344,7 @@ Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
   h.spread_source = sources.spread;
   FillRows(w, out.unit);
   const uint64_t raw_vectors = w.tokens - out.unit.plan.coded.size();
-  out.cost = FillSteps(steps, profile, sources.key_step, out.unit);
+  out.cost = FillSteps(steps, sources.key_step, out.unit);
   if (out.unit.plan.coded.empty()) {
     h.mean_source = MeanSource::kZero;
     h.spread_source = SpreadSource::kPooled;
@@ -358,46 +362,26 @@ Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
 
 }  // namespace
 
-SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
-  if (values.empty()) return {};
-  const auto [low, high] = std::minmax_element(values.begin(), values.end());
-  SideCode best;
-  uint64_t best_cost = ~uint64_t{0};
-  int tried = 0;
-  for (uint8_t bits = 0; bits < 16 && tried < 4; ++bits) {
-    const int first = SmallestSpread(*low >> bits, *high >> bits, bits > 0);
-    for (int s = first; s < std::min(first + 5, kEntropyTables); ++s) {
-      const SideCode code{static_cast<uint8_t>(s), bits};
-      const uint64_t c = SideCost(values, code);
-      if (c < best_cost) {
-        best_cost = c;
-        best = code;
-      }
-    }
-    tried += first < kEntropyTables;
-  }
-  // Values that no code holds (a profile far off): never the cheapest candidate.
-  *cost += tried > 0 ? best_cost : uint64_t{1} << 50;
-  return best;
-}
-
 CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
                        const HeadProfile* profile, const UnitData& data, const StepPlan& steps) {
+  const std::vector<float> scaled = ScaleToSteps(unit, context.tokens, data, steps);
+  const auto quantize = [&](bool from_profile) {
+    return QuantizeWork(context, unit, profile, data.raw, scaled, steps, from_profile);
+  };
   const auto make = [&](const Work& w, const Sources& sources) {
     return MakeCandidate(context, unit, profile, steps, w, sources);
   };
   if (stats == StatsMode::kOwn || profile == nullptr || !profile->has_statistics()) {
-    return make(QuantizeWork(context, unit, profile, data, steps, false), kOwnSources).unit;
+    return make(quantize(false), kOwnSources).unit;
   }
-  const Work from_profile = QuantizeWork(context, unit, profile, data, steps, true);
+  const Work from_profile = quantize(true);
   Candidate best = make(from_profile, kProfileSources);
   if (stats == StatsMode::kProfile) {
     // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
-    const uint32_t raw_before = context.tokens - CodedCount(data.raw);
-    const uint32_t raw_now = context.tokens - CodedCount(from_profile.raw);
-    if (raw_now <= raw_before + context.tokens / 16) return std::move(best.unit);
+    const uint32_t coded_before = CodedCount(data.raw), coded_now = CodedCount(from_profile.raw);
+    if (coded_before - coded_now <= context.tokens / 16) return std::move(best.unit);
   }
-  const Work own = QuantizeWork(context, unit, profile, data, steps, false);
+  const Work own = quantize(false);
   Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources);
   Candidate& cheaper = difference.cost < sent.cost ? difference : sent;
   if (cheaper.cost + PointCost(own) < best.cost + PointCost(from_profile)) {

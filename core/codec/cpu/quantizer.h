@@ -23,9 +23,6 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
 CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
                        const HeadProfile* profile, const UnitData& data, const StepPlan& steps);
 
-// Cheapest way to code `values` as side information; adds its cost in 1/256 bit to `*cost`.
-SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost);
-
 }  // namespace latticekv
 
 #endif  // LATTICEKV_CORE_CODEC_CPU_QUANTIZER_H_

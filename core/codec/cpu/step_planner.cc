@@ -1,7 +1,6 @@
 // Steps from the contract: keys by the queries' energy, values by the vector's own norm.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "core/codec/cpu/quantizer.h"
 #include "core/codec/fixed_point.h"
@@ -9,8 +8,6 @@
 
 namespace latticekv {
 namespace {
-
-constexpr double kE8Rms = 0.26773508;  // rms error per coordinate of E8 with unit step
 
 // Exponent e such that every |x| < 2^e, from the bits of finite floats; -127 for zeros.
 int ExponentOf(const float* x, size_t count) {
@@ -80,8 +77,7 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
   StepPlan out;
   if (unit.spec->role == PlaneRole::kKey) {
     if (profile != nullptr && !profile->query_energy.empty()) {
-      const int unit_16 =
-          static_cast<int>(std::lround(16 * std::log2(choices.logit_noise / kE8Rms)));
+      const int unit_16 = Sixteenths(choices.logit_noise / kE8Rms);
       out.key_from_energy = true;
       out.key_base = static_cast<int16_t>(
           std::clamp((2 * unit_16 - EnergyLog16(profile->mean_energy) + 1) >> 1, -4 * kMaxStepIndex,
@@ -90,7 +86,7 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
         out.key.push_back(ClampStep((out.key_base + profile->step_16[c] + 2) >> 2));
       }
     } else {
-      const int unit_16 = static_cast<int>(std::lround(16 * std::log2(3 * choices.logit_noise)));
+      const int unit_16 = Sixteenths(3 * choices.logit_noise);
       const int log_32 = 2 * unit_16 + HeadSpreadLog32(data, context.tokens, dim);
       out.key_base = ClampStep((log_32 + 4) >> 3);
       out.key.assign(dim, out.key_base);

@@ -150,26 +150,9 @@ std::vector<GroupRef> GroupsOf(std::span<const CodedUnit> units,
   return out;
 }
 
-// One coordinate of one group: low bits, then the symbol (backwards).
-void EncodeCoordinate(const GroupRef& group, int i, int lane, const EntropyTables& tables,
-                      RansEncoder& coder) {
-  const SigmaCode code = group.codes[i];
-  const int k = group.q2[i] >> 1, half = group.q2[i] & 1;
-  if (code.low_bits > 0) {
-    coder.Symbol(
-        lane, tables.encode[TableId(code.spread, 1, kAll)][(k >> code.low_bits) + kSymbolOffset]);
-    return;
-  }
-  // The sum of the eight k is even, so the last one's parity is that of the others' sum.
-  const int subset = i < 7 ? kAll : kEven + (k & 1);
-  coder.Symbol(
-      lane,
-      tables.encode[TableId(code.spread, half, static_cast<Subset>(subset))][k + kSymbolOffset]);
-}
-
 void EncodeLowBits(const GroupRef& group, int i, int lane, RansEncoder& coder) {
-  const int last = i == 7, bits = group.codes[i].low_bits - last;
-  if (bits > 0) coder.Bits(lane, (group.q2[i] >> 1 >> last) & ((1 << bits) - 1), bits);
+  const int bits = PointLowBits(group.codes[i], i);
+  if (bits > 0) coder.Bits(lane, (group.q2[i] >> 1 >> (i == 7)) & ((1 << bits) - 1), bits);
 }
 
 void EncodeRound(std::span<const GroupRef> groups, bool any_low_bits, RansEncoder& coder) {
@@ -177,7 +160,9 @@ void EncodeRound(std::span<const GroupRef> groups, bool any_low_bits, RansEncode
   const int count = static_cast<int>(groups.size());
   for (int i = 7; i >= 0; --i) {
     for (int l = count - 1; l >= 0 && any_low_bits; --l) EncodeLowBits(groups[l], i, l, coder);
-    for (int l = count - 1; l >= 0; --l) EncodeCoordinate(groups[l], i, l, tables, coder);
+    for (int l = count - 1; l >= 0; --l) {
+      coder.Symbol(l, PointEntry(tables, groups[l].codes[i], groups[l].q2[i], i));
+    }
   }
   for (int l = count - 1; l >= 0; --l) {
     const auto half = static_cast<uint16_t>(groups[l].half_frequency);

@@ -19,6 +19,21 @@ struct CodedUnit {
   std::vector<int16_t> q2;  // [coded][head_dim], twice the lattice point, canonical order
 };
 
+// The entry that codes coordinate `i` (0..7) of a group, `q2` twice its point: shared by the coder
+// and by what compares costs. The sum of a group's k is even, so the last one's parity is that of
+// the others' sum, and the symbol comes from the subset's table.
+inline const EncodeEntry& PointEntry(const EntropyTables& tables, SigmaCode code, int q2, int i) {
+  const int k = q2 >> 1;
+  const int half = code.low_bits > 0 || (q2 & 1);
+  const int subset = i < 7 || code.low_bits > 0 ? kAll : kEven + (k & 1);
+  return tables.encode[TableId(code.spread, half, static_cast<Subset>(subset))]
+                      [(k >> code.low_bits) + kSymbolOffset];
+}
+// Raw bits sent with it: the last coordinate's lowest bit is known.
+inline int PointLowBits(SigmaCode code, int i) {
+  return code.low_bits > 0 ? code.low_bits - (i == 7) : 0;
+}
+
 // Sizes of the three side arrays, from the header's sources.
 struct SideSizes {
   size_t step, mean, sigma;

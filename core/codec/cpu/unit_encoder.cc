@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
+#include <cstdlib>
 
 #include "core/codec/cpu/float_cast.h"
 #include "core/codec/cpu/quantizer.h"
@@ -12,11 +12,6 @@
 
 namespace latticekv {
 namespace {
-
-const HeadProfile* ProfileOf(const LatticeContext& context, const UnitRef& unit) {
-  if (context.profile == nullptr) return nullptr;
-  return &(*context.profile)[unit.plane].heads[unit.head];
-}
 
 // An error in steps as an integer in 1/256 step. The lattice's errors are at most one step;
 // clamping at 16 keeps the sum of 256 squares within 32 bits.
@@ -118,16 +113,15 @@ UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, 
 }
 
 CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, const UnitData& data_in) {
-  CodedUnit zero;
-  zero.plan.unit = unit;
-  if (data_in.all_zero) {
+                     const UnitRef& unit, UnitData& data) {
+  if (data.all_zero) {
+    CodedUnit zero;
+    zero.plan.unit = unit;
     zero.plan.header.all_zero = true;
     ResolveRows(context.tokens, zero.plan);
     return zero;
   }
-  UnitData data = data_in;
-  const HeadProfile* profile = ProfileOf(context, unit);
+  const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
   const StepPlan steps = PlanSteps(context, choices, unit, profile, data);
   return ChooseCoding(context, choices.stats, unit, profile, data, steps);
 }
@@ -140,7 +134,7 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   const PlaneSpec& spec = *plan.unit.spec;
   const uint32_t dim = spec.head_dim;
   const bool key = spec.role == PlaneRole::kKey;
-  const HeadProfile* profile = ProfileOf(context, plan.unit);
+  const HeadProfile* profile = context.head_profile(plan.unit.plane, plan.unit.head);
   const bool profiled = key && profile != nullptr && !profile->query_energy.empty();
   const std::vector<uint32_t> order = CanonicalChannels(spec);
   std::vector<uint64_t> weights;

@@ -22,9 +22,10 @@ struct UnitData {
 UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
                   const PlaneView& view);
 
-// Quantises and picks sources of steps, means and spreads by coded size.
+// Quantises and picks sources of steps, means and spreads by coded size. Marks vectors of `data`
+// raw that have no norm.
 CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, const UnitData& data);
+                     const UnitRef& unit, UnitData& data);
 
 // Adds the unit's squared errors, measured on what a decoder will write.
 void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
