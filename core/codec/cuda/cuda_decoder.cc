@@ -1,0 +1,128 @@
+#include "core/codec/cuda/cuda_decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+#include "core/codec/cuda/decode_kernel.h"
+#include "core/codec/cuda/plan_builder.h"
+
+namespace latticekv {
+namespace {
+
+absl::Status CudaStatus(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat("CUDA: ", what, ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
+    return absl::FailedPreconditionError(text);
+  }
+  return absl::InternalError(text);
+}
+
+absl::StatusOr<uint32_t> Multiprocessors() {
+  int device = 0, count = 0;
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "no device"));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                 "cannot ask the device"));
+  return static_cast<uint32_t>(count);
+}
+
+}  // namespace
+
+absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
+                                                    const ModelProfile* profile,
+                                                    std::span<const CudaDecodeChunk> chunks) {
+  LKV_RETURN_IF_ERROR(ValidateLayout(layout));
+  if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
+  PlanBuilder builder(layout, profile);
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (absl::Status status = builder.AddChunk(chunks[i]); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("chunk ", i, " of the batch: ", status.message()));
+    }
+  }
+  return builder.Finish();
+}
+
+absl::Status CudaDecodePlan::CheckArena(const CudaArena& arena) const {
+  const bool enough = arena.device_dev != nullptr && arena.pinned != nullptr &&
+                      arena.device_bytes >= device_bytes_ && arena.pinned_bytes >= pinned_bytes_;
+  if (!enough) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the arena has ", arena.device_bytes, " bytes on the device and ", arena.pinned_bytes,
+        " pinned; the batch needs ", device_bytes_, " and ", pinned_bytes_));
+  }
+  if (reinterpret_cast<uintptr_t>(arena.device_dev) % 256 != 0 ||
+      reinterpret_cast<uintptr_t>(arena.pinned) % 256 != 0) {
+    return absl::InvalidArgumentError("the arena must be aligned to 256 bytes");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
+                                                 cudaMemcpyHostToDevice, stream),
+                                 "upload of tasks"));
+  for (const FrameCopy& copy : frames_) {
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpyAsync(arena.device_dev + copy.at, copy.frame.data(), copy.frame.size(),
+                                   cudaMemcpyHostToDevice, stream),
+                   "upload of a frame"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,
+                                         uint32_t max_multiprocessors) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
+  if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
+  cuda::DecodeLaunch launch = launch_;
+  launch.arena_dev = reinterpret_cast<unsigned char*>(arena.device_dev);
+  launch.blocks = std::min(launch.blocks, blocks);
+  const size_t counter_bytes = sizeof(uint32_t) * (1 + chunks_);
+  std::byte* counters = arena.device_dev + launch.counter_at;
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaMemsetAsync(counters, 0, counter_bytes, stream), "clearing counters"));
+  LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchDecode(launch, stream), "launch of the decoder"));
+  return CudaStatus(cudaMemcpyAsync(arena.pinned + tasks_.size(), counters, counter_bytes,
+                                    cudaMemcpyDeviceToHost, stream),
+                    "download of results");
+}
+
+absl::Status CudaDecodePlan::DecodeAsync(const CudaArena& arena, cudaStream_t stream,
+                                         uint32_t max_multiprocessors) const {
+  LKV_RETURN_IF_ERROR(UploadAsync(arena, stream));
+  return LaunchAsync(arena, stream, max_multiprocessors);
+}
+
+absl::Status CudaDecodePlan::ChunkResult(const CudaArena& arena, size_t chunk) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  if (chunk >= chunks_) {
+    return absl::InvalidArgumentError(absl::StrCat("the batch has no chunk ", chunk));
+  }
+  if (LoadLe<uint32_t>(arena.pinned + tasks_.size() + 4 * (1 + chunk)) == 0) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(
+      absl::StrCat("chunk ", chunk, " of the batch: frame: damaged symbols in a tile"));
+}
+
+absl::Status CudaDecodePlan::Result(const CudaArena& arena) const {
+  for (size_t i = 0; i < chunks_; ++i) LKV_RETURN_IF_ERROR(ChunkResult(arena, i));
+  return absl::OkStatus();
+}
+
+absl::Status CudaDecodePlan::Decode(const CudaArena& arena, cudaStream_t stream) const {
+  LKV_RETURN_IF_ERROR(DecodeAsync(arena, stream));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(stream), "the decoder did not run to its end"));
+  return Result(arena);
+}
+
+}  // namespace latticekv

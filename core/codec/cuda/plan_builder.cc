@@ -1,0 +1,399 @@
+#include "core/codec/cuda/plan_builder.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "core/codec/entropy_tables.h"
+#include "core/codec/layer_codec.h"
+#include "core/layout/rope.h"
+
+namespace latticekv {
+namespace {
+
+constexpr uint64_t kNoProfile = ~uint64_t{0};
+constexpr uint64_t kAlignment = 256;
+// Behind every frame: the kernel reads whole words around a stream's end.
+constexpr uint64_t kFramePadding = 16;
+// Blocks of the decode kernel that staging memory is kept for.
+constexpr uint64_t kMaxStagedBlocks = 256;
+
+uint64_t RoundUp(uint64_t v, uint64_t to) { return (v + to - 1) / to * to; }
+
+absl::Status Damaged(const char* what) {
+  return absl::DataLossError(absl::StrCat("frame: ", what));
+}
+
+// Appends `values` at a 256-byte boundary of `out` and returns where.
+template <typename T>
+uint64_t Place(const std::vector<T>& values, ByteVector& out) {
+  const uint64_t at = RoundUp(out.size(), kAlignment);
+  out.resize(at + values.size() * sizeof(T));
+  if (!values.empty()) std::memcpy(out.data() + at, values.data(), values.size() * sizeof(T));
+  return at;
+}
+
+}  // namespace
+
+PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
+    : layout_(layout), profile_(profile), fingerprint_(LayoutFingerprint(layout)) {
+  // The first list is for units without raw vectors.
+  orders_.resize(limits::kMaxChunkTokens);
+  std::iota(orders_.begin(), orders_.end(), uint8_t{0});
+}
+
+absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
+  const FrameHeader& header = parsed.header;
+  if (header.layout_fingerprint != fingerprint_) {
+    return absl::FailedPreconditionError("the frame belongs to another layout");
+  }
+  if (header.layers.size() != layout_.layers.size()) {
+    return Damaged("its layer count is not the layout's");
+  }
+  const bool needs_profile = header.stages & kStageProfile;
+  if (needs_profile && (profile_ == nullptr || profile_->decoding_hash != header.profile_hash)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
+  }
+  LKV_RETURN_IF_ERROR(CheckDestinations(chunk));
+  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
+  LKV_RETURN_IF_ERROR(AddPlaces(chunk.table, header.tokens));
+  for (uint32_t l = 0; l < header.layers.size(); ++l) {
+    const uint64_t begin = parsed.layer_offsets[l];
+    const ByteSpan bytes = chunk.frame.subspan(begin, parsed.layer_offsets[l + 1] - begin);
+    if (Crc32c(bytes) != header.layers[l].crc32c) {
+      return absl::DataLossError(absl::StrCat("frame: layer ", l, " has a wrong checksum"));
+    }
+    LKV_RETURN_IF_ERROR(AddLayer(l, begin, bytes));
+  }
+  if (header.stages & kStageLattice) {
+    frames_.push_back({chunk.frame, frames_bytes_});
+    frames_bytes_ += RoundUp(chunk.frame.size() + kFramePadding, kAlignment);
+  }
+  ++chunks_;
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::CheckDestinations(const CudaDecodeChunk& chunk) const {
+  if (chunk.planes.size() != layout_.layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("destinations have ", chunk.planes.size(),
+                                                   " layers, the layout ", layout_.layers.size()));
+  }
+  for (size_t l = 0; l < chunk.planes.size(); ++l) {
+    const std::vector<PlaneSpec>& specs = layout_.layers[l].planes;
+    if (chunk.planes[l].size() != specs.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("destinations of layer ", l, " have ",
+                                                     chunk.planes[l].size(), " planes, the layout ",
+                                                     specs.size()));
+    }
+    for (size_t p = 0; p < specs.size(); ++p) {
+      const DevicePlane& plane = chunk.planes[l][p];
+      const uint64_t all = reinterpret_cast<uintptr_t>(plane.data_dev) | plane.token_stride |
+                           plane.head_stride | plane.block_stride;
+      if (plane.data_dev == nullptr || all % DTypeBytes(specs[p].dtype) != 0) {
+        return absl::InvalidArgumentError(absl::StrCat("the destination of layer ", l, " plane '",
+                                                       specs[p].name,
+                                                       "' is null or not aligned to its elements"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddPlaces(const BlockTable& table, uint32_t tokens) {
+  now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
+  if (table.block_tokens != 0 &&
+      (table.first_token > limits::kMaxPosition ||
+       table.first_token + tokens > uint64_t{table.blocks.size()} * table.block_tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the block table of ", table.blocks.size(), " blocks of ", table.block_tokens,
+                     " tokens does not hold the chunk's ", tokens, " tokens from token ",
+                     table.first_token, " on"));
+  }
+  for (uint32_t t = 0; t < tokens; ++t) {
+    if (table.block_tokens == 0) {
+      places_.push_back({0, t});
+    } else {
+      const uint64_t at = table.first_token + t;
+      places_.push_back(
+          {table.blocks[at / table.block_tokens], static_cast<uint32_t>(at % table.block_tokens)});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddLayer(uint32_t layer, uint64_t begin, ByteSpan bytes) {
+  ByteReader in(bytes);
+  const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
+  const bool exact = now_.header.stages & kStageExact;
+  if (!exact) LKV_RETURN_IF_ERROR(AddLatticeLayer(layer, begin, in));
+  for (size_t p = 0; p < planes.size(); ++p) {
+    if (!exact && planes[p].role != PlaneRole::kOpaque) continue;
+    LKV_RETURN_IF_ERROR(AddExactPlane(layer, p, in));
+  }
+  if (in.remaining() != 0) return Damaged("trailing bytes in a layer");
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddLatticeLayer(uint32_t layer, uint64_t begin, ByteReader& in) {
+  const uint64_t layer_bytes = in.remaining();
+  const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
+  std::span<const UnitRef> rest(refs);
+  const uint32_t tiles = in.Get<uint16_t>();
+  std::vector<std::pair<uint32_t, uint32_t>> table;  // units, bytes
+  for (uint32_t i = 0; i < tiles && in.ok(); ++i) {
+    const uint32_t count = in.Get<uint16_t>();
+    table.emplace_back(count, in.Get<uint32_t>());
+  }
+  for (const auto& [count, size] : table) {
+    const uint64_t at = begin + layer_bytes - in.remaining();
+    const ByteSpan tile = in.GetBytes(size);
+    if (!in.ok() || count == 0 || count > rest.size()) return Damaged("damaged tile table");
+    LKV_RETURN_IF_ERROR(AddTile(layer, rest.first(count), at, tile));
+    rest = rest.subspan(count);
+  }
+  if (!in.ok() || !rest.empty()) return Damaged("damaged tile table");
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddTile(uint32_t layer, std::span<const UnitRef> refs, uint64_t begin,
+                                  ByteSpan bytes) {
+  ByteReader in(bytes);
+  const uint32_t tokens = now_.header.tokens;
+  cuda::TileTask tile = NewTile(static_cast<uint32_t>(refs.size()));
+  for (const UnitRef& ref : refs) {
+    const HeadProfile* head =
+        now_.profile ? &now_.profile->layers[layer][ref.plane].heads[ref.head] : nullptr;
+    LKV_ASSIGN_OR_RETURN(const UnitHeader header, ReadUnitHeader(tokens, ref, head, in));
+    AddUnit(layer, ref, header, tile.groups);
+  }
+  for (uint32_t u = tile.first_unit; u < units_.size(); ++u) {
+    units_[u].raw_at = now_.frame_at + begin + (bytes.size() - in.remaining());
+    in.GetBytes(size_t{units_[u].raw_count} * units_[u].vector_bytes);
+    if (!in.ok()) return Damaged("truncated raw vectors");
+  }
+  const size_t coded = in.remaining();
+  if (tile.groups == 0) {
+    if (coded != 0) return Damaged("trailing bytes in a tile");
+  } else {
+    if (coded < 4 * kLanes || coded % 2 != 0) return Damaged("tile too short for its coder states");
+    tile.states_at = now_.frame_at + begin + (bytes.size() - coded);
+    tile.words = static_cast<uint32_t>((coded - 4 * kLanes) / 2);
+  }
+  tiles_.push_back(tile);
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader& in) {
+  const PlaneSpec& spec = layout_.layers[layer].planes[plane];
+  const uint32_t tokens = now_.header.tokens;
+  const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
+  const size_t at = RoundUp(exact_.size(), 16);
+  exact_.resize(at + spec.token_bytes() * tokens);
+  // Heads one behind the other, so that each is a run of raw vectors.
+  LKV_RETURN_IF_ERROR(ReadExactPlane(
+      spec, tokens, in,
+      MutablePlaneView{exact_.data() + at, vector_bytes, size_t{tokens} * vector_bytes}));
+  for (uint32_t h = 0; h < spec.heads; ++h) {
+    tiles_.push_back(NewTile(1));
+    cuda::UnitTask unit = NewUnit(layer, {plane, h, &spec});
+    unit.raw_count = static_cast<uint16_t>(tokens);
+    unit.raw_at = at + size_t{h} * tokens * vector_bytes;
+    units_.push_back(unit);
+    raw_in_.push_back(RawIn::kExact);
+  }
+  return absl::OkStatus();
+}
+
+cuda::TileTask PlanBuilder::NewTile(uint32_t units) const {
+  cuda::TileTask tile{};
+  tile.places_at = now_.places_at;
+  tile.first_unit = static_cast<uint32_t>(units_.size());
+  tile.units = units;
+  tile.chunk = chunks_;
+  tile.tokens = now_.header.tokens;
+  tile.value_unit_16 = now_.header.value_unit_16;
+  return tile;
+}
+
+cuda::UnitTask PlanBuilder::NewUnit(uint32_t layer, const UnitRef& ref) const {
+  const DevicePlane& plane = now_.chunk->planes[layer][ref.plane];
+  const PlaneSpec& spec = *ref.spec;
+  cuda::UnitTask unit{};
+  unit.dst = reinterpret_cast<uintptr_t>(plane.data_dev) + ref.head * plane.head_stride;
+  unit.token_stride = plane.token_stride;
+  unit.block_stride = plane.block_stride;
+  unit.profile_at = kNoProfile;
+  unit.dim = static_cast<uint16_t>(spec.head_dim);
+  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
+  unit.vector_bytes = unit.dim * unit.element_bytes;
+  unit.is_bf16 = spec.dtype == DType::kBF16;
+  unit.is_key = spec.role == PlaneRole::kKey;
+  unit.wide_stores = (unit.dst | unit.token_stride | unit.block_stride) % 16 == 0;
+  return unit;
+}
+
+void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& header,
+                          uint32_t& groups) {
+  const uint32_t tokens = now_.header.tokens;
+  const RopeSpec& rope = ref.spec->rope;
+  cuda::UnitTask unit = NewUnit(layer, ref);
+  const size_t raw = header.all_raw ? tokens : header.raw_tokens.size();
+  unit.raw_count = static_cast<uint16_t>(raw);
+  unit.coded_count = static_cast<uint16_t>(header.all_zero ? 0 : tokens - raw);
+  unit.all_zero = header.all_zero;
+  unit.order_at = OrderList(header, tokens);
+  const uint32_t row_groups = unit.dim / 8u;
+  unit.group_begin = groups;
+  groups += unit.coded_count * row_groups;
+  unit.group_end = groups;
+  unit.pairs = static_cast<uint16_t>(rope.rotary_dims / 2);
+  if (unit.pairs > 0 && unit.coded_count > 0) {
+    unit.rope_at = RopeTableAt(rope);
+    unit.interleaved = rope.style == RopeStyle::kInterleaved;
+    // Rows within a round and pairs of whole groups: partners meet in one instruction.
+    const bool meets = kLanes % row_groups == 0 && unit.group_begin % row_groups == 0;
+    unit.rope_mode = !meets || unit.pairs % 8 != 0 ? cuda::kStaged
+                     : unit.interleaved            ? cuda::kInterleaved
+                                                   : cuda::kNeoxPair;
+    staged_ |= unit.rope_mode == cuda::kStaged;
+  }
+  unit.step_base = header.step_base;
+  unit.half_frequency = static_cast<uint16_t>(HalfCosetFrequency(header.coset));
+  unit.sigma_base = header.sigma_base;
+  unit.mean_source = static_cast<uint8_t>(header.mean_source);
+  unit.spread_source = static_cast<uint8_t>(header.spread_source);
+  unit.step_source = static_cast<uint8_t>(header.step_source);
+  unit.mean_spread = header.mean_code.spread;
+  unit.mean_bits = header.mean_code.low_bits;
+  unit.sigma_spread = header.sigma_code.spread;
+  unit.sigma_bits = header.sigma_code.low_bits;
+  unit.step_spread = header.step_code.spread;
+  unit.step_bits = header.step_code.low_bits;
+  if (unit.coded_count > 0) {
+    if (unit.mean_source >= 2 || unit.spread_source >= 2 || unit.step_source == 2) {
+      unit.profile_at = ProfileAt(layer, ref);
+    }
+    unit.resolved_at = resolved_bytes_;
+    resolved_bytes_ += RoundUp(
+        sizeof(cuda::RowRecord) * unit.coded_count + (unit.is_key ? 10u : 6u) * uint64_t{unit.dim},
+        16);
+  }
+  units_.push_back(unit);
+  raw_in_.push_back(RawIn::kFrames);
+}
+
+uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
+  if (header.raw_tokens.empty()) return 0;
+  const uint64_t at = orders_.size();
+  orders_.insert(orders_.end(), header.raw_tokens.begin(), header.raw_tokens.end());
+  auto raw = header.raw_tokens.begin();
+  for (uint32_t t = 0; t < tokens; ++t) {
+    if (raw != header.raw_tokens.end() && *raw == t) {
+      ++raw;
+    } else {
+      orders_.push_back(static_cast<uint8_t>(t));
+    }
+  }
+  return at;
+}
+
+uint64_t PlanBuilder::RopeTableAt(const RopeSpec& rope) {
+  for (const auto& [spec, at] : now_.ropes) {
+    if (spec == rope) return at;
+  }
+  cuda::RopeTask task{};
+  task.start_position = now_.header.start_position;
+  task.frequencies_at = frequencies_.size() * sizeof(uint64_t);
+  task.out_at = rope_bytes_;
+  task.tokens = now_.header.tokens;
+  task.pairs = rope.rotary_dims / 2;
+  const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
+  frequencies_.insert(frequencies_.end(), frequencies.begin(), frequencies.end());
+  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kAlignment);
+  rope_tasks_.push_back(task);
+  now_.ropes.emplace_back(rope, task.out_at);
+  return task.out_at;
+}
+
+uint64_t PlanBuilder::ProfileAt(uint32_t layer, const UnitRef& ref) {
+  const HeadProfile& head = now_.profile->layers[layer][ref.plane].heads[ref.head];
+  const auto [it, fresh] = profile_at_.try_emplace(&head, profiles_.size());
+  if (!fresh) return it->second;
+  const size_t dim = ref.spec->head_dim;
+  const cuda::ProfileHead start{head.mean_exponent};
+  const size_t at = profiles_.size();
+  profiles_.resize(at + RoundUp(sizeof(start) + 8 * dim, 16));
+  std::byte* out = profiles_.data() + at;
+  std::memcpy(out, &start, sizeof(start));
+  out += sizeof(start);
+  // A profile without one kind of numbers leaves zeros, which no unit refers to.
+  if (head.mean.size() == dim) std::memcpy(out, head.mean.data(), 4 * dim);
+  if (head.log2_sigma_16.size() == dim) {
+    std::memcpy(out + 4 * dim, head.log2_sigma_16.data(), 2 * dim);
+  }
+  if (head.step_16.size() == dim) std::memcpy(out + 6 * dim, head.step_16.data(), 2 * dim);
+  return it->second;
+}
+
+CudaDecodePlan PlanBuilder::Finish() {
+  CudaDecodePlan plan;
+  cuda::DecodeLaunch& launch = plan.launch_;
+  ByteVector& tasks = plan.tasks_;
+  launch.units_at = Place(units_, tasks);
+  launch.tiles_at = Place(tiles_, tasks);
+  launch.rope_tasks_at = Place(rope_tasks_, tasks);
+  const uint64_t frequencies_at = Place(frequencies_, tasks);
+  const uint64_t places_at = Place(places_, tasks);
+  const uint64_t orders_at = Place(orders_, tasks);
+  const uint64_t profiles_at = Place(profiles_, tasks);
+  const uint64_t exact_at = Place(exact_, tasks);
+  tasks.resize(RoundUp(tasks.size(), kAlignment));
+  const uint64_t frames_at = tasks.size();
+  const uint64_t rope_at = frames_at + frames_bytes_;
+  const uint64_t resolved_at = rope_at + rope_bytes_;
+  launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kAlignment);
+  launch.blocks = static_cast<uint32_t>(std::min<uint64_t>(kMaxStagedBlocks, tiles_.size()));
+  const uint64_t staging_bytes =
+      staged_ ? sizeof(float) * cuda::kStagedFloats * cuda::kWarpsPerBlock * launch.blocks : 0;
+  launch.counter_at = launch.staging_at + staging_bytes;
+  launch.tiles = static_cast<uint32_t>(tiles_.size());
+  launch.rope_tasks = static_cast<uint32_t>(rope_tasks_.size());
+  plan.chunks_ = chunks_;
+  const uint64_t counter_bytes = 4 * (1 + uint64_t{chunks_});
+  plan.device_bytes_ = launch.counter_at + counter_bytes;
+  plan.pinned_bytes_ = tasks.size() + counter_bytes;
+
+  for (size_t i = 0; i < units_.size(); ++i) {
+    cuda::UnitTask& unit = units_[i];
+    unit.raw_at += raw_in_[i] == RawIn::kExact ? exact_at : frames_at;
+    unit.order_at += orders_at;
+    unit.resolved_at += resolved_at;
+    unit.rope_at += rope_at;
+    unit.profile_at = unit.profile_at == kNoProfile ? 0 : unit.profile_at + profiles_at;
+  }
+  for (cuda::TileTask& tile : tiles_) {
+    tile.states_at += frames_at;
+    tile.places_at += places_at;
+  }
+  for (cuda::RopeTask& task : rope_tasks_) {
+    task.frequencies_at += frequencies_at;
+    task.out_at += rope_at;
+  }
+  std::memcpy(tasks.data() + launch.units_at, units_.data(), units_.size() * sizeof(units_[0]));
+  std::memcpy(tasks.data() + launch.tiles_at, tiles_.data(), tiles_.size() * sizeof(tiles_[0]));
+  if (!rope_tasks_.empty()) {
+    std::memcpy(tasks.data() + launch.rope_tasks_at, rope_tasks_.data(),
+                rope_tasks_.size() * sizeof(rope_tasks_[0]));
+  }
+  for (const CudaDecodePlan::FrameCopy& copy : frames_) {
+    plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
+  }
+  return plan;
+}
+
+}  // namespace latticekv

@@ -1,0 +1,178 @@
+// What of a tile is not lattice points: raw vectors, and the side values that become steps, means
+// and tables. The scalar originals are core/codec/tile_format.cc and core/codec/cpu/tile_coder.cc.
+#ifndef LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_
+#define LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_
+
+#include "core/codec/cuda/warp_coder.cuh"
+
+namespace latticekv::cuda {
+
+inline constexpr int kMaxStep = 400;             // kMaxStepIndex, core/codec/fixed_point.h
+inline constexpr int kMaxMean = 1 << 20;         // kMaxMeanQuarters
+inline constexpr int kMaxSideDifference = 8192;  // of steps and sigma indices
+
+// 2^(i/4).
+__device__ inline float StepValue(int i) {
+  const int quarter = i & 3;
+  const float fraction = quarter < 2 ? (quarter == 0 ? 1.0f : 1.18920711500272107f)
+                                     : (quarter == 2 ? 1.41421356237309505f : 1.68179283050742909f);
+  return __fmul_rn(fraction, __int_as_float((127 + (i >> 2)) << 23));
+}
+
+__device__ inline int Clamp(int v, int low, int high) { return min(max(v, low), high); }
+
+__device__ inline int ProfileMean(const DeviceConstants& constants, int32_t mantissa, int exponent,
+                                  int step_16) {
+  const int64_t product = static_cast<int64_t>(mantissa) * constants.down_factors[step_16 & 15];
+  const int shift = 31 + (step_16 >> 4) - exponent - 2;
+  if (product == 0 || shift > 62) return 0;
+  if (shift < 1) return product > 0 ? kMaxMean : -kMaxMean;
+  const int64_t rounded = (product + (int64_t{1} << (shift - 1))) >> shift;
+  return static_cast<int>(rounded < -kMaxMean  ? -kMaxMean
+                          : rounded > kMaxMean ? kMaxMean
+                                               : rounded);
+}
+
+__device__ inline int ProfileSigma(const DeviceConstants& constants, int log2_sigma_16,
+                                   int step_16) {
+  const int s = log2_sigma_16 - step_16;
+  const int noisy = s < -64  ? constants.sigma_with_noise_16[0]
+                    : s > 48 ? s
+                             : constants.sigma_with_noise_16[s + 64];
+  return Clamp((noisy + 60) >> 3, 0, kMaxSigmaIndex);
+}
+
+// The resolved numbers of a unit in scratch.
+struct Resolved {
+  RowRecord* rows;
+  float* step;  // of keys' channels; while resolving, the step indices' bits
+  int32_t* mean;
+  uint8_t* table;  // 6 * spread index
+  uint8_t* low_bits;
+  __device__ Resolved(unsigned char* arena, const UnitTask& unit) {
+    rows = reinterpret_cast<RowRecord*>(arena + unit.resolved_at);
+    step = reinterpret_cast<float*>(rows + unit.coded_count);
+    mean = reinterpret_cast<int32_t*>(step + (unit.is_key ? unit.dim : 0));
+    table = reinterpret_cast<uint8_t*>(mean + unit.dim);
+    low_bits = table + unit.dim;
+  }
+};
+
+// Calls visit(i, value) for i < count, values read in rounds of 32, or zero where none are sent.
+template <typename Visit>
+__device__ void ForEachSideValue(WarpCoder& coder, uint32_t count, bool sent, uint32_t spread,
+                                 uint32_t bits, Visit visit) {
+  const uint32_t lane = WarpCoder::Lane();
+  const uint32_t table = (spread * 2 + (bits > 0)) * 3;
+  for (uint32_t at = 0; at < count; at += 32) {
+    const bool active = at + lane < count;
+    int value = 0;
+    if (sent) {
+      coder.Reserve(64);
+      value = coder.Symbol(table, active) * (1 << bits);
+      if (bits > 0) value += static_cast<int>(coder.Bits(bits, active));
+    }
+    if (active) visit(at + lane, value);
+  }
+  __syncwarp();
+}
+
+__device__ inline unsigned char* VectorAt(const UnitTask& unit, const TokenPlace* places,
+                                          uint32_t token) {
+  const TokenPlace place = places[token];
+  return reinterpret_cast<unsigned char*>(unit.dst) + place.block * unit.block_stride +
+         place.slot * unit.token_stride;
+}
+
+// Reads a unit's side values and resolves its numbers. False when one is out of range.
+__device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned char* arena,
+                                   const TileTask& tile, const UnitTask& unit, WarpCoder& coder) {
+  const Resolved out(arena, unit);
+  const ProfileHead* head = reinterpret_cast<const ProfileHead*>(arena + unit.profile_at);
+  const int32_t* profile_mean = reinterpret_cast<const int32_t*>(head + 1);
+  const int16_t* profile_sigma = reinterpret_cast<const int16_t*>(profile_mean + unit.dim);
+  const int16_t* profile_step = profile_sigma + unit.dim;
+  const auto* places = reinterpret_cast<const TokenPlace*>(arena + tile.places_at);
+  const bool key = unit.is_key;
+  bool good = true;
+
+  const auto small = [](int v) { return v >= -kMaxSideDifference && v <= kMaxSideDifference; };
+  const auto set_step = [&](uint32_t c, int step) {
+    if (unit.step_source == 2) {
+      step = Clamp((unit.step_base + profile_step[c] + 2) >> 2, -kMaxStep, kMaxStep);
+    }
+    good &= step >= -kMaxStep && step <= kMaxStep;
+    if (key) {
+      out.step[c] = __int_as_float(step);
+    } else {
+      out.rows[c].step = __fmul_rn(StepValue(step), 0.25f);
+    }
+  };
+  const auto on_step = [&](uint32_t i, int value) {
+    good &= small(value);
+    // A slot of keys is a rotary pair or a channel behind the pairs.
+    if (i < unit.pairs) set_step(i, unit.step_base + value);
+    set_step(i + unit.pairs, unit.step_base + value);
+  };
+  const auto step_16 = [&](uint32_t c) {
+    return key ? 4 * __float_as_int(out.step[c]) : tile.value_unit_16;
+  };
+  const auto on_mean = [&](uint32_t c, int value) {
+    if (unit.mean_source >= 2) {
+      value += ProfileMean(constants, profile_mean[c], head->mean_exponent, step_16(c));
+    }
+    good &= value >= -2 * kMaxMean && value <= 2 * kMaxMean;
+    out.mean[c] = value;
+  };
+  const auto on_sigma = [&](uint32_t c, int value) {
+    good &= small(value);
+    int sigma = (unit.spread_source == 2 ? 0 : unit.sigma_base) + value;
+    if (unit.spread_source >= 2) sigma += ProfileSigma(constants, profile_sigma[c], step_16(c));
+    good &= sigma >= 0 && sigma <= kMaxSigmaIndex;
+    const int bits = sigma < kEntropyTables ? 0 : (sigma - kEntropyTables + 2) / 2;
+    out.table[c] = static_cast<uint8_t>(6 * (sigma - 2 * bits));
+    out.low_bits[c] = static_cast<uint8_t>(bits);
+    // The index has done its work.
+    if (key) out.step[c] = __fmul_rn(StepValue(__float_as_int(out.step[c])), 0.25f);
+  };
+  ForEachSideValue(coder, key ? unit.dim - unit.pairs : unit.coded_count, unit.step_source == 1,
+                   unit.step_spread, unit.step_bits, on_step);
+  ForEachSideValue(coder, unit.dim, unit.mean_source & 1, unit.mean_spread, unit.mean_bits,
+                   on_mean);
+  ForEachSideValue(coder, unit.dim, unit.spread_source & 1, unit.sigma_spread, unit.sigma_bits,
+                   on_sigma);
+  for (uint32_t i = WarpCoder::Lane(); i < unit.coded_count; i += 32) {
+    const uint32_t token = arena[unit.order_at + unit.raw_count + i];
+    out.rows[i].dst = reinterpret_cast<uint64_t>(VectorAt(unit, places, token));
+    out.rows[i].token = token;
+  }
+  __syncwarp();
+  return __all_sync(kAllLanes, good);
+}
+
+// Copies a unit's raw vectors, or zeros a unit that is all zero.
+__device__ inline void CopyRawVectors(const unsigned char* arena, const TileTask& tile,
+                                      const UnitTask& unit) {
+  const uint32_t lane = WarpCoder::Lane();
+  const auto* places = reinterpret_cast<const TokenPlace*>(arena + tile.places_at);
+  const uint32_t count = unit.all_zero ? tile.tokens : unit.raw_count;
+  for (uint32_t n = 0; n < count; ++n) {
+    const uint32_t token = unit.all_zero ? n : arena[unit.order_at + n];
+    unsigned char* dst = VectorAt(unit, places, token);
+    const unsigned char* src = arena + unit.raw_at + size_t{n} * unit.vector_bytes;
+    const uintptr_t both = reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src);
+    if (unit.all_zero) {
+      for (uint32_t i = lane; i < unit.vector_bytes; i += 32) dst[i] = 0;
+    } else if (((both | unit.vector_bytes) & 3) == 0) {
+      for (uint32_t i = 4 * lane; i < unit.vector_bytes; i += 128) {
+        *reinterpret_cast<uint32_t*>(dst + i) = *reinterpret_cast<const uint32_t*>(src + i);
+      }
+    } else {
+      for (uint32_t i = lane; i < unit.vector_bytes; i += 32) dst[i] = src[i];
+    }
+  }
+}
+
+}  // namespace latticekv::cuda
+
+#endif  // LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_

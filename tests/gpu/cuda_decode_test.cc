@@ -1,0 +1,377 @@
+// The CUDA decoder gives the scalar decoder's bytes, and damaged frames harm nobody. Skipped where
+// there is no device. LATTICEKV_SEED sets the seed, LATTICEKV_MUTATIONS the number of mutants.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "core/base/crc32c.h"
+#include "core/codec/frame_format.h"
+#include "tests/gpu/device_batch.h"
+#include "tests/support/sample_chunk.h"
+
+namespace latticekv {
+namespace {
+
+using testing::ContiguousDestinations;
+using testing::DeviceBuffer;
+using testing::MakeSampleChunk;
+using testing::MakeSampleProfile;
+using testing::OwnedArena;
+using testing::Random;
+using testing::SampleChunk;
+using testing::ToHost;
+
+constexpr size_t kGuard = 256;
+
+uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+class CudaDecodeTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = testing::WhyNoDevice(); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+ByteVector ScalarDecode(const Layout& layout, const ModelProfile* profile, ByteSpan frame) {
+  auto decoder = FrameDecoder::Open(frame, layout, profile);
+  EXPECT_TRUE(decoder.ok()) << decoder.status();
+  ByteVector raw(layout.token_bytes() * decoder->info().tokens);
+  const absl::Status status = DecodeFrame(*decoder, layout, raw);
+  EXPECT_TRUE(status.ok()) << status;
+  return raw;
+}
+
+// Decodes frames as one batch, each into a destination of its own between guards; `shift` bytes off
+// the natural alignment. Compares every byte with the scalar decoder.
+void ExpectSameBytes(const Layout& layout, const ModelProfile* profile,
+                     const std::vector<ByteVector>& frames, size_t shift = 0) {
+  std::vector<DeviceBuffer> outputs;
+  std::vector<CudaDecodeChunk> chunks;
+  for (const ByteVector& frame : frames) {
+    const uint32_t tokens = ReadFrameInfo(frame)->tokens;
+    outputs.emplace_back(layout.token_bytes() * tokens + 2 * kGuard);
+    cudaMemset(outputs.back().data(), 0x5A, outputs.back().size());
+    chunks.push_back(
+        {frame,
+         ContiguousDestinations(layout, tokens, outputs.back().data() + kGuard + shift),
+         {}});
+  }
+  const auto plan = CudaDecodePlan::Make(layout, profile, chunks);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  const absl::Status status = plan->Decode(owned.arena(), nullptr);
+  ASSERT_TRUE(status.ok()) << status;
+  for (size_t i = 0; i < frames.size(); ++i) {
+    const ByteVector expected = ScalarDecode(layout, profile, frames[i]);
+    const ByteVector got = ToHost(outputs[i]);
+    const auto begin = got.begin() + static_cast<std::ptrdiff_t>(kGuard + shift);
+    const auto difference = std::mismatch(expected.begin(), expected.end(), begin);
+    ASSERT_TRUE(difference.first == expected.end())
+        << "chunk " << i << " differs at byte " << difference.first - expected.begin() << " of "
+        << expected.size();
+    const auto untouched = [](std::byte b) { return b == std::byte{0x5A}; };
+    EXPECT_TRUE(std::all_of(got.begin(), begin, untouched));
+    EXPECT_TRUE(
+        std::all_of(begin + static_cast<std::ptrdiff_t>(expected.size()), got.end(), untouched));
+  }
+}
+
+ByteVector Encode(const SampleChunk& chunk, PresetId preset, StatsMode stats,
+                  const ModelProfile* profile, uint64_t start) {
+  EncodeOptions options;
+  options.preset = preset;
+  options.stats = stats;
+  options.profile = profile;
+  options.start_position = start;
+  if (chunk.tokens > 10) options.exact_tokens = {3, 9};
+  auto frame = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
+  EXPECT_TRUE(frame.ok()) << frame.status();
+  return frame.ok() ? *frame : ByteVector();
+}
+
+// Every preset and source of statistics of one layout in one batch.
+std::vector<ByteVector> AllFrames(const Layout& layout, const ModelProfile& profile,
+                                  std::span<const uint32_t> tokens, uint64_t seed) {
+  std::vector<ByteVector> frames;
+  for (const Preset& preset : AllPresets()) {
+    for (StatsMode stats : {StatsMode::kOwn, StatsMode::kProfile, StatsMode::kAuto}) {
+      for (uint32_t t : tokens) {
+        const SampleChunk chunk = MakeSampleChunk(layout, t, seed + t);
+        const uint64_t start = (frames.size() % 3) * 100'003;
+        frames.push_back(Encode(chunk, preset.id, stats, &profile, start));
+      }
+    }
+  }
+  return frames;
+}
+
+TEST_F(CudaDecodeTest, SameBytesForNamedLayouts) {
+  struct Shape {
+    uint32_t heads, head_dim;
+    DType dtype;
+    RopeSpec rope;
+  };
+  const RopeStyle neox = RopeStyle::kNeox, woven = RopeStyle::kInterleaved;
+  const Shape shapes[] = {
+      {2, 64, DType::kF16, {neox, 64, 10000.0}},
+      {2, 128, DType::kF16, {neox, 128, 500000.0}},
+      {1, 128, DType::kBF16, {woven, 128, 1e4}},
+      {3, 80, DType::kF32, {neox, 40, 10000.0}},
+      {1, 96, DType::kF16, {woven, 48, 10000.0}},
+      {1, 192, DType::kF16, {neox, 64, 10000.0}},
+      {1, 256, DType::kBF16, {neox, 256, 1e6}},
+      {2, 80, DType::kBF16, {neox, 80, 10000.0}},
+      {1, 64, DType::kF32, {woven, 32, 10000.0}},
+      {1, 576, DType::kBF16, {neox, 64, 10000.0}},
+      {5, 8, DType::kF32, RopeSpec{}},
+      {3, 24, DType::kF16, {woven, 6, 10000.0}},
+      {2, 256, DType::kF16, {neox, 64, 10000.0}},
+      {2, 16, DType::kF16, {neox, 16, 10000.0}},
+  };
+  const uint32_t tokens[] = {1, 33, 256};
+  for (const Shape& s : shapes) {
+    SCOPED_TRACE(std::to_string(s.head_dim) + " " + std::string(DTypeName(s.dtype)) + " rotary " +
+                 std::to_string(s.rope.rotary_dims));
+    const Layout layout = MakeUniformLayout("test", 2, s.heads, s.head_dim, s.dtype, s.rope);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    ExpectSameBytes(layout, &profile, AllFrames(layout, profile, tokens, 7));
+  }
+}
+
+Layout RandomLayout(Random& random) {
+  Layout layout;
+  layout.model = "random";
+  const DType dtypes[] = {DType::kF16, DType::kBF16, DType::kF32};
+  const RopeStyle styles[] = {RopeStyle::kNone, RopeStyle::kNeox, RopeStyle::kInterleaved};
+  const uint32_t layers = 1 + random.Below(3);
+  for (uint32_t l = 0; l < layers; ++l) {
+    LayerSpec layer;
+    for (PlaneRole role : {PlaneRole::kKey, PlaneRole::kOpaque, PlaneRole::kValue}) {
+      if (role == PlaneRole::kOpaque && random.Below(3) > 0) continue;
+      PlaneSpec plane{role == PlaneRole::kKey     ? "k"
+                      : role == PlaneRole::kValue ? "v"
+                                                  : "state",
+                      role,
+                      1 + random.Below(6),
+                      8 * (1 + random.Below(24)),
+                      dtypes[random.Below(3)],
+                      RopeSpec{}};
+      // Even, so that what lies behind it is aligned to the elements of any dtype.
+      if (role == PlaneRole::kOpaque) plane.head_dim = 2 * (1 + random.Below(20));
+      if (role == PlaneRole::kKey) {
+        plane.rope.style = styles[random.Below(3)];
+        if (plane.rope.style != RopeStyle::kNone) {
+          plane.rope.rotary_dims = 2 * (1 + random.Below(plane.head_dim / 2));
+          plane.rope.base = random.Below(2) ? 10000.0 : 500000.0;
+        }
+      }
+      layer.planes.push_back(plane);
+    }
+    layout.layers.push_back(layer);
+  }
+  return layout;
+}
+
+TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
+  const uint64_t seed = FromEnvironment("LATTICEKV_SEED", 20260102);
+  printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  Random random(seed);
+  for (int n = 0; n < 40; ++n) {
+    SCOPED_TRACE("layout " + std::to_string(n));
+    const Layout layout = RandomLayout(random);
+    ASSERT_TRUE(ValidateLayout(layout).ok()) << ValidateLayout(layout);
+    const uint32_t tokens = 1 + random.Below(200);
+    const SampleChunk chunk = MakeSampleChunk(layout, tokens, random.Next());
+    std::vector<ByteVector> frames;
+    for (const Preset& preset : AllPresets()) {
+      frames.push_back(
+          Encode(chunk, preset.id, StatsMode::kOwn, nullptr, random.Below(2) * 131'071));
+    }
+    ExpectSameBytes(layout, nullptr, frames);
+    // f32 elements are 4 bytes: 4 off is aligned for every dtype, and for no wide store.
+    ExpectSameBytes(layout, nullptr, {frames[4]}, 4);
+  }
+}
+
+TEST_F(CudaDecodeTest, HardInputGivesTheSameBytes) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 2, 64, DType::kF32, {RopeStyle::kNeox, 64, 10000.0});
+  std::vector<ByteVector> frames;
+  Random random(1);
+  for (int kind = 0; kind < 6; ++kind) {
+    SampleChunk chunk{layout, 50, ByteVector(layout.token_bytes() * 50)};
+    for (size_t i = 0; i < chunk.raw.size() / 4; ++i) {
+      const float bell = random.Bell();
+      const float values[] = {0.0f,
+                              -0.0f,
+                              3.5f,
+                              1e-42f * static_cast<float>(i % 5),
+                              3e38f * ((i * 7 % 11) < 5 ? 1.0f : -1.0f),
+                              bell * (i % 997 == 0 ? 1e4f : 1.0f)};
+      StoreLe<float>(&chunk.raw[4 * i], values[kind]);
+    }
+    for (PresetId preset : {PresetId::kNear, PresetId::kHigh, PresetId::kTiny}) {
+      frames.push_back(Encode(chunk, preset, StatsMode::kOwn, nullptr, 512));
+    }
+  }
+  ExpectSameBytes(layout, nullptr, frames);
+}
+
+// A paged cache [blocks, heads, block_tokens, head_dim] (HND) or [blocks, block_tokens, heads,
+// head_dim] (NHD), blocks in any order.
+TEST_F(CudaDecodeTest, PagedDestinationsInBothOrders) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+  const uint32_t tokens = 50, first = 7, block_tokens = 16;
+  const uint32_t blocks[] = {5, 0, 3, 6};
+  const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);
+  const ByteVector frame = Encode(chunk, PresetId::kBalanced, StatsMode::kOwn, nullptr, 256);
+  const ByteVector expected = ScalarDecode(layout, nullptr, frame);
+  const size_t vector = 128, block_stride = block_tokens * 3 * vector, cache = 8 * block_stride;
+  for (const bool hnd : {false, true}) {
+    const size_t token_stride = hnd ? vector : 3 * vector;
+    const size_t head_stride = hnd ? block_tokens * vector : vector;
+    const DeviceBuffer output(2 * cache);
+    cudaMemset(output.data(), 0x5A, output.size());
+    CudaDecodeChunk destination{frame, {{}}, {blocks, block_tokens, first}};
+    for (size_t p = 0; p < 2; ++p) {
+      destination.planes[0].push_back(
+          {output.data() + p * cache, token_stride, head_stride, block_stride});
+    }
+    const auto plan = CudaDecodePlan::Make(layout, nullptr, {&destination, 1});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    ASSERT_TRUE(plan->Decode(owned.arena(), nullptr).ok());
+    ByteVector want(output.size(), std::byte{0x5A});
+    for (size_t p = 0; p < 2; ++p) {
+      for (uint32_t t = 0; t < tokens; ++t) {
+        for (size_t h = 0; h < 3; ++h) {
+          const uint32_t at = first + t;
+          std::copy_n(&expected[((p * tokens + t) * 3 + h) * vector], vector,
+                      &want[p * cache + blocks[at / block_tokens] * block_stride +
+                            at % block_tokens * token_stride + h * head_stride]);
+        }
+      }
+    }
+    EXPECT_EQ(ToHost(output), want) << (hnd ? "HND" : "NHD");
+    destination.table.blocks = std::span(blocks).first(3);
+    EXPECT_EQ(CudaDecodePlan::Make(layout, nullptr, {&destination, 1}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_F(CudaDecodeTest, ArenasThatAreTooSmallAreRefused) {
+  const Layout layout = MakeUniformLayout("test", 1, 1, 64, DType::kF16, RopeSpec{});
+  const ByteVector frame =
+      Encode(MakeSampleChunk(layout, 8, 1), PresetId::kHigh, StatsMode::kOwn, nullptr, 16);
+  const DeviceBuffer output(layout.token_bytes() * 8);
+  const CudaDecodeChunk chunk{frame, ContiguousDestinations(layout, 8, output.data()), {}};
+  const auto plan = CudaDecodePlan::Make(layout, nullptr, {&chunk, 1});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  CudaArena arena = owned.arena();
+  --arena.device_bytes;
+  EXPECT_EQ(plan->Decode(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Makes the layers' checksums right again, so that the damage gets past them.
+void Reseal(ByteVector& frame) {
+  const size_t layers = LoadLe<uint16_t>(&frame[28]);
+  const size_t table_end = kFrameHeaderBytes + layers * kLayerEntryBytes;
+  size_t at = table_end;
+  for (size_t l = 0; l < layers; ++l) {
+    std::byte* entry = &frame[kFrameHeaderBytes + l * kLayerEntryBytes];
+    const size_t size = LoadLe<uint32_t>(entry);
+    StoreLe<uint32_t>(entry + 4, Crc32c(ByteSpan(frame).subspan(at, size)));
+    at += size;
+  }
+  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], 0);
+  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], Crc32c(ByteSpan(frame).first(table_end)));
+}
+
+// Mutants whose checksums are right: the device and the scalar decoder agree on which are damaged,
+// and on the bytes of those that are not; guards around destinations stay as they were. Under
+// compute-sanitizer this shows that no mutant reads or writes out of bounds.
+TEST_F(CudaDecodeTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
+  Layout layout;
+  LayerSpec layer;
+  layer.planes.push_back(
+      {"k", PlaneRole::kKey, 2, 16, DType::kF16, {RopeStyle::kInterleaved, 8, 10000.0}});
+  layer.planes.push_back({"v", PlaneRole::kValue, 2, 24, DType::kBF16, RopeSpec{}});
+  layout.layers.assign(2, layer);
+  const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+  const uint32_t tokens[] = {1, 40};
+  const std::vector<ByteVector> originals = AllFrames(layout, profile, tokens, 1);
+  Random random(FromEnvironment("LATTICEKV_SEED", 20260103));
+  const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 20'000);
+  size_t refused_by_host = 0, refused_by_device = 0, decoded = 0;
+  for (uint64_t n = 0; n < mutants;) {
+    // One batch: whatever one chunk's damage does, its neighbours decode as if alone.
+    std::vector<ByteVector> frames;
+    std::vector<CudaDecodeChunk> chunks;
+    std::vector<size_t> outputs;
+    const size_t room = layout.token_bytes() * 40 + kGuard;
+    const DeviceBuffer output(64 * room + kGuard);
+    cudaMemset(output.data(), 0x5A, output.size());
+    for (; frames.size() < 64; ++n) {
+      ByteVector frame = originals[random.Below(static_cast<uint32_t>(originals.size()))];
+      const size_t body = kFrameHeaderBytes + 2 * kLayerEntryBytes;
+      for (uint32_t i = random.Below(3) + 1; i > 0; --i) {
+        const size_t near =
+            random.Below(2) ? std::min<size_t>(frame.size() - body, 80) : frame.size() - body;
+        frame[body + random.Below(static_cast<uint32_t>(near))] =
+            static_cast<std::byte>(random.Next());
+      }
+      Reseal(frame);
+      const CudaDecodeChunk chunk{
+          frame,
+          ContiguousDestinations(layout, ReadFrameInfo(frame)->tokens,
+                                 output.data() + kGuard + frames.size() * room),
+          {}};
+      const auto alone = CudaDecodePlan::Make(layout, &profile, {&chunk, 1});
+      if (!alone.ok()) {
+        auto decoder = FrameDecoder::Open(frame, layout, &profile);
+        ByteVector raw(layout.token_bytes() * ReadFrameInfo(frame)->tokens);
+        EXPECT_FALSE(decoder.ok() && DecodeFrame(*decoder, layout, raw).ok());
+        ++refused_by_host;
+        continue;
+      }
+      frames.push_back(std::move(frame));
+      chunks.push_back(chunk);
+      chunks.back().frame = frames.back();
+    }
+    const auto plan = CudaDecodePlan::Make(layout, &profile, chunks);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    const absl::Status status = plan->Decode(owned.arena(), nullptr);
+    ASSERT_TRUE(status.ok() || status.code() == absl::StatusCode::kDataLoss) << status;
+    const ByteVector got = ToHost(output);
+    for (size_t i = 0; i < frames.size(); ++i) {
+      auto decoder = FrameDecoder::Open(frames[i], layout, &profile);
+      ASSERT_TRUE(decoder.ok());
+      ByteVector raw(layout.token_bytes() * decoder->info().tokens);
+      const bool good = DecodeFrame(*decoder, layout, raw).ok();
+      ASSERT_EQ(plan->ChunkResult(owned.arena(), i).ok(), good) << "mutant " << i;
+      const auto begin = got.begin() + static_cast<std::ptrdiff_t>(kGuard + i * room);
+      const auto end = begin + static_cast<std::ptrdiff_t>(raw.size());
+      if (good) {
+        ASSERT_TRUE(std::equal(raw.begin(), raw.end(), begin)) << "mutant " << i;
+      }
+      ASSERT_TRUE(std::all_of(end, begin + static_cast<std::ptrdiff_t>(room),
+                              [](std::byte b) { return b == std::byte{0x5A}; }));
+      ++(good ? decoded : refused_by_device);
+    }
+  }
+  printf("%zu refused by the host, %zu by the device, %zu decoded\n", refused_by_host,
+         refused_by_device, decoded);
+  EXPECT_GT(refused_by_host, mutants / 100);
+  EXPECT_GT(refused_by_device, mutants / 100);
+  EXPECT_GT(decoded, mutants / 100);
+}
+
+}  // namespace
+}  // namespace latticekv
