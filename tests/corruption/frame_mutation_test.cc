@@ -9,15 +9,11 @@
 #include "core/base/crc32c.h"
 #include "core/codec/codec.h"
 #include "core/codec/frame_format.h"
+#include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
 namespace {
-
-uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
 
 struct Subject {
   Layout layout;
@@ -40,24 +36,6 @@ std::vector<Subject> MakeSubjects(const Layout& layout, const ModelProfile& prof
     }
   }
   return out;
-}
-
-// Makes the checksums right again, so that the damage gets past them.
-void Reseal(ByteVector& frame) {
-  if (frame.size() < kFrameHeaderBytes) return;
-  const size_t layers = LoadLe<uint16_t>(&frame[28]);
-  size_t at = kFrameHeaderBytes + layers * kLayerEntryBytes + LoadLe<uint32_t>(&frame[120]);
-  const size_t table_end = at;
-  if (table_end > frame.size()) return;
-  for (size_t l = 0; l < layers; ++l) {
-    std::byte* entry = &frame[kFrameHeaderBytes + l * kLayerEntryBytes];
-    const size_t size = LoadLe<uint32_t>(entry);
-    if (size > frame.size() - at) return;
-    StoreLe<uint32_t>(entry + 4, Crc32c(ByteSpan(frame).subspan(at, size)));
-    at += size;
-  }
-  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], 0);
-  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], Crc32c(ByteSpan(frame).first(table_end)));
 }
 
 void Mutate(testing::Random& random, ByteVector& frame) {
@@ -113,8 +91,8 @@ TEST(FrameMutationTest, DamagedFramesNeverCrashAndUnsealedOnesNeverDecode) {
   layout.layers.assign(2, layer);
   const ModelProfile profile = testing::MakeSampleProfile(layout, 3, true);
   const std::vector<Subject> subjects = MakeSubjects(layout, profile);
-  const uint64_t seed = FromEnvironment("LATTICEKV_SEED", 20260101);
-  const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 100'000);
+  const uint64_t seed = testing::FromEnvironment("LATTICEKV_SEED", 20260101);
+  const uint64_t mutants = testing::FromEnvironment("LATTICEKV_MUTATIONS", 100'000);
   RecordProperty("seed", std::to_string(seed));
   printf("seed %llu, %llu mutants\n", static_cast<unsigned long long>(seed),
          static_cast<unsigned long long>(mutants));
@@ -125,7 +103,7 @@ TEST(FrameMutationTest, DamagedFramesNeverCrashAndUnsealedOnesNeverDecode) {
     ByteVector frame = subject.frame;
     Mutate(random, frame);
     const bool reseal = n % 2 == 0;
-    if (reseal) Reseal(frame);
+    if (reseal) testing::Reseal(frame);
     const bool decoded = DecodesWhole(subject, profile, frame);
     // Without new checksums only a mutant equal to the original may decode.
     if (!reseal && decoded) {

@@ -6,16 +6,12 @@
 #include <cstdlib>
 
 #include "core/base/crc32c.h"
+#include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
 #include "tests/support/service_fixture.h"
 
 namespace latticekv::testing {
 namespace {
-
-uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
 
 class MessageMutationTest : public ServiceFixture {
  protected:

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "core/base/crc32c.h"
 #include "core/codec/frame_format.h"
 #include "tests/gpu/device_batch.h"
+#include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
@@ -15,19 +15,16 @@ namespace {
 
 using testing::ContiguousDestinations;
 using testing::DeviceBuffer;
+using testing::FromEnvironment;
 using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
 using testing::OwnedArena;
 using testing::Random;
+using testing::Reseal;
 using testing::SampleChunk;
 using testing::ToHost;
 
 constexpr size_t kGuard = 256;
-
-uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
 
 class CudaDecodeTest : public ::testing::Test {
  protected:
@@ -276,21 +273,6 @@ TEST_F(CudaDecodeTest, ArenasThatAreTooSmallAreRefused) {
   CudaArena arena = owned.arena();
   --arena.device_bytes;
   EXPECT_EQ(plan->Decode(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
-}
-
-// Makes the layers' checksums right again, so that the damage gets past them.
-void Reseal(ByteVector& frame) {
-  const size_t layers = LoadLe<uint16_t>(&frame[28]);
-  const size_t table_end = kFrameHeaderBytes + layers * kLayerEntryBytes;
-  size_t at = table_end;
-  for (size_t l = 0; l < layers; ++l) {
-    std::byte* entry = &frame[kFrameHeaderBytes + l * kLayerEntryBytes];
-    const size_t size = LoadLe<uint32_t>(entry);
-    StoreLe<uint32_t>(entry + 4, Crc32c(ByteSpan(frame).subspan(at, size)));
-    at += size;
-  }
-  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], 0);
-  StoreLe<uint32_t>(&frame[kFrameHeaderBytes - 4], Crc32c(ByteSpan(frame).first(table_end)));
 }
 
 // Mutants whose checksums are right: the device and the scalar decoder agree on which are damaged,

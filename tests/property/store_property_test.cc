@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/store/tiered_store.h"
+#include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
@@ -354,8 +355,7 @@ class Round {
 };
 
 TEST(StorePropertyTest, RandomOperationsAgreeWithTheModel) {
-  const char* text = std::getenv("LATTICEKV_SEED");
-  const uint64_t seed = text ? std::strtoull(text, nullptr, 10) : 77;
+  const uint64_t seed = testing::FromEnvironment("LATTICEKV_SEED", 77);
   printf("seed %llu\n", static_cast<unsigned long long>(seed));
   testing::Random random(seed);
   size_t evicted = 0;
