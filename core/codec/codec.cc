@@ -214,6 +214,20 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
   return frame;
 }
 
+absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint, size_t layers,
+                            const ModelProfile* profile) {
+  if (header.layout_fingerprint != fingerprint) {
+    return absl::FailedPreconditionError("the frame belongs to another layout");
+  }
+  if (header.layers.size() != layers) {
+    return absl::DataLossError("frame: its layer count is not the layout's");
+  }
+  if (!(header.stages & kStageProfile)) return absl::OkStatus();
+  if (profile != nullptr && profile->decoding_hash == header.profile_hash) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
+}
+
 absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
   return MakeInfo(parsed.header, frame.size());
@@ -223,21 +237,11 @@ absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& la
                                                 const ModelProfile* profile) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
   const FrameHeader& header = parsed.header;
-  if (header.layout_fingerprint != LayoutFingerprint(layout)) {
-    return absl::FailedPreconditionError("the frame belongs to another layout");
-  }
-  if (header.layers.size() != layout.layers.size()) {
-    return absl::DataLossError("frame: its layer count is not the layout's");
-  }
+  LKV_RETURN_IF_ERROR(
+      CheckFrameFits(header, LayoutFingerprint(layout), layout.layers.size(), profile));
   FrameDecoder out;
   out.info_ = MakeInfo(header, frame.size());
-  if (out.info_.needs_profile) {
-    if (profile == nullptr || profile->decoding_hash != header.profile_hash) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
-    }
-    out.profile_ = profile;
-  }
+  if (out.info_.needs_profile) out.profile_ = profile;
   out.frame_ = frame;
   out.layout_ = &layout;
   out.layer_offsets_ = parsed.layer_offsets;
@@ -255,11 +259,8 @@ absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
     return absl::InvalidArgumentError(
         absl::StrCat("the layout has no layer ", layer, " with ", planes.size(), " planes"));
   }
-  const ByteSpan bytes =
-      frame_.subspan(layer_offsets_[layer], layer_offsets_[layer + 1] - layer_offsets_[layer]);
-  if (Crc32c(bytes) != layer_crcs_[layer]) {
-    return absl::DataLossError(absl::StrCat("frame: layer ", layer, " has a wrong checksum"));
-  }
+  LKV_ASSIGN_OR_RETURN(const ByteSpan bytes,
+                       CheckedLayer(frame_, layer_offsets_, layer, layer_crcs_[layer]));
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
   const LatticeContext context{spec, info_.tokens, *rope_,

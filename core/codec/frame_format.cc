@@ -138,4 +138,12 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
   return out;
 }
 
+absl::StatusOr<ByteSpan> CheckedLayer(ByteSpan frame, std::span<const uint64_t> layer_offsets,
+                                      uint32_t layer, uint32_t crc32c) {
+  const uint64_t begin = layer_offsets[layer];
+  const ByteSpan bytes = frame.subspan(begin, layer_offsets[layer + 1] - begin);
+  if (Crc32c(bytes) == crc32c) return bytes;
+  return absl::DataLossError(absl::StrCat("frame: layer ", layer, " has a wrong checksum"));
+}
+
 }  // namespace latticekv

@@ -3,6 +3,7 @@
 #define LATTICEKV_CORE_CODEC_FRAME_FORMAT_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -66,6 +67,10 @@ struct ParsedFrame {
 // Checks everything but the layers' own bytes; `frame` must be the whole frame. DATA_LOSS or
 // UNIMPLEMENTED (newer version, unknown stage).
 absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame);
+
+// One layer's bytes of a parsed frame; DATA_LOSS when their checksum is not `crc32c`.
+absl::StatusOr<ByteSpan> CheckedLayer(ByteSpan frame, std::span<const uint64_t> layer_offsets,
+                                      uint32_t layer, uint32_t crc32c);
 
 }  // namespace latticekv
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/codec/codec.h"
+#include "core/codec/frame_format.h"
 #include "core/layout/rope.h"
 
 namespace latticekv {
@@ -58,6 +59,12 @@ struct EncodedLayer {
   LayerErrors errors;
   bool uses_profile = false;
 };
+
+// FAILED_PRECONDITION when the frame belongs to another layout than the one of `fingerprint`, or
+// needs another profile than `profile` (may be null; the error names it); DATA_LOSS when it has not
+// `layers` layers.
+absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint, size_t layers,
+                            const ModelProfile* profile);
 
 ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
                             const std::vector<PlaneView>& planes);

@@ -48,6 +48,35 @@ std::vector<uint32_t> SplitIntoTiles(const std::vector<UnitRef>& units, uint32_t
   return out;
 }
 
+absl::StatusOr<std::vector<TileSpan>> ReadTiles(std::span<const UnitRef> units, ByteReader& in) {
+  const uint32_t tiles = in.Get<uint16_t>();
+  std::vector<std::pair<uint32_t, uint32_t>> table;  // units, bytes
+  for (uint32_t i = 0; i < tiles && in.ok(); ++i) {
+    const uint32_t count = in.Get<uint16_t>();
+    table.emplace_back(count, in.Get<uint32_t>());
+  }
+  std::vector<TileSpan> out;
+  for (const auto& [count, size] : table) {
+    const ByteSpan bytes = in.GetBytes(size);
+    if (!in.ok() || count == 0 || count > units.size()) break;
+    out.push_back({units.first(count), bytes});
+    units = units.subspan(count);
+  }
+  if (!in.ok() || out.size() != tiles || !units.empty()) {
+    return absl::DataLossError("frame: damaged tile table");
+  }
+  return out;
+}
+
+absl::Status CheckCodedSize(bool has_symbols, size_t size_bytes) {
+  if (!has_symbols) {
+    return size_bytes == 0 ? absl::OkStatus()
+                           : absl::DataLossError("frame: trailing bytes in a tile");
+  }
+  if (size_bytes >= 4 * kLanes && size_bytes % 2 == 0) return absl::OkStatus();
+  return absl::DataLossError("frame: tile too short for its coder states");
+}
+
 void AppendUnitHeader(const UnitHeader& h, ByteWriter& out) {
   const int modes = static_cast<int>(h.mean_source) | static_cast<int>(h.spread_source) << 2 |
                     static_cast<int>(h.step_source) << 4 | h.all_raw << 6 | h.all_zero << 7;
@@ -116,8 +145,7 @@ void ResolveSteps(const HeadProfile* profile, UnitPlan& plan) {
   plan.step.assign(spec.role == PlaneRole::kKey ? spec.head_dim : plan.coded.size(), h.step_base);
   if (h.step_source != StepSource::kProfile) return;
   for (uint32_t c = 0; c < spec.head_dim; ++c) {
-    plan.step[c] = static_cast<int16_t>(
-        std::clamp((h.step_base + profile->step_16[c] + 2) >> 2, -kMaxStepIndex, kMaxStepIndex));
+    plan.step[c] = ProfileStep(h.step_base, profile->step_16[c]);
   }
 }
 

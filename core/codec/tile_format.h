@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -31,6 +32,16 @@ std::vector<UnitRef> LayerUnits(const LayerSpec& layer);
 // Unit counts of the encoder's tiles: even runs of at least kTileElements where the layer has so
 // many.
 std::vector<uint32_t> SplitIntoTiles(const std::vector<UnitRef>& units, uint32_t tokens);
+
+// A tile as a layer's table lists it.
+struct TileSpan {
+  std::span<const UnitRef> units;
+  ByteSpan bytes;
+};
+// Reads the tile table and the tiles behind it, which together hold all of `units` and no more.
+absl::StatusOr<std::vector<TileSpan>> ReadTiles(std::span<const UnitRef> units, ByteReader& in);
+// What of a tile follows its raw vectors: 32 states and whole words, or nothing without symbols.
+absl::Status CheckCodedSize(bool has_symbols, size_t size_bytes);
 
 enum class MeanSource : uint8_t { kZero = 0, kOwn = 1, kProfile = 2, kDifference = 3 };
 enum class SpreadSource : uint8_t { kPooled = 0, kOwn = 1, kProfile = 2, kDifference = 3 };

@@ -10,7 +10,6 @@ namespace {
 // the results do not depend on a maths library. The constants are part of the frame format.
 constexpr double kLn2High = 6.93147180369123816490e-01;
 constexpr double kLn2Low = 1.90821492927058770002e-10;
-constexpr double kTwoPi = 6.28318530717958647693;
 
 // Natural logarithm of x >= 1 by 2 atanh((m - 1) / (m + 1)) of the mantissa.
 double Log(double x) {
@@ -48,28 +47,6 @@ std::vector<uint64_t> RopeFrequencies(const RopeSpec& rope) {
     out[i] = static_cast<uint64_t>(turns * 18446744073709551616.0 + 0.5);
   }
   return out;
-}
-
-SinCos RopeSinCos(uint64_t phase) {
-  // Nearest quarter turn, and what is left of it: between -1/8 and 1/8 turn.
-  const uint64_t quarter = (phase + (uint64_t{1} << 61)) >> 62;
-  const int64_t rest = static_cast<int64_t>(phase - (quarter << 62));
-  const double x = static_cast<double>(rest) * (1.0 / 18446744073709551616.0) * kTwoPi;
-  const double x2 = x * x;
-  double s = 1.0, c = 1.0;
-  for (int k = 16; k >= 2; k -= 2) s = 1.0 - x2 * s / (k * (k + 1));
-  for (int k = 17; k >= 1; k -= 2) c = 1.0 - x2 * c / (k * (k + 1));
-  const float sine = static_cast<float>(x * s), cosine = static_cast<float>(c);
-  switch (quarter & 3) {
-    case 0:
-      return {cosine, sine};
-    case 1:
-      return {-sine, cosine};
-    case 2:
-      return {-cosine, -sine};
-    default:
-      return {sine, -cosine};
-  }
 }
 
 std::vector<SinCos> RopeTable(const RopeSpec& rope, uint64_t start, uint32_t tokens) {

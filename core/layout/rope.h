@@ -7,18 +7,12 @@
 #include <vector>
 
 #include "core/layout/layout.h"
+#include "core/layout/rotary_phase.h"
 
 namespace latticekv {
 
 // Turns per position of each rotary pair, in units of 2^-64 turn; rotary_dims/2 of them.
 std::vector<uint64_t> RopeFrequencies(const RopeSpec& rope);
-
-struct SinCos {
-  float cos;
-  float sin;
-};
-// Of an angle of phase / 2^64 turns.
-SinCos RopeSinCos(uint64_t phase);
 
 // cos and sin for tokens positions start .. start + tokens - 1: [token][pair].
 std::vector<SinCos> RopeTable(const RopeSpec& rope, uint64_t start, uint32_t tokens);

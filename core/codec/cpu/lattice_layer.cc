@@ -76,13 +76,9 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
   LKV_ASSIGN_OR_RETURN(std::vector<CodedUnit> units,
                        ReadTileHead(context, refs, planes, profiles, in));
   const ByteSpan coded = in.GetBytes(in.remaining());
-  if (!TileHasSymbols(units)) {
-    return coded.empty() ? absl::OkStatus()
-                         : absl::DataLossError("frame: trailing bytes in a tile");
-  }
-  if (coded.size() < 4 * kLanes || coded.size() % 2 != 0) {
-    return absl::DataLossError("frame: tile too short for its coder states");
-  }
+  const bool has_symbols = TileHasSymbols(units);
+  LKV_RETURN_IF_ERROR(CheckCodedSize(has_symbols, coded.size()));
+  if (!has_symbols) return absl::OkStatus();
   RansDecoder coder(coded);
   {
     const ScopedStage timer(CodecStage::kEntropyDecode);
@@ -143,23 +139,11 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
 absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
                                 const std::vector<MutablePlaneView>& planes) {
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
-  std::span<const UnitRef> rest(refs);
   ByteReader in(bytes);
-  const uint32_t tiles = in.Get<uint16_t>();
-  std::vector<std::pair<uint32_t, uint32_t>> table;  // units, bytes
-  for (uint32_t i = 0; i < tiles && in.ok(); ++i) {
-    const uint32_t count = in.Get<uint16_t>();
-    table.emplace_back(count, in.Get<uint32_t>());
+  LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
+  for (const TileSpan& tile : tiles) {
+    LKV_RETURN_IF_ERROR(DecodeTile(context, tile.units, tile.bytes, planes));
   }
-  for (const auto& [count, size] : table) {
-    const ByteSpan tile = in.GetBytes(size);
-    if (!in.ok() || count == 0 || count > rest.size()) {
-      return absl::DataLossError("frame: damaged tile table");
-    }
-    LKV_RETURN_IF_ERROR(DecodeTile(context, rest.first(count), tile, planes));
-    rest = rest.subspan(count);
-  }
-  if (!in.ok() || !rest.empty()) return absl::DataLossError("frame: damaged tile table");
   for (size_t p = 0; p < context.layer.planes.size(); ++p) {
     const PlaneSpec& plane = context.layer.planes[p];
     if (plane.role != PlaneRole::kOpaque) continue;

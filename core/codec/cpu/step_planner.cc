@@ -34,10 +34,6 @@ int EnergyLog16(float w) {
   return Log2Sixteenths(std::max<uint64_t>(mantissa, 1)) + 16 * (exponent - 127 - 23);
 }
 
-int16_t ClampStep(int i) {
-  return static_cast<int16_t>(std::clamp(i, -kMaxStepIndex, kMaxStepIndex));
-}
-
 // 32 log2 of the rms spread of a head's channels around their means, over the vectors not raw.
 int HeadSpreadLog32(const UnitData& data, uint32_t tokens, uint32_t dim) {
   int exponent = -127;
@@ -83,7 +79,7 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
           std::clamp((2 * unit_16 - EnergyLog16(profile->mean_energy) + 1) >> 1, -4 * kMaxStepIndex,
                      4 * kMaxStepIndex));
       for (uint32_t c = 0; c < dim; ++c) {
-        out.key.push_back(ClampStep((out.key_base + profile->step_16[c] + 2) >> 2));
+        out.key.push_back(ProfileStep(out.key_base, profile->step_16[c]));
       }
     } else {
       const int unit_16 = Sixteenths(3 * choices.logit_noise);

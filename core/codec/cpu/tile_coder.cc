@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/codec/side_arithmetic.h"
+
 namespace latticekv {
 namespace {
 
@@ -100,10 +102,9 @@ void AddKeySteps(const std::vector<int32_t>& values, UnitPlan& plan) {
   }
 }
 
-// Sent differences are bounded so that adding them cannot wrap the 16-bit arrays.
 bool SideIsInRange(const std::vector<int32_t>& values) {
   return std::all_of(values.begin(), values.end(),
-                     [](int32_t v) { return v >= -8192 && v <= 8192; });
+                     [](int32_t v) { return v >= -kMaxSideDifference && v <= kMaxSideDifference; });
 }
 
 bool DecodeUnitSide(CodedUnit& u, const HeadProfile* profile, int16_t value_unit_16,

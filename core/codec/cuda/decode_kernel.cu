@@ -1,6 +1,7 @@
 // Decodes tiles, a warp each: rANS, lattice, reconstruction, rotary embedding and cast in one pass.
 // The scalar code in core/codec/cpu is the specification; every floating-point step below is the
-// single operation that it names.
+// single operation that it names. Rotary phases and the integer arithmetic of side values are the
+// scalar code's own constexpr functions.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -8,6 +9,7 @@
 
 #include "core/codec/cuda/decode_kernel.h"
 #include "core/codec/cuda/tile_side.cuh"
+#include "core/layout/rotary_phase.h"
 
 namespace latticekv::cuda {
 namespace {
@@ -26,43 +28,16 @@ constexpr DeviceConstants MakeConstants() {
 }
 __device__ const DeviceConstants kConstants = MakeConstants();
 
-// RopeSinCos of core/layout/rope.cc, operation for operation.
-__device__ float2 SinCosOf(uint64_t phase) {
-  const uint64_t quarter = (phase + (uint64_t{1} << 61)) >> 62;
-  const int64_t rest = static_cast<int64_t>(phase - (quarter << 62));
-  const double x = __dmul_rn(__dmul_rn(__ll2double_rn(rest), 1.0 / 18446744073709551616.0),
-                             6.28318530717958647693);
-  const double x2 = __dmul_rn(x, x);
-  double s = 1.0, c = 1.0;
-  for (int k = 16; k >= 2; k -= 2) {
-    s = __dsub_rn(1.0, __ddiv_rn(__dmul_rn(x2, s), static_cast<double>(k * (k + 1))));
-  }
-  for (int k = 17; k >= 1; k -= 2) {
-    c = __dsub_rn(1.0, __ddiv_rn(__dmul_rn(x2, c), static_cast<double>(k * (k + 1))));
-  }
-  const float sine = __double2float_rn(__dmul_rn(x, s)), cosine = __double2float_rn(c);
-  switch (quarter & 3) {
-    case 0:
-      return {cosine, sine};
-    case 1:
-      return {-sine, cosine};
-    case 2:
-      return {-cosine, -sine};
-    default:
-      return {sine, -cosine};
-  }
-}
-
 __global__ void RopeKernel(DecodeLaunch launch) {
   const auto* tasks = reinterpret_cast<const RopeTask*>(launch.arena_dev + launch.rope_tasks_at);
   for (uint32_t n = blockIdx.y; n < launch.rope_tasks; n += gridDim.y) {
     const RopeTask task = tasks[n];
     const auto* frequencies =
         reinterpret_cast<const uint64_t*>(launch.arena_dev + task.frequencies_at);
-    auto* out = reinterpret_cast<float2*>(launch.arena_dev + task.out_at);
+    auto* out = reinterpret_cast<SinCos*>(launch.arena_dev + task.out_at);
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < task.tokens * task.pairs;
          i += gridDim.x * blockDim.x) {
-      out[i] = SinCosOf((task.start_position + i / task.pairs) * frequencies[i % task.pairs]);
+      out[i] = RopeSinCos((task.start_position + i / task.pairs) * frequencies[i % task.pairs]);
     }
   }
 }

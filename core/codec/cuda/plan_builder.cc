@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/entropy_tables.h"
@@ -27,12 +26,24 @@ absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("frame: ", what));
 }
 
-// Appends `values` at a 256-byte boundary of `out` and returns where.
+// Makes room for `values` at a 256-byte boundary of `out` and returns where.
 template <typename T>
-uint64_t Place(const std::vector<T>& values, ByteVector& out) {
+uint64_t MakeRoom(const std::vector<T>& values, ByteVector& out) {
   const uint64_t at = RoundUp(out.size(), kAlignment);
   out.resize(at + values.size() * sizeof(T));
+  return at;
+}
+
+template <typename T>
+void CopyTo(const std::vector<T>& values, uint64_t at, ByteVector& out) {
   if (!values.empty()) std::memcpy(out.data() + at, values.data(), values.size() * sizeof(T));
+}
+
+// The same, and copies them.
+template <typename T>
+uint64_t Place(const std::vector<T>& values, ByteVector& out) {
+  const uint64_t at = MakeRoom(values, out);
+  CopyTo(values, at, out);
   return at;
 }
 
@@ -48,27 +59,15 @@ PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
 absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
-  if (header.layout_fingerprint != fingerprint_) {
-    return absl::FailedPreconditionError("the frame belongs to another layout");
-  }
-  if (header.layers.size() != layout_.layers.size()) {
-    return Damaged("its layer count is not the layout's");
-  }
-  const bool needs_profile = header.stages & kStageProfile;
-  if (needs_profile && (profile_ == nullptr || profile_->decoding_hash != header.profile_hash)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the frame needs the model profile ", ToHex(header.profile_hash), "; give it to decode"));
-  }
+  LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
   LKV_RETURN_IF_ERROR(CheckDestinations(chunk));
+  const bool needs_profile = header.stages & kStageProfile;
   now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
   LKV_RETURN_IF_ERROR(AddPlaces(chunk.table, header.tokens));
   for (uint32_t l = 0; l < header.layers.size(); ++l) {
-    const uint64_t begin = parsed.layer_offsets[l];
-    const ByteSpan bytes = chunk.frame.subspan(begin, parsed.layer_offsets[l + 1] - begin);
-    if (Crc32c(bytes) != header.layers[l].crc32c) {
-      return absl::DataLossError(absl::StrCat("frame: layer ", l, " has a wrong checksum"));
-    }
-    LKV_RETURN_IF_ERROR(AddLayer(l, begin, bytes));
+    LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.frame, parsed.layer_offsets, l,
+                                                            header.layers[l].crc32c));
+    LKV_RETURN_IF_ERROR(AddLayer(l, bytes));
   }
   if (header.stages & kStageLattice) {
     frames_.push_back({chunk.frame, frames_bytes_});
@@ -126,11 +125,15 @@ absl::Status PlanBuilder::AddPlaces(const BlockTable& table, uint32_t tokens) {
   return absl::OkStatus();
 }
 
-absl::Status PlanBuilder::AddLayer(uint32_t layer, uint64_t begin, ByteSpan bytes) {
+absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   ByteReader in(bytes);
   const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
   const bool exact = now_.header.stages & kStageExact;
-  if (!exact) LKV_RETURN_IF_ERROR(AddLatticeLayer(layer, begin, in));
+  if (!exact) {
+    const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
+    LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
+    for (const TileSpan& tile : tiles) LKV_RETURN_IF_ERROR(AddTile(layer, tile));
+  }
   for (size_t p = 0; p < planes.size(); ++p) {
     if (!exact && planes[p].role != PlaneRole::kOpaque) continue;
     LKV_RETURN_IF_ERROR(AddExactPlane(layer, p, in));
@@ -139,49 +142,27 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, uint64_t begin, ByteSpan byte
   return absl::OkStatus();
 }
 
-absl::Status PlanBuilder::AddLatticeLayer(uint32_t layer, uint64_t begin, ByteReader& in) {
-  const uint64_t layer_bytes = in.remaining();
-  const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
-  std::span<const UnitRef> rest(refs);
-  const uint32_t tiles = in.Get<uint16_t>();
-  std::vector<std::pair<uint32_t, uint32_t>> table;  // units, bytes
-  for (uint32_t i = 0; i < tiles && in.ok(); ++i) {
-    const uint32_t count = in.Get<uint16_t>();
-    table.emplace_back(count, in.Get<uint32_t>());
-  }
-  for (const auto& [count, size] : table) {
-    const uint64_t at = begin + layer_bytes - in.remaining();
-    const ByteSpan tile = in.GetBytes(size);
-    if (!in.ok() || count == 0 || count > rest.size()) return Damaged("damaged tile table");
-    LKV_RETURN_IF_ERROR(AddTile(layer, rest.first(count), at, tile));
-    rest = rest.subspan(count);
-  }
-  if (!in.ok() || !rest.empty()) return Damaged("damaged tile table");
-  return absl::OkStatus();
-}
-
-absl::Status PlanBuilder::AddTile(uint32_t layer, std::span<const UnitRef> refs, uint64_t begin,
-                                  ByteSpan bytes) {
-  ByteReader in(bytes);
+absl::Status PlanBuilder::AddTile(uint32_t layer, const TileSpan& span) {
+  ByteReader in(span.bytes);
   const uint32_t tokens = now_.header.tokens;
-  cuda::TileTask tile = NewTile(static_cast<uint32_t>(refs.size()));
-  for (const UnitRef& ref : refs) {
+  const uint64_t begin =
+      now_.frame_at + static_cast<uint64_t>(span.bytes.data() - now_.chunk->frame.data());
+  cuda::TileTask tile = NewTile(static_cast<uint32_t>(span.units.size()));
+  for (const UnitRef& ref : span.units) {
     const HeadProfile* head =
         now_.profile ? &now_.profile->layers[layer][ref.plane].heads[ref.head] : nullptr;
     LKV_ASSIGN_OR_RETURN(const UnitHeader header, ReadUnitHeader(tokens, ref, head, in));
     AddUnit(layer, ref, header, tile.groups);
   }
   for (uint32_t u = tile.first_unit; u < units_.size(); ++u) {
-    units_[u].raw_at = now_.frame_at + begin + (bytes.size() - in.remaining());
+    units_[u].raw_at = begin + (span.bytes.size() - in.remaining());
     in.GetBytes(size_t{units_[u].raw_count} * units_[u].vector_bytes);
     if (!in.ok()) return Damaged("truncated raw vectors");
   }
   const size_t coded = in.remaining();
-  if (tile.groups == 0) {
-    if (coded != 0) return Damaged("trailing bytes in a tile");
-  } else {
-    if (coded < 4 * kLanes || coded % 2 != 0) return Damaged("tile too short for its coder states");
-    tile.states_at = now_.frame_at + begin + (bytes.size() - coded);
+  LKV_RETURN_IF_ERROR(CheckCodedSize(tile.groups > 0, coded));
+  if (tile.groups > 0) {
+    tile.states_at = begin + (span.bytes.size() - coded);
     tile.words = static_cast<uint32_t>((coded - 4 * kLanes) / 2);
   }
   tiles_.push_back(tile);
@@ -344,9 +325,10 @@ CudaDecodePlan PlanBuilder::Finish() {
   CudaDecodePlan plan;
   cuda::DecodeLaunch& launch = plan.launch_;
   ByteVector& tasks = plan.tasks_;
-  launch.units_at = Place(units_, tasks);
-  launch.tiles_at = Place(tiles_, tasks);
-  launch.rope_tasks_at = Place(rope_tasks_, tasks);
+  // Copied once their offsets count from the arena's start.
+  launch.units_at = MakeRoom(units_, tasks);
+  launch.tiles_at = MakeRoom(tiles_, tasks);
+  launch.rope_tasks_at = MakeRoom(rope_tasks_, tasks);
   const uint64_t frequencies_at = Place(frequencies_, tasks);
   const uint64_t places_at = Place(places_, tasks);
   const uint64_t orders_at = Place(orders_, tasks);
@@ -384,12 +366,9 @@ CudaDecodePlan PlanBuilder::Finish() {
     task.frequencies_at += frequencies_at;
     task.out_at += rope_at;
   }
-  std::memcpy(tasks.data() + launch.units_at, units_.data(), units_.size() * sizeof(units_[0]));
-  std::memcpy(tasks.data() + launch.tiles_at, tiles_.data(), tiles_.size() * sizeof(tiles_[0]));
-  if (!rope_tasks_.empty()) {
-    std::memcpy(tasks.data() + launch.rope_tasks_at, rope_tasks_.data(),
-                rope_tasks_.size() * sizeof(rope_tasks_[0]));
-  }
+  CopyTo(units_, launch.units_at, tasks);
+  CopyTo(tiles_, launch.tiles_at, tasks);
+  CopyTo(rope_tasks_, launch.rope_tasks_at, tasks);
   for (const CudaDecodePlan::FrameCopy& copy : frames_) {
     plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
   }

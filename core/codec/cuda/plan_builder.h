@@ -35,11 +35,8 @@ class PlanBuilder {
 
   absl::Status CheckDestinations(const CudaDecodeChunk& chunk) const;
   absl::Status AddPlaces(const BlockTable& table, uint32_t tokens);
-  absl::Status AddLayer(uint32_t layer, uint64_t begin, ByteSpan bytes);
-  absl::Status AddLatticeLayer(uint32_t layer, uint64_t begin, ByteReader& in);
-  // A tile of `bytes` that begins `begin` bytes into the frame.
-  absl::Status AddTile(uint32_t layer, std::span<const UnitRef> refs, uint64_t begin,
-                       ByteSpan bytes);
+  absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
+  absl::Status AddTile(uint32_t layer, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
   cuda::TileTask NewTile(uint32_t units) const;
   cuda::UnitTask NewUnit(uint32_t layer, const UnitRef& ref) const;

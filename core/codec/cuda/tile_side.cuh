@@ -4,43 +4,9 @@
 #define LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_
 
 #include "core/codec/cuda/warp_coder.cuh"
+#include "core/codec/side_arithmetic.h"
 
 namespace latticekv::cuda {
-
-inline constexpr int kMaxStep = 400;             // kMaxStepIndex, core/codec/fixed_point.h
-inline constexpr int kMaxMean = 1 << 20;         // kMaxMeanQuarters
-inline constexpr int kMaxSideDifference = 8192;  // of steps and sigma indices
-
-// 2^(i/4).
-__device__ inline float StepValue(int i) {
-  const int quarter = i & 3;
-  const float fraction = quarter < 2 ? (quarter == 0 ? 1.0f : 1.18920711500272107f)
-                                     : (quarter == 2 ? 1.41421356237309505f : 1.68179283050742909f);
-  return __fmul_rn(fraction, __int_as_float((127 + (i >> 2)) << 23));
-}
-
-__device__ inline int Clamp(int v, int low, int high) { return min(max(v, low), high); }
-
-__device__ inline int ProfileMean(const DeviceConstants& constants, int32_t mantissa, int exponent,
-                                  int step_16) {
-  const int64_t product = static_cast<int64_t>(mantissa) * constants.down_factors[step_16 & 15];
-  const int shift = 31 + (step_16 >> 4) - exponent - 2;
-  if (product == 0 || shift > 62) return 0;
-  if (shift < 1) return product > 0 ? kMaxMean : -kMaxMean;
-  const int64_t rounded = (product + (int64_t{1} << (shift - 1))) >> shift;
-  return static_cast<int>(rounded < -kMaxMean  ? -kMaxMean
-                          : rounded > kMaxMean ? kMaxMean
-                                               : rounded);
-}
-
-__device__ inline int ProfileSigma(const DeviceConstants& constants, int log2_sigma_16,
-                                   int step_16) {
-  const int s = log2_sigma_16 - step_16;
-  const int noisy = s < -64  ? constants.sigma_with_noise_16[0]
-                    : s > 48 ? s
-                             : constants.sigma_with_noise_16[s + 64];
-  return Clamp((noisy + 60) >> 3, 0, kMaxSigmaIndex);
-}
 
 // The resolved numbers of a unit in scratch.
 struct Resolved {
@@ -63,7 +29,7 @@ template <typename Visit>
 __device__ void ForEachSideValue(WarpCoder& coder, uint32_t count, bool sent, uint32_t spread,
                                  uint32_t bits, Visit visit) {
   const uint32_t lane = WarpCoder::Lane();
-  const uint32_t table = (spread * 2 + (bits > 0)) * 3;
+  const uint32_t table = TableId(static_cast<int>(spread), bits > 0, kAll);
   for (uint32_t at = 0; at < count; at += 32) {
     const bool active = at + lane < count;
     int value = 0;
@@ -98,14 +64,12 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
 
   const auto small = [](int v) { return v >= -kMaxSideDifference && v <= kMaxSideDifference; };
   const auto set_step = [&](uint32_t c, int step) {
-    if (unit.step_source == 2) {
-      step = Clamp((unit.step_base + profile_step[c] + 2) >> 2, -kMaxStep, kMaxStep);
-    }
-    good &= step >= -kMaxStep && step <= kMaxStep;
+    if (unit.step_source == 2) step = ProfileStep(unit.step_base, profile_step[c]);
+    good &= step >= -kMaxStepIndex && step <= kMaxStepIndex;
     if (key) {
       out.step[c] = __int_as_float(step);
     } else {
-      out.rows[c].step = __fmul_rn(StepValue(step), 0.25f);
+      out.rows[c].step = __fmul_rn(StepFloat(step), 0.25f);
     }
   };
   const auto on_step = [&](uint32_t i, int value) {
@@ -119,21 +83,24 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
   };
   const auto on_mean = [&](uint32_t c, int value) {
     if (unit.mean_source >= 2) {
-      value += ProfileMean(constants, profile_mean[c], head->mean_exponent, step_16(c));
+      value += MeanInQuarterSteps(profile_mean[c], head->mean_exponent, step_16(c),
+                                  constants.down_factors);
     }
-    good &= value >= -2 * kMaxMean && value <= 2 * kMaxMean;
+    good &= value >= -2 * kMaxMeanQuarters && value <= 2 * kMaxMeanQuarters;
     out.mean[c] = value;
   };
   const auto on_sigma = [&](uint32_t c, int value) {
     good &= small(value);
     int sigma = (unit.spread_source == 2 ? 0 : unit.sigma_base) + value;
-    if (unit.spread_source >= 2) sigma += ProfileSigma(constants, profile_sigma[c], step_16(c));
+    if (unit.spread_source >= 2) {
+      sigma += SigmaIndexOf(profile_sigma[c], step_16(c), constants.sigma_with_noise_16);
+    }
     good &= sigma >= 0 && sigma <= kMaxSigmaIndex;
-    const int bits = sigma < kEntropyTables ? 0 : (sigma - kEntropyTables + 2) / 2;
-    out.table[c] = static_cast<uint8_t>(6 * (sigma - 2 * bits));
-    out.low_bits[c] = static_cast<uint8_t>(bits);
+    const SigmaCode code = SigmaCodeOf(sigma);
+    out.table[c] = static_cast<uint8_t>(TableId(code.spread, 0, kAll));
+    out.low_bits[c] = code.low_bits;
     // The index has done its work.
-    if (key) out.step[c] = __fmul_rn(StepValue(__float_as_int(out.step[c])), 0.25f);
+    if (key) out.step[c] = __fmul_rn(StepFloat(__float_as_int(out.step[c])), 0.25f);
   };
   ForEachSideValue(coder, key ? unit.dim - unit.pairs : unit.coded_count, unit.step_source == 1,
                    unit.step_spread, unit.step_bits, on_step);
