@@ -29,7 +29,7 @@ BlockIndex::Entry& BlockIndex::Insert(StoredBlockPtr block) {
   const BlockKey key = block->key;
   Entry& entry = entries_[key];
   entry.block = std::move(block);
-  entry.last_used = ++uses_;
+  clock_.OnPut(entry.retention, entry.bytes());
   if (entry.block->parent && !ClosesCycle(key, *entry.block->parent)) {
     entry.parent = entry.block->parent;
     children_[*entry.parent].insert(key);
@@ -54,7 +54,7 @@ StoredBlockPtr BlockIndex::Replace(Entry& entry, StoredBlockPtr block) {
 StoredBlockPtr BlockIndex::Remove(const BlockKey& key) {
   const auto it = entries_.find(key);
   Entry& entry = it->second;
-  if (entry.evictable) order_.erase({entry.last_used, key});
+  Unlist(entry);
   if (entry.due_ms != 0) timers_.erase({entry.due_ms, key});
   stored_bytes_ -= entry.bytes();
   if (entry.pinned()) {
@@ -67,7 +67,9 @@ StoredBlockPtr BlockIndex::Remove(const BlockKey& key) {
     if (siblings->second.empty()) children_.erase(siblings);
     if (Entry* parent = Find(*entry.parent)) {
       --parent->children;
-      SetRecency(*parent, std::max(parent->last_used, entry.last_used));
+      Unlist(*parent);
+      RetentionClock::OnChildLeft(parent->retention, entry.retention);
+      Refresh(*parent);
     }
   }
   StoredBlockPtr block = std::move(entry.block);
@@ -75,23 +77,22 @@ StoredBlockPtr BlockIndex::Remove(const BlockKey& key) {
   return block;
 }
 
-void BlockIndex::SetRecency(Entry& entry, uint64_t last_used) {
-  if (entry.evictable) order_.erase({entry.last_used, entry.block->key});
+void BlockIndex::Unlist(Entry& entry) {
+  if (entry.evictable) order_.erase({entry.retention.rank, entry.block->key});
   entry.evictable = false;
-  entry.last_used = last_used;
-  Refresh(entry);
 }
 
-void BlockIndex::Use(Entry& entry) { SetRecency(entry, ++uses_); }
+void BlockIndex::Use(Entry& entry) {
+  Unlist(entry);
+  clock_.OnUse(entry.retention, entry.bytes(), entry.children);
+  Refresh(entry);
+}
 
 void BlockIndex::Refresh(Entry& entry) {
   const bool evictable = entry.children == 0 && !entry.pinned();
   if (evictable == entry.evictable) return;
-  if (evictable) {
-    order_.insert({entry.last_used, entry.block->key});
-  } else {
-    order_.erase({entry.last_used, entry.block->key});
-  }
+  Unlist(entry);
+  if (evictable) order_.insert({entry.retention.rank, entry.block->key});
   entry.evictable = evictable;
 }
 

@@ -11,20 +11,21 @@
 #include <utility>
 #include <vector>
 
+#include "core/store/retention.h"
 #include "core/store/tiered_store.h"
 
 namespace latticekv {
 
 // Blocks form a forest: a block's parent is the chunk before it. Only leaves (blocks with no child
 // present) that are not pinned can be evicted, so a block always leaves before its ancestors and a
-// pinned block keeps all of them. Among leaves the least recently used goes first; a block that
-// becomes a leaf is at least as recent as the child it lost.
+// pinned block keeps all of them. Among leaves the one of lowest rank (retention.h) goes first; a
+// block that becomes a leaf ranks at least as high as the child it lost.
 class BlockIndex {
  public:
   struct Entry {
     StoredBlockPtr block;
-    std::optional<BlockKey> parent;   // none also where a link would close a cycle
-    uint64_t last_used = 0;           // position in the order of uses
+    std::optional<BlockKey> parent;  // none also where a link would close a cycle
+    Retention retention;
     uint32_t children = 0;            // present
     int64_t expires_ms = 0;           // 0: never
     uint32_t lasting_pins = 0;        // until unpinned
@@ -37,6 +38,9 @@ class BlockIndex {
     bool ExpiredAt(int64_t now_ms) const { return expires_ms != 0 && expires_ms <= now_ms; }
   };
 
+  // `capacity_bytes` of the tier: the unit of the eviction order.
+  explicit BlockIndex(uint64_t capacity_bytes) : clock_(capacity_bytes) {}
+
   // Null when absent.
   Entry* Find(const BlockKey& key);
   const Entry* Find(const BlockKey& key) const;
@@ -44,12 +48,11 @@ class BlockIndex {
   // Adds a block that is absent.
   Entry& Insert(StoredBlockPtr block);
   // Puts another block in the place of one with the same key; returns the old one. Pins, expiry,
-  // children and recency stay.
+  // children and rank stay.
   StoredBlockPtr Replace(Entry& entry, StoredBlockPtr block);
   // Removes a block and returns it.
   StoredBlockPtr Remove(const BlockKey& key);
 
-  // Marks as most recently used.
   void Use(Entry& entry);
   // `lapses_ms` 0: lasts until removed.
   void AddPin(Entry& entry, int64_t lapses_ms);
@@ -84,15 +87,16 @@ class BlockIndex {
   void Reschedule(Entry& entry);
   void OnUnpinned(Entry& entry);
   std::vector<BlockKey> PlanEviction(size_t bytes, bool with_held) const;
-  void SetRecency(Entry& entry, uint64_t last_used);
+  // Takes an entry out of the eviction order, whose rank is about to change.
+  void Unlist(Entry& entry);
   bool ClosesCycle(const BlockKey& key, BlockKey parent) const;
 
   std::map<BlockKey, Entry> entries_;
   std::unordered_map<BlockKey, std::set<BlockKey>, DigestHash>
       children_;                                   // present ones, by parent
-  std::set<std::pair<uint64_t, BlockKey>> order_;  // evictable, coldest first
+  std::set<std::pair<uint64_t, BlockKey>> order_;  // evictable, lowest rank first
   std::set<Timer> timers_;  // one for each entry with a pin that lapses or an expiry
-  uint64_t uses_ = 0;
+  RetentionClock clock_;
   uint64_t stored_bytes_ = 0, pinned_bytes_ = 0, pinned_blocks_ = 0;
 };
 

@@ -32,7 +32,7 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
       coldest = *promoted.begin();
       promoted.erase(promoted.begin());
     }
-    const auto& [last_used, key] = coldest;
+    const auto& [rank, key] = coldest;
     const Entry* entry = Find(key);
     // The index itself holds one; nobody can take another while the store's lock is held.
     const bool held = entry->block.use_count() > 1;
@@ -42,10 +42,10 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
     const Entry* parent = entry->parent ? Find(*entry->parent) : nullptr;
     if (parent == nullptr) continue;
     const auto left = children.try_emplace(*entry->parent, parent->children).first;
-    // That the parent counts as no colder than this child makes no difference to the order: this
-    // child is colder than all the others, so a parent colder yet is next either way.
+    // That the parent ranks no lower than this child makes no difference to the order: this child
+    // ranks lowest of all that are left, so a parent lower yet is next either way.
     if (--left->second == 0 && !parent->pinned()) {
-      promoted.insert({parent->last_used, *entry->parent});
+      promoted.insert({parent->retention.rank, *entry->parent});
     }
   }
   // Of the held blocks only those that stand before a block which frees something.

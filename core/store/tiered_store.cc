@@ -18,7 +18,7 @@ constexpr size_t kIndexShareBytes = 768;
 class MemoryStore : public TieredStore {
  public:
   explicit MemoryStore(const StoreOptions& options)
-      : clock_(options.clock), budget_(options.memory_bytes) {}
+      : clock_(options.clock), budget_(options.memory_bytes), index_(options.memory_bytes) {}
 
   absl::StatusOr<Reservation> Reserve(size_t bytes) override;
   absl::StatusOr<PutResult> Put(StoredBlock block) override;

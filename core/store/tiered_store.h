@@ -66,8 +66,8 @@ class TieredStore {
   virtual ~TieredStore() = default;
 
   // Reserves in-flight or storage bytes, evicting cold blocks to make room: a block before its
-  // ancestors, never a pinned one, least recently used first. RESOURCE_EXHAUSTED, with sizes and
-  // what to do, when that is not enough.
+  // ancestors, never a pinned one, lowest rank (retention.h) first. RESOURCE_EXHAUSTED, with sizes
+  // and what to do, when that is not enough.
   virtual absl::StatusOr<Reservation> Reserve(size_t bytes) = 0;
 
   // Makes `block` visible. Its reservation must cover EntryBytes(block), else INVALID_ARGUMENT.

@@ -26,7 +26,8 @@ class Model {
     std::optional<BlockKey> parent;
     uint32_t rank = 0;
     size_t bytes = 0;
-    uint64_t last_used = 0;
+    uint64_t rank_in_order = 0;  // lowest leaves first
+    uint32_t shared_uses = 0;
     int64_t expires_ms = 0;
     uint32_t lasting_pins = 0;
     std::multiset<int64_t> timed_pins;
@@ -42,7 +43,14 @@ class Model {
     return it == blocks_.end() ? nullptr : &it->second;
   }
   Block* Find(const BlockKey& key) { return const_cast<Block*>(std::as_const(*this).Find(key)); }
-  void Use(const BlockKey& key) { blocks_.at(key).last_used = ++uses_; }
+  // Time is bytes put or used; half a capacity for reuse, one for each use with two continuations.
+  void Use(const BlockKey& key) {
+    Block& block = blocks_.at(key);
+    now_ += block.bytes;
+    if (Children(key).size() >= 2) block.shared_uses = std::min(block.shared_uses + 1, 16u);
+    block.rank_in_order = std::max(block.rank_in_order,
+                                   now_ + capacity_ / 2 + uint64_t{block.shared_uses} * capacity_);
+  }
 
   // The blocks that expire; pins lapse.
   std::set<BlockKey> AdvanceTo(int64_t now_ms) {
@@ -77,7 +85,10 @@ class Model {
   std::optional<bool> Put(const BlockKey& key, const Block& block) {
     Block* old = Find(key);
     if (old == nullptr) {
+      now_ += block.bytes;
       blocks_[key] = block;
+      blocks_[key].rank_in_order = now_;
+      return true;
     } else if (old->rank >= block.rank) {
       Use(key);
       return false;
@@ -123,13 +134,13 @@ class Model {
     return out;
   }
 
-  // A parent is at least as hot as the children that it had.
+  // A parent ranks at least as high as the children that it had.
   static void Drop(Blocks* blocks, const BlockKey& key) {
     const Block block = blocks->at(key);
     blocks->erase(key);
     if (!block.parent || !blocks->contains(*block.parent)) return;
     Block& parent = blocks->at(*block.parent);
-    parent.last_used = std::max(parent.last_used, block.last_used);
+    parent.rank_in_order = std::max(parent.rank_in_order, block.rank_in_order);
   }
 
   std::optional<std::vector<BlockKey>> Plan(size_t bytes, bool with_held) const {
@@ -140,7 +151,8 @@ class Model {
       for (const auto& [key, block] : left) {
         if (block.pinned() || (block.held && !with_held) || !ChildrenIn(left, key).empty())
           continue;
-        if (coldest == nullptr || block.last_used < left.at(*coldest).last_used) coldest = &key;
+        if (coldest == nullptr || block.rank_in_order < left.at(*coldest).rank_in_order)
+          coldest = &key;
       }
       if (coldest == nullptr) return std::nullopt;
       const BlockKey key = *coldest;
@@ -163,7 +175,7 @@ class Model {
 
   const size_t capacity_;
   Blocks blocks_;
-  uint64_t uses_ = 0;
+  uint64_t now_ = 0;
   size_t held_after_removal_ = 0;
 };
 

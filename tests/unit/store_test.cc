@@ -102,6 +102,33 @@ TEST_F(StoreTest, UseProtects) {
   EXPECT_TRUE(Has(1) && Has(2) && !Has(3));
 }
 
+TEST_F(StoreTest, ScansDoNotFlushWhatWasUsedAgain) {
+  Open(40);
+  for (int n = 0; n < 4; ++n) ASSERT_TRUE(Put(n).ok() && store_->Touch(Key(n)));
+  // 36 would flush an LRU cache; a use is worth half a capacity, 20 blocks, beyond that.
+  for (int n = 100; n < 150; ++n) ASSERT_TRUE(Put(n).ok());
+  for (int n = 0; n < 4; ++n) EXPECT_TRUE(Has(n)) << n;
+  // What is never used again does leave in the end.
+  for (int n = 200; n < 220; ++n) ASSERT_TRUE(Put(n).ok());
+  for (int n = 0; n < 4; ++n) EXPECT_FALSE(Has(n)) << n;
+}
+
+TEST_F(StoreTest, ASharedPrefixOutlivesAConversationUsedAsOften) {
+  Open(10);
+  // 0 <- 1 is a prompt with two conversations behind it, 10 <- 11 <- 12 one conversation.
+  ASSERT_TRUE(Put(0).ok() && Put(1, 0).ok() && Put(2, 1).ok() && Put(3, 1).ok());
+  ASSERT_TRUE(Put(10).ok() && Put(11, 10).ok() && Put(12, 11).ok());
+  for (int use = 0; use < 3; ++use) {
+    for (const int n : {0, 1, 10, 11, 12}) ASSERT_TRUE(store_->Touch(Key(n)));
+  }
+  for (int n = 100; n < 120; ++n) ASSERT_TRUE(Put(n).ok());
+  EXPECT_TRUE(Has(0) && Has(1));
+  EXPECT_FALSE(Has(2) || Has(3) || Has(10) || Has(11) || Has(12));
+  // Shared uses wear off, too: three of them are worth three capacities.
+  for (int n = 200; n < 240; ++n) ASSERT_TRUE(Put(n).ok());
+  EXPECT_FALSE(Has(0) || Has(1));
+}
+
 TEST_F(StoreTest, ChildrenMayComeBeforeTheirParents) {
   Open(3);
   ASSERT_TRUE(Put(2, 1).ok() && Put(1).ok());
