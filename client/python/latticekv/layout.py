@@ -1,0 +1,122 @@
+"""What the bytes of a cache mean: model, layers, planes, heads, dtype, rotary embedding (docs/format/layout.md)."""
+from __future__ import annotations
+
+import dataclasses
+import enum
+import itertools
+from typing import Any, Optional, Sequence
+
+from latticekv._messages import message_class
+
+
+class DType(enum.IntEnum):
+    F16 = 1
+    BF16 = 2
+    F32 = 3
+
+    @property
+    def size_bytes(self) -> int:
+        return 4 if self is DType.F32 else 2
+
+
+class PlaneRole(enum.IntEnum):
+    KEY = 1
+    VALUE = 2
+    OPAQUE = 3  # neither key nor value; stored exact
+
+
+class RopeStyle(enum.IntEnum):
+    NEOX = 1  # channel i pairs with i + rotary_dims/2
+    INTERLEAVED = 2  # channel 2i pairs with 2i + 1
+
+
+class Preset(enum.IntEnum):
+    """What a copy costs a reader; see the table in README.md. DEFAULT leaves it to the daemon."""
+
+    DEFAULT = 0
+    EXACT = 1
+    NEAR = 2
+    FINE = 3
+    HIGH = 4
+    BALANCED = 5
+    SMALL = 6
+    TINY = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of the first `rotary_dims` channels of every head."""
+
+    style: RopeStyle
+    rotary_dims: int
+    base: float = 10000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    name: str
+    role: PlaneRole
+    heads: int
+    head_dim: int
+    dtype: DType = DType.F16
+    rope: Optional[Rope] = None
+
+    @property
+    def token_bytes(self) -> int:
+        return self.heads * self.head_dim * self.dtype.size_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    planes: tuple[Plane, ...]
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(plane.token_bytes for plane in self.planes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    model: str
+    layers: tuple[Layer, ...]
+    revision: str = ""
+
+    @classmethod
+    def uniform(cls, model: str, *, layers: int, kv_heads: int, head_dim: int, dtype: DType = DType.F16,
+                rope: Optional[Rope] = None, revision: str = "") -> Layout:
+        """`layers` equal layers with planes "k" (with `rope`) and "v"."""
+        layer = Layer((Plane("k", PlaneRole.KEY, kv_heads, head_dim, dtype, rope), Plane("v", PlaneRole.VALUE, kv_heads, head_dim, dtype)))
+        return cls(model, (layer,) * layers, revision)
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(layer.token_bytes for layer in self.layers)
+
+    def to_proto(self) -> Any:
+        out = message_class("Layout")(model=self.model, revision=self.revision)
+        for layer, run in itertools.groupby(self.layers):
+            added = out.layers.add(repeat=len(list(run)))
+            for plane in layer.planes:
+                p = added.planes.add(name=plane.name, role=int(plane.role), heads=plane.heads, head_dim=plane.head_dim, dtype=int(plane.dtype))
+                if plane.rope is not None:
+                    p.rope.style = int(plane.rope.style)
+                    p.rope.rotary_dims = plane.rope.rotary_dims
+                    p.rope.base = plane.rope.base
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredLayout:
+    """A layout the daemon knows: what puts, look-ups and gets refer to."""
+
+    layout: Layout
+    namespace: str
+    fingerprint: bytes
+    chunk_tokens: int  # chunks of the namespace start at multiples of it
+    profile_hash: bytes = b""  # of the profile the daemon encodes with; empty: none
+    profile: bytes = dataclasses.field(default=b"", repr=False)  # canonical bytes, to register again with
+
+
+def layer_offsets(layout: Layout) -> Sequence[int]:
+    """Bytes a token of all layers before each layer."""
+    return list(itertools.accumulate((layer.token_bytes for layer in layout.layers), initial=0))
