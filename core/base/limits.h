@@ -44,6 +44,7 @@ inline constexpr size_t kMaxProfilesPerLayout = 16;
 inline constexpr size_t kMaxRememberedRemovals = 65536;
 inline constexpr size_t kMaxPinsPerBlock = 1024;
 inline constexpr size_t kDecodeAheadBytes = 32 << 20;
+inline constexpr size_t kMaxJournalRecordBytes = kMaxProfileBytes + (1 << 20);
 
 // Files.
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;
