@@ -92,6 +92,7 @@ std::vector<Command> AllCommands() {
                               ProfileLearnCommand(), PutCommand(),        GetCommand()};
   for (Command& command : AdminCommands()) out.push_back(std::move(command));
   out.push_back(BenchCodecCommand());
+  out.push_back(BenchServiceCommand());
   return out;
 }
 

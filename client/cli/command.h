@@ -30,6 +30,7 @@ Command GetCommand();
 // sessions, session, blocks, stats, explain, verify
 std::vector<Command> AdminCommands();
 Command BenchCodecCommand();
+Command BenchServiceCommand();
 
 // All commands in the order of the help.
 std::vector<Command> AllCommands();

@@ -1,0 +1,238 @@
+// latticekv bench service: puts and gets through the service, beside the same bytes over plain gRPC
+// and through Redis.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "client/cli/command.h"
+#include "client/cli/output.h"
+#include "client/cli/progress.h"
+#include "client/cli/service_bench.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+
+namespace latticekv {
+namespace {
+
+constexpr uint64_t kMaxBenchWorkers = 1024;
+constexpr uint64_t kMaxBenchSeconds = 3600;
+constexpr uint64_t kMaxBenchTokens = 65536;
+
+// The comma-separated words of a flag, each one of `allowed`.
+absl::StatusOr<std::vector<std::string>> ReadWords(const Arguments& arguments,
+                                                   const std::string& flag,
+                                                   const std::string& otherwise,
+                                                   const std::vector<std::string>& allowed) {
+  std::vector<std::string> out;
+  for (absl::string_view part : absl::StrSplit(arguments.Get(flag, otherwise), ',')) {
+    std::string word(part);
+    if (std::find(allowed.begin(), allowed.end(), word) == allowed.end()) {
+      return UsageError(absl::StrCat("--", flag, " does not know '", word, "'"));
+    }
+    out.push_back(std::move(word));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<uint32_t>> ReadNumbers(const Arguments& arguments,
+                                                  const std::string& flag,
+                                                  const std::string& otherwise, uint64_t low,
+                                                  uint64_t high) {
+  std::vector<uint32_t> out;
+  for (absl::string_view part : absl::StrSplit(arguments.Get(flag, otherwise), ',')) {
+    uint64_t number = 0;
+    if (!absl::SimpleAtoi(part, &number) || number < low || number > high) {
+      return UsageError(absl::StrCat("--", flag, " takes numbers from ", low, " to ", high,
+                                     ", not '", part, "'"));
+    }
+    out.push_back(static_cast<uint32_t>(number));
+  }
+  return out;
+}
+
+absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(const uint64_t layers,
+                       arguments.GetNumber("layers", 30, 1, limits::kMaxLayers));
+  LKV_ASSIGN_OR_RETURN(const uint64_t heads, arguments.GetNumber("heads", 3, 1, limits::kMaxHeads));
+  LKV_ASSIGN_OR_RETURN(const uint64_t head_dim,
+                       arguments.GetNumber("head-dim", 64, 8, limits::kMaxHeadDim));
+  LKV_ASSIGN_OR_RETURN(
+      const uint64_t tokens,
+      arguments.GetNumber("tokens", 512, limits::kMinChunkTokens, kMaxBenchTokens));
+  LKV_ASSIGN_OR_RETURN(const uint64_t seconds,
+                       arguments.GetNumber("seconds", 2, 1, kMaxBenchSeconds));
+  LKV_ASSIGN_OR_RETURN(const uint64_t memory_mb,
+                       arguments.GetNumber("memory-mb", 2048, 64, 1 << 20));
+  BenchSettings out;
+  const auto dim = static_cast<uint32_t>(head_dim);
+  out.layout =
+      MakeUniformLayout("bench", static_cast<uint32_t>(layers), static_cast<uint32_t>(heads), dim,
+                        DType::kF16, {RopeStyle::kNeox, dim, 10000.0});
+  if (absl::Status status = ValidateLayout(out.layout); !status.ok()) {
+    return UsageError(std::string(status.message()));
+  }
+  out.tokens = static_cast<uint32_t>(tokens);
+  out.seconds = static_cast<double>(seconds);
+  out.memory_bytes = memory_mb << 20;
+  LKV_ASSIGN_OR_RETURN(const auto data,
+                       ReadWords(arguments, "data", "synthetic", {"synthetic", "random"}));
+  out.random_bytes = data.front() == "random";
+  return out;
+}
+
+// Every combination that was asked for, in the order of the table: what is compared stands
+// together.
+absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(const auto transports,
+                       ReadWords(arguments, "transports", "unix,tcp", {"unix", "tcp"}));
+  LKV_ASSIGN_OR_RETURN(const auto systems, ReadWords(arguments, "systems", "latticekv,echo,redis",
+                                                     {"latticekv", "echo", "redis"}));
+  LKV_ASSIGN_OR_RETURN(const auto wires, ReadWords(arguments, "wire", "raw", {"raw"}));
+  LKV_ASSIGN_OR_RETURN(const auto workers,
+                       ReadNumbers(arguments, "workers", "1,4,16,64", 1, kMaxBenchWorkers));
+  LKV_ASSIGN_OR_RETURN(
+      const auto chunks,
+      ReadNumbers(arguments, "chunks", "256,16", limits::kMinChunkTokens, limits::kMaxChunkTokens));
+  std::vector<PresetId> presets;
+  for (absl::string_view name : absl::StrSplit(arguments.Get("presets", "exact,balanced"), ',')) {
+    const auto preset = ParsePreset(std::string(name));
+    if (!preset.ok()) return UsageError(std::string(preset.status().message()));
+    presets.push_back(*preset);
+  }
+  std::vector<BenchCase> out;
+  for (const char* direction : {"put", "get"}) {
+    for (const uint32_t chunk : chunks) {
+      for (const uint32_t count : workers) {
+        for (const std::string& transport : transports) {
+          for (const std::string& system : systems) {
+            if (system != "latticekv") {
+              out.push_back({system, transport, direction, "", PresetId::kExact, chunk, count});
+              continue;
+            }
+            for (const std::string& wire : wires) {
+              for (const PresetId preset : presets) {
+                out.push_back({system, transport, direction, wire, preset, chunk, count});
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+Json RowJson(const BenchRow& row) {
+  Json json = {{"system", row.what.system},
+               {"transport", row.what.transport},
+               {"direction", row.what.direction},
+               {"chunk_tokens", row.what.chunk_tokens},
+               {"workers", row.what.workers}};
+  if (row.what.system == "latticekv") {
+    json["wire"] = row.what.wire;
+    json["preset"] = PresetName(row.what.preset);
+  }
+  if (!row.note.empty()) {
+    json["note"] = row.note;
+    return json;
+  }
+  json["operations"] = row.operations;
+  json["operation_bytes"] = row.operation_bytes;
+  json["seconds"] = row.seconds;
+  json["mb_per_s"] = row.mb_per_s();
+  json["p50_ms"] = row.p50_ms;
+  json["p99_ms"] = row.p99_ms;
+  if (row.cpu_seconds > 0) {
+    json["cpu_seconds"] = row.cpu_seconds;
+    json["codec_cpu_seconds"] = row.codec_cpu_seconds;
+    json["transport_mb_per_cpu_s"] = row.transport_mb_per_cpu_s();
+  }
+  return json;
+}
+
+std::vector<std::string> RowText(const BenchRow& row) {
+  std::vector<std::string> out = {
+      row.what.direction,
+      absl::StrCat(row.what.chunk_tokens),
+      absl::StrCat(row.what.workers),
+      row.what.transport,
+      row.what.system,
+      row.what.wire.empty() ? "-" : row.what.wire,
+      row.what.wire.empty() ? "-" : std::string(PresetName(row.what.preset))};
+  if (!row.note.empty()) {
+    out.insert(out.end(), {row.note, "", "", "", "", ""});
+    return out;
+  }
+  const double gb = row.bytes() / 1e9;
+  const bool cpu = row.cpu_seconds > 0 && gb > 0;
+  out.insert(out.end(), {Fixed(row.mb_per_s(), 1), Fixed(row.p50_ms, 2), Fixed(row.p99_ms, 2),
+                         cpu ? Fixed(row.cpu_seconds / gb, 3) : "-",
+                         cpu ? Fixed(row.codec_cpu_seconds / gb, 3) : "-",
+                         cpu ? Fixed(row.transport_mb_per_cpu_s(), 0) : "-"});
+  return out;
+}
+
+absl::Status BenchService(const Arguments& arguments) {
+  LKV_ASSIGN_OR_RETURN(BenchSettings settings, ReadSettings(arguments));
+  LKV_ASSIGN_OR_RETURN(const std::vector<BenchCase> cases, ReadCases(arguments));
+  LKV_ASSIGN_OR_RETURN(const auto bench,
+                       ServiceBench::Create(std::move(settings), arguments.Get("server")));
+  std::vector<BenchRow> rows;
+  {
+    Progress progress("measuring row", cases.size());
+    for (const BenchCase& one : cases) {
+      LKV_ASSIGN_OR_RETURN(BenchRow row, bench->Run(one));
+      rows.push_back(std::move(row));
+      progress.Add();
+    }
+  }
+  if (arguments.Has("json")) {
+    Json list = Json::array();
+    for (const BenchRow& row : rows) list.push_back(RowJson(row));
+    PrintJson({{"layout", LayoutJson(bench->settings().layout)},
+               {"tokens", bench->settings().tokens},
+               {"data", bench->settings().random_bytes ? "random" : "synthetic"},
+               {"rows", std::move(list)}});
+    return absl::OkStatus();
+  }
+  PrintFields({{"layout", LayoutText(bench->settings().layout)},
+               {"operation", absl::StrCat(bench->settings().tokens, " tokens, ",
+                                          BytesText(bench->operation_bytes()), " raw")}});
+  std::vector<std::vector<std::string>> table = {
+      {"DIRECTION", "CHUNK", "WORKERS", "TRANSPORT", "SYSTEM", "WIRE", "PRESET", "MB/s", "p50 ms",
+       "p99 ms", "CPU s/GB", "CODEC s/GB", "TRANSPORT MB/CPU s"}};
+  for (const BenchRow& row : rows) table.push_back(RowText(row));
+  PrintTable(table);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command BenchServiceCommand() {
+  return {{"bench service",
+           "",
+           0,
+           0,
+           "Measure puts and gets, beside plain gRPC and Redis moving the same bytes.",
+           {{"server", "ADDR", "measure this daemon (default: one that the command starts)"},
+            {"workers", "N,N", "concurrent workers, each with its own connection (1,4,16,64)"},
+            {"chunks", "N,N", "tokens per chunk, 16 to 256 (default 256,16)"},
+            {"transports", "A,B", "unix, tcp (default both)"},
+            {"systems", "A,B", "latticekv, echo, redis (default all)"},
+            {"wire", "A,B", "raw (default raw)"},
+            {"presets", "A,B", "presets to put with (default exact,balanced)"},
+            {"data", "A", "synthetic: like a real cache; random: incompressible bytes"},
+            {"layers", "N", "of the made-up cache (default 30)"},
+            {"heads", "N", "KV heads (default 3)"},
+            {"head-dim", "N", "channels of a head (default 64)"},
+            {"tokens", "N", "tokens of one put or get (default 512)"},
+            {"memory-mb", "N", "memory of the daemon and of Redis (default 2048)"},
+            {"seconds", "N", "time for each row (default 2)"},
+            JsonFlag()}},
+          BenchService};
+}
+
+}  // namespace latticekv

@@ -1,0 +1,40 @@
+"""`latticekv bench service` measures what it says: every row moved bytes and is told apart."""
+import json
+import os
+import subprocess
+import unittest
+
+LATTICEKV = os.path.join(os.environ["LATTICEKV_BIN_DIR"], "latticekv")
+SMALL = ["--layers", "2", "--heads", "1", "--tokens", "64", "--seconds", "1", "--workers", "2", "--memory-mb", "64"]
+
+
+class BenchServiceTest(unittest.TestCase):
+    def rows(self, *flags):
+        done = subprocess.run([LATTICEKV, "bench", "service", "--json", *SMALL, *flags], capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)["rows"]
+
+    def test_every_system_moves_bytes_both_ways(self):
+        rows = self.rows("--chunks", "32", "--presets", "balanced", "--transports", "unix")
+        self.assertEqual([(r["direction"], r["system"]) for r in rows],
+                         [(d, s) for d in ("put", "get") for s in ("latticekv", "echo", "redis")])
+        for row in rows:
+            if "note" in row:
+                self.assertEqual(row["system"], "redis")
+                continue
+            self.assertGreater(row["operations"], 0)
+            self.assertEqual(row["operation_bytes"], 2 * 2 * 64 * 64 * 2)
+            self.assertGreater(row["p99_ms"], 0)
+            self.assertGreaterEqual(row["p99_ms"], row["p50_ms"])
+            self.assertGreater(row["cpu_seconds"], 0)
+            if row["system"] == "latticekv":
+                self.assertGreater(row["codec_cpu_seconds"], 0)
+
+    def test_a_wrong_word_is_wrong_usage(self):
+        done = subprocess.run([LATTICEKV, "bench", "service", "--systems", "memcached"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("memcached", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
