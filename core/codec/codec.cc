@@ -7,6 +7,7 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/frame_format.h"
 #include "core/codec/layer_codec.h"
@@ -104,7 +105,7 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
 // Encodes all layers behind `body`, filling the header's table and errors.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  FrameHeader& header, ByteWriter& body) {
+                  const CpuKernels& kernels, FrameHeader& header, ByteWriter& body) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
@@ -120,9 +121,12 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
     if (exact) {
       layer.bytes = EncodeExactLayer(layout.layers[l], tokens, planes[l]);
     } else {
-      const LatticeContext context{layout.layers[l], tokens, rope,
+      const LatticeContext context{layout.layers[l],
+                                   tokens,
+                                   rope,
                                    options.profile ? &options.profile->layers[l] : nullptr,
-                                   header.value_unit_16};
+                                   header.value_unit_16,
+                                   kernels};
       layer = EncodeLatticeLayer(context, choices, planes[l]);
     }
     if (layer.uses_profile) header.stages |= kStageProfile;
@@ -192,6 +196,7 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
                                        const std::vector<std::vector<PlaneView>>& planes,
                                        const EncodeOptions& options) {
   LKV_RETURN_IF_ERROR(CheckChunk(layout, tokens, planes, options));
+  LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
   const Preset& preset = GetPreset(options.preset);
   FrameHeader header;
   header.preset = static_cast<uint8_t>(preset.id);
@@ -207,7 +212,7 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
   }
   ByteWriter body;
-  EncodeLayers(layout, tokens, planes, options, header, body);
+  EncodeLayers(layout, tokens, planes, options, *kernels, header, body);
   if (header.stages & kStageProfile) header.profile_hash = options.profile->decoding_hash;
   ByteVector frame = SerializeFrameHeader(header);
   frame.insert(frame.end(), body.bytes().begin(), body.bytes().end());
@@ -234,12 +239,13 @@ absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame) {
 }
 
 absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& layout,
-                                                const ModelProfile* profile) {
+                                                const ModelProfile* profile, CodecBackend backend) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(
       CheckFrameFits(header, LayoutFingerprint(layout), layout.layers.size(), profile));
   FrameDecoder out;
+  LKV_ASSIGN_OR_RETURN(out.kernels_, KernelsFor(backend));
   out.info_ = MakeInfo(header, frame.size());
   if (out.info_.needs_profile) out.profile_ = profile;
   out.frame_ = frame;
@@ -263,8 +269,9 @@ absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
                        CheckedLayer(frame_, layer_offsets_, layer, layer_crcs_[layer]));
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
-  const LatticeContext context{spec, info_.tokens, *rope_,
-                               profile_ ? &profile_->layers[layer] : nullptr, value_unit_16_};
+  const LatticeContext context{spec,           info_.tokens,
+                               *rope_,         profile_ ? &profile_->layers[layer] : nullptr,
+                               value_unit_16_, *kernels_};
   return DecodeLatticeLayer(context, bytes, planes);
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,6 +21,7 @@
 namespace latticekv {
 
 class ChunkRope;
+struct CpuKernels;
 
 // One plane of one layer of a chunk in memory: element (token, head, d) of the plane's dtype lies
 // at data + token * token_stride + head * head_stride + d * DTypeBytes(dtype). Strides in bytes.
@@ -47,6 +49,17 @@ std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t
 // Where channel means and spreads come from. kAuto takes what is smaller, tile by tile.
 enum class StatsMode : uint8_t { kOwn = 0, kProfile = 1, kAuto = 2 };
 
+// Which instructions do the work: all give the same bytes. kAuto: the best that the processor has,
+// or what the environment variable LATTICEKV_CPU_LEVEL (scalar, avx2, avx512) names.
+enum class CodecBackend : uint8_t { kAuto = 0, kScalar = 1, kAvx2 = 2, kAvx512 = 3 };
+
+std::string_view CodecBackendName(CodecBackend backend);
+absl::StatusOr<CodecBackend> ParseCodecBackend(std::string_view name);
+// What `backend` comes to on this machine. FAILED_PRECONDITION when the processor or the build
+// lacks it, INVALID_ARGUMENT when LATTICEKV_CPU_LEVEL is no level; encoding and decoding give the
+// same errors.
+absl::StatusOr<CodecBackend> ResolveCodecBackend(CodecBackend backend);
+
 struct EncodeOptions {
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
@@ -57,6 +70,7 @@ struct EncodeOptions {
   uint64_t start_position = 0;
   // Further tokens of the chunk (0-based, increasing) to store exact.
   std::vector<uint32_t> exact_tokens;
+  CodecBackend backend = CodecBackend::kAuto;
 };
 
 inline constexpr uint32_t kSinkTokens = 4;
@@ -100,7 +114,8 @@ class FrameDecoder {
   // Errors of ReadFrameInfo, and FAILED_PRECONDITION when the frame belongs to another layout or
   // needs a profile that was not given (names its hash).
   static absl::StatusOr<FrameDecoder> Open(ByteSpan frame, const Layout& layout,
-                                           const ModelProfile* profile);
+                                           const ModelProfile* profile,
+                                           CodecBackend backend = CodecBackend::kAuto);
 
   const FrameInfo& info() const { return info_; }
   // Decodes one layer into `planes` ([plane] in the layout's order), every element of it.
@@ -117,6 +132,7 @@ class FrameDecoder {
   std::vector<uint32_t> layer_crcs_;
   std::shared_ptr<const ChunkRope> rope_;  // lattice frames
   int16_t value_unit_16_ = 0;
+  const CpuKernels* kernels_ = nullptr;
 };
 
 // Decodes a whole frame into `raw`, laid out as RawChunkViews; sizes must agree.

@@ -66,10 +66,17 @@ class DecodeEntry {
   uint32_t packed_ = 0;
 };
 
+// For vector code: start in bits 0..9, frequency in 10..19, cost in 20..31 of one word; symbol s of
+// table t at t * kPackedStride + s + kSymbolOffset.
+inline constexpr uint32_t kPackedStride = 128;
+inline constexpr int kPackedFrequencyShift = 10;
+inline constexpr int kPackedCostShift = 20;
+
 struct EntropyTables {
-  // [table][symbol + kSymbolOffset], [table][slot]
+  // [table][symbol + kSymbolOffset], [table][slot]; `packed` is `encode` for vector code.
   std::array<std::array<EncodeEntry, 2 * kSymbolOffset + 1>, kTableIds> encode;
   std::array<std::array<DecodeEntry, kProbabilityTotal>, kTableIds> decode;
+  std::array<uint32_t, kTableIds * kPackedStride> packed;
 };
 
 // Built once. Thread-safe.

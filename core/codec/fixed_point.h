@@ -30,11 +30,15 @@ inline int Log2Sixteenths(uint64_t v) {
   return 16 * top + j;
 }
 
+// Internal linkage from here on, since files with different instruction sets include this.
+
 // Rounds |v| < 2^21 to the nearest integer, ties to even, by adding 1.5 * 2^23.
-inline int32_t RoundSmall(float v) { return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000; }
+static inline int32_t RoundSmall(float v) {
+  return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000;
+}
 inline constexpr int32_t kRoundLimitInteger = 1 << 21;
 inline constexpr float kRoundLimit = kRoundLimitInteger;
-inline int32_t RoundClamped(float v, float limit = kRoundLimit) {
+static inline int32_t RoundClamped(float v, float limit = kRoundLimit) {
   // Selections by value, which compilers vectorise where std::min's references keep them from it.
   v = v < limit ? v : limit;
   v = v > -limit ? v : -limit;

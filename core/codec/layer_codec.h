@@ -40,6 +40,7 @@ struct LatticeContext {
   const ChunkRope& rope;
   const std::vector<PlaneProfile>* profile;  // null: none
   int16_t value_unit_16;
+  const CpuKernels& kernels;
 
   // Null without a profile.
   const HeadProfile* head_profile(size_t plane, uint32_t head) const {

@@ -1,5 +1,6 @@
 // Nearest point of the E8 lattice, D8 and its half-integer coset (Conway and Sloane 1982), in
-// integers. Internal to core/codec/cpu.
+// integers. Internal linkage, since files with different instruction sets include this. Internal to
+// core/codec/cpu.
 #ifndef LATTICEKV_CORE_CODEC_CPU_E8_H_
 #define LATTICEKV_CORE_CODEC_CPU_E8_H_
 
@@ -11,7 +12,7 @@ namespace latticekv {
 // Eight 16-bit numbers; the compiler maps them to whatever the target has.
 using Group = int16_t __attribute__((vector_size(16)));
 
-inline Group LoadGroup(const int16_t* p) {
+static inline Group LoadGroup(const int16_t* p) {
   Group out;
   std::memcpy(&out, p, sizeof(out));
   return out;
@@ -19,7 +20,7 @@ inline Group LoadGroup(const int16_t* p) {
 
 // Combines the eight numbers with an associative, commutative operation.
 template <typename Operation>
-int Reduce(Group v, Operation operation) {
+static int Reduce(Group v, Operation operation) {
   v = operation(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   v = operation(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
   v = operation(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
@@ -33,7 +34,7 @@ int Reduce(Group v, Operation operation) {
 // The two cosets need only one look at the errors: with a = |z / 256 - nearest integer| in 1/256,
 // the distance to the nearest half-integer is 128 - a, so the squared distances differ by a sum of
 // a.
-inline void NearestE8(const int16_t* k_in, const int16_t* fraction_in, int16_t* q2) {
+static inline void NearestE8(const int16_t* k_in, const int16_t* fraction_in, int16_t* q2) {
   const Group k = LoadGroup(k_in), fraction = LoadGroup(fraction_in);
   const Group up = fraction >> 7;  // 1: the nearest integer is k + 1
   const Group whole = k + up;

@@ -1,5 +1,6 @@
 // f16, bf16 and f32 to float and back: round to nearest even, saturating at the largest finite
-// value. Internal to core/codec.
+// value. Internal linkage, since files with different instruction sets include this. Internal to
+// core/codec.
 #ifndef LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
 #define LATTICEKV_CORE_CODEC_CPU_FLOAT_CAST_H_
 
@@ -12,7 +13,7 @@
 namespace latticekv {
 
 // All cases are computed and one is selected, so that loops over rows vectorise.
-inline float HalfToFloat(uint16_t h) {
+static inline float HalfToFloat(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, magnitude = h & 0x7FFF;
   // Exact for normals and denormals alike: place the bits 112 exponents too low, then scale.
   const float scaled = std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000u);
@@ -20,7 +21,7 @@ inline float HalfToFloat(uint16_t h) {
   return std::bit_cast<float>(sign | (magnitude >= 0x7C00 ? infinite : finite));
 }
 
-inline uint16_t FloatToHalf(float f) {
+static inline uint16_t FloatToHalf(float f) {
   const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;
   const uint32_t sign = bits >> 16 & 0x8000;
   // A denormal result: adding 0.5 leaves its bits at the bottom.
@@ -33,11 +34,11 @@ inline uint16_t FloatToHalf(float f) {
   return static_cast<uint16_t>(sign | out);
 }
 
-inline float Bf16ToFloat(uint16_t h) {
+static inline float Bf16ToFloat(uint16_t h) {
   return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
 }
 
-inline uint16_t FloatToBf16(float f) {
+static inline uint16_t FloatToBf16(float f) {
   const uint32_t bits = std::bit_cast<uint32_t>(f), magnitude = bits & 0x7FFFFFFF;
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   if (magnitude > 0x7F800000) return sign | 0x7FC0;
@@ -46,8 +47,8 @@ inline uint16_t FloatToBf16(float f) {
 }
 
 // `count` elements of `dtype` at `src`, in order.
-inline void LoadRow(DType dtype, const std::byte* __restrict src, uint32_t count,
-                    float* __restrict out) {
+static inline void LoadRow(DType dtype, const std::byte* __restrict src, uint32_t count,
+                           float* __restrict out) {
   switch (dtype) {
     case DType::kF16:
       for (uint32_t i = 0; i < count; ++i) out[i] = HalfToFloat(LoadLe<uint16_t>(src + 2 * i));
@@ -62,8 +63,8 @@ inline void LoadRow(DType dtype, const std::byte* __restrict src, uint32_t count
 }
 
 // Writes `count` floats as `dtype` to `dst`.
-inline void StoreRow(DType dtype, const float* __restrict in, uint32_t count,
-                     std::byte* __restrict dst) {
+static inline void StoreRow(DType dtype, const float* __restrict in, uint32_t count,
+                            std::byte* __restrict dst) {
   switch (dtype) {
     case DType::kF16:
       for (uint32_t i = 0; i < count; ++i) StoreLe<uint16_t>(dst + 2 * i, FloatToHalf(in[i]));

@@ -1,8 +1,8 @@
-// One layer as tiles: the scalar code that specifies the lattice stages.
+// One layer as tiles: the lattice stages on a CPU.
 #include <algorithm>
 
 #include "core/base/status_macros.h"
-#include "core/codec/cpu/float_cast.h"
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/cpu/tile_coder.h"
 #include "core/codec/cpu/unit_encoder.h"
@@ -20,7 +20,8 @@ size_t VectorBytes(const UnitRef& unit) {
   return unit.spec->head_dim * DTypeBytes(unit.spec->dtype);
 }
 
-ByteVector AssembleTile(std::span<const CodedUnit> units, const std::vector<PlaneView>& planes) {
+ByteVector AssembleTile(const CpuKernels& kernels, std::span<const CodedUnit> units,
+                        const std::vector<PlaneView>& planes, RansEncoder& coder) {
   ByteWriter out;
   for (const CodedUnit& u : units) AppendUnitHeader(u.plan.header, out);
   for (const CodedUnit& u : units) {
@@ -32,8 +33,7 @@ ByteVector AssembleTile(std::span<const CodedUnit> units, const std::vector<Plan
   }
   if (TileHasSymbols(units)) {
     const ScopedStage timer(CodecStage::kEntropyCode);
-    RansEncoder coder;
-    EncodeTileSymbols(units, coder);
+    EncodeTileSymbols(kernels, units, coder);
     coder.Finish(out);
   }
   return out.Take();
@@ -70,7 +70,8 @@ absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& contex
 }
 
 absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> refs,
-                        ByteSpan bytes, const std::vector<MutablePlaneView>& planes) {
+                        ByteSpan bytes, const std::vector<MutablePlaneView>& planes,
+                        ByteVector& words) {
   ByteReader in(bytes);
   std::vector<const HeadProfile*> profiles;
   LKV_ASSIGN_OR_RETURN(std::vector<CodedUnit> units,
@@ -79,10 +80,13 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
   const bool has_symbols = TileHasSymbols(units);
   LKV_RETURN_IF_ERROR(CheckCodedSize(has_symbols, coded.size()));
   if (!has_symbols) return absl::OkStatus();
-  RansDecoder coder(coded);
   {
     const ScopedStage timer(CodecStage::kEntropyDecode);
-    if (!DecodeTileSymbols(units, profiles, context.value_unit_16, coder)) {
+    // A copy, so that kernels may read beyond the last word.
+    words.assign(coded.begin(), coded.end());
+    words.resize(coded.size() + 2 * kWordSlack);
+    RansDecoder coder(ByteSpan(words).first(coded.size()));
+    if (!DecodeTileSymbols(context.kernels, units, profiles, context.value_unit_16, coder)) {
       return absl::DataLossError("frame: damaged symbols in a tile");
     }
   }
@@ -91,11 +95,11 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
   for (const CodedUnit& u : units) {
     const PlaneSpec& spec = *u.plan.unit.spec;
     const MutablePlaneView& view = planes[u.plan.unit.plane];
-    UnitReconstructor reconstruct(u.plan, context.rope.Table(spec.rope));
+    UnitReconstructor reconstruct(context.kernels, u.plan, context.rope.Table(spec.rope));
     row.resize(spec.head_dim);
     for (size_t i = 0; i < u.plan.coded.size(); ++i) {
       reconstruct.Row(i, &u.q2[i * spec.head_dim], row.data());
-      StoreRow(
+      context.kernels.store_row(
           spec.dtype, row.data(), spec.head_dim,
           view.data + u.plan.coded[i] * view.token_stride + u.plan.unit.head * view.head_stride);
     }
@@ -110,18 +114,20 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
   EncodedLayer out;
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
   std::vector<CodedUnit> units;
+  UnitData data;
   for (const UnitRef& ref : refs) {
-    UnitData data = LoadUnit(context, choices, ref, planes[ref.plane]);
+    LoadUnit(context, choices, ref, planes[ref.plane], data);
     units.push_back(EncodeUnit(context, choices, ref, data));
     MeasureUnit(context, data, units.back(), out.errors);
     out.uses_profile |= UsesProfile(units.back().plan.header);
   }
   const std::vector<uint32_t> tiles = SplitIntoTiles(refs, context.tokens);
   ByteWriter bytes, bodies;
+  RansEncoder coder;
   bytes.Put(static_cast<uint16_t>(tiles.size()));
   std::span<const CodedUnit> rest(units);
   for (uint32_t count : tiles) {
-    const ByteVector tile = AssembleTile(rest.first(count), planes);
+    const ByteVector tile = AssembleTile(context.kernels, rest.first(count), planes, coder);
     rest = rest.subspan(count);
     bytes.Put(static_cast<uint16_t>(count));
     bytes.Put(static_cast<uint32_t>(tile.size()));
@@ -141,8 +147,9 @@ absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
   ByteReader in(bytes);
   LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
+  ByteVector words;
   for (const TileSpan& tile : tiles) {
-    LKV_RETURN_IF_ERROR(DecodeTile(context, tile.units, tile.bytes, planes));
+    LKV_RETURN_IF_ERROR(DecodeTile(context, tile.units, tile.bytes, planes, words));
   }
   for (size_t p = 0; p < context.layer.planes.size(); ++p) {
     const PlaneSpec& plane = context.layer.planes[p];

@@ -2,42 +2,47 @@
 
 #include <algorithm>
 
-#include "core/codec/cpu/e8.h"
+#include "core/codec/cpu/channel_squares.h"
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/stage_timer.h"
 
 namespace latticekv {
 namespace {
 
+// The unit's vectors on their way to steps; the same for all candidates.
+class UnitScale {
+ public:
+  UnitScale(const UnitRef& unit, const UnitData& data, const StepPlan& steps)
+      : data_(data), steps_(steps), dim_(unit.spec->head_dim) {
+    for (int16_t s : steps.key) inverse_.push_back(StepFloat(-s));
+  }
+  ScaledRow Row(uint32_t t) const {
+    const float* x = &data_.canonical[size_t{t} * dim_];
+    if (!inverse_.empty()) return {x, inverse_.data(), 0, dim_};
+    return {x, nullptr, StepFloat(-steps_.value[t]), dim_};
+  }
+
+ private:
+  const UnitData& data_;
+  const StepPlan& steps_;
+  const uint32_t dim_;
+  std::vector<float> inverse_;  // keys
+};
+
 // Working state of one candidate; arrays are [tokens][head_dim] or per channel.
 struct Work {
+  const CpuKernels& kernels;
   uint32_t tokens, dim;
-  const std::vector<float>& scaled;  // in steps; the same for all candidates
-  std::vector<int16_t> q2;           // twice the lattice points
+  const UnitScale& scale;
+  std::vector<int16_t> q2;  // twice the lattice points
   std::vector<uint8_t> raw;
   std::vector<int32_t> mean;  // quarter steps
   std::vector<int16_t> sigma;
-};
+  uint64_t halves = 0;  // groups of coded vectors in the half coset
 
-// The unit's vectors in steps, [tokens][head_dim].
-std::vector<float> ScaleToSteps(const UnitRef& unit, uint32_t tokens, const UnitData& data,
-                                const StepPlan& steps) {
-  const ScopedStage timer(CodecStage::kQuantize);
-  const uint32_t dim = unit.spec->head_dim;
-  std::vector<float> scaled(data.canonical.size()), inverse;
-  for (int16_t s : steps.key) inverse.push_back(StepFloat(-s));
-  for (uint32_t t = 0; t < tokens; ++t) {
-    const float* x = &data.canonical[size_t{t} * dim];
-    float* y = &scaled[size_t{t} * dim];
-    if (unit.spec->role == PlaneRole::kKey) {
-      for (uint32_t c = 0; c < dim; ++c) y[c] = x[c] * inverse[c];
-    } else {
-      const float row = StepFloat(-steps.value[t]);
-      for (uint32_t c = 0; c < dim; ++c) y[c] = x[c] * row;
-    }
-  }
-  return scaled;
-}
+  const int16_t* points(uint32_t t) const { return &q2[size_t{t} * dim]; }
+};
 
 // Per-channel means of the vectors that are not raw, in quarter steps.
 std::vector<int32_t> OwnMeans(const Work& w) {
@@ -46,8 +51,7 @@ std::vector<int32_t> OwnMeans(const Work& w) {
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
     ++n;
-    const float* y = &w.scaled[size_t{t} * w.dim];
-    for (uint32_t c = 0; c < w.dim; ++c) sum[c] += RoundClamped(y[c] * 16.0f);
+    w.kernels.add_sixteenths(w.scale.Row(t), sum.data());
   }
   std::vector<int32_t> mean(w.dim, 0);
   for (uint32_t c = 0; c < w.dim && n > 0; ++c) {
@@ -60,35 +64,14 @@ std::vector<int32_t> OwnMeans(const Work& w) {
   return mean;
 }
 
-// (y - offset) in units of 2^-8 as whole and fraction; not 0 when one is too large for that.
-int32_t SplitRow(const float* __restrict y, const float* __restrict offset, uint32_t dim,
-                 int16_t* __restrict whole, int16_t* __restrict fraction) {
-  int32_t beyond = 0;
-  for (uint32_t c = 0; c < dim; ++c) {
-    const int32_t z = RoundClamped((y[c] - offset[c]) * 256.0f);
-    beyond |= (z >= kRoundLimitInteger) | (z <= -kRoundLimitInteger);
-    whole[c] = static_cast<int16_t>(z >> 8);
-    fraction[c] = static_cast<int16_t>(z & 255);
-  }
-  return beyond;
-}
-
 // Lattice points of all vectors that are not raw. Vectors too far away for integers become raw.
 void QuantizeRows(Work& w) {
   std::vector<float> offset(w.dim);
   for (uint32_t c = 0; c < w.dim; ++c) offset[c] = static_cast<float>(w.mean[c]) * 0.25f;
-  std::vector<int16_t> whole(w.dim), fraction(w.dim);
   w.q2.resize(size_t{w.tokens} * w.dim);
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
-    const int32_t beyond =
-        SplitRow(&w.scaled[size_t{t} * w.dim], offset.data(), w.dim, whole.data(), fraction.data());
-    if (beyond) {
-      w.raw[t] = 1;
-      continue;
-    }
-    int16_t* q2 = &w.q2[size_t{t} * w.dim];
-    for (uint32_t c = 0; c < w.dim; c += 8) NearestE8(&whole[c], &fraction[c], q2 + c);
+    w.raw[t] = w.kernels.quantize_row(w.scale.Row(t), offset.data(), &w.q2[size_t{t} * w.dim]) != 0;
   }
 }
 
@@ -103,21 +86,14 @@ int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
   return static_cast<int16_t>(std::clamp(s, 0, kMaxSigmaIndex));
 }
 
-std::vector<uint64_t> ChannelSquares(const Work& w) {
-  std::vector<uint64_t> sum(w.dim, 0);
-  for (uint32_t t = 0; t < w.tokens; ++t) {
-    if (w.raw[t]) continue;
-    const int16_t* q2 = &w.q2[size_t{t} * w.dim];
-    for (uint32_t c = 0; c < w.dim; ++c) sum[c] += static_cast<uint64_t>(int32_t{q2[c]} * q2[c]);
-  }
-  return sum;
-}
-
 void OwnSigmas(Work& w) {
-  const std::vector<uint64_t> sum = ChannelSquares(w);
+  ChannelSquares squares(w.dim);
+  for (uint32_t t = 0; t < w.tokens; ++t) {
+    if (!w.raw[t]) w.kernels.add_squares(w.points(t), w.dim, squares.row());
+  }
   const uint64_t n = CodedCount(w.raw);
-  w.sigma.resize(w.dim);
-  for (uint32_t c = 0; c < w.dim; ++c) w.sigma[c] = SigmaFromSum(sum[c], n);
+  w.sigma.clear();
+  for (uint64_t sum : squares.sums()) w.sigma.push_back(SigmaFromSum(sum, n));
 }
 
 // Marks vectors with a point that its channel's table cannot hold. Returns how many are new.
@@ -130,16 +106,15 @@ uint32_t MarkOutliers(Work& w) {
     high_half[c] = static_cast<int16_t>((limit << code.low_bits) * 2 - 1);
     high_whole[c] = static_cast<int16_t>(code.low_bits ? high_half[c] - 1 : 2 * limit);
   }
+  const PointLimits limits{low.data(), high_whole.data(), high_half.data()};
   uint32_t marked = 0;
+  w.halves = 0;
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
-    const int16_t* q2 = &w.q2[size_t{t} * w.dim];
-    bool out = false;
-    for (uint32_t c = 0; c < w.dim; ++c) {
-      out |= q2[c] < low[c] || q2[c] > ((q2[c] & 1) ? high_half[c] : high_whole[c]);
-    }
-    w.raw[t] = out;
-    marked += out;
+    const int16_t* q2 = w.points(t);
+    w.raw[t] = w.kernels.is_outlier(q2, limits, w.dim) != 0;
+    marked += w.raw[t];
+    for (uint32_t c = 0; c < w.dim && !w.raw[t]; c += 8) w.halves += q2[c] & 1;
   }
   return marked;
 }
@@ -147,16 +122,16 @@ uint32_t MarkOutliers(Work& w) {
 // Doubled-point cost of all coded vectors under the tables, in 1/256 bit, cosets left out.
 uint64_t PointCost(const Work& w) {
   const ScopedStage timer(CodecStage::kCost);
-  const EntropyTables& tables = Tables();
-  uint64_t cost = 0;
+  std::vector<PointCode> codes(w.dim);
+  uint64_t row_bits = 0;  // raw bits
+  for (uint32_t c = 0; c < w.dim; ++c) {
+    const SigmaCode code = SigmaCodeOf(w.sigma[c]);
+    codes[c] = PointCodeOf(code);
+    row_bits += static_cast<uint64_t>(PointLowBits(code, static_cast<int>(c % 8)));
+  }
+  uint64_t cost = 256 * row_bits * CodedCount(w.raw);
   for (uint32_t t = 0; t < w.tokens; ++t) {
-    if (w.raw[t]) continue;
-    const int16_t* q2 = &w.q2[size_t{t} * w.dim];
-    for (uint32_t c = 0; c < w.dim; ++c) {
-      const SigmaCode code = SigmaCodeOf(w.sigma[c]);
-      const int i = static_cast<int>(c % 8);
-      cost += PointEntry(tables, code, q2[c], i).cost + 256u * PointLowBits(code, i);
-    }
+    if (!w.raw[t]) cost += w.kernels.point_cost(w.points(t), codes.data(), w.dim);
   }
   return cost;
 }
@@ -184,10 +159,17 @@ void FillRows(const Work& w, CodedUnit& unit) {
     h.raw_tokens.clear();
   }
   ResolveRows(w.tokens, unit.plan);
-  for (uint16_t t : unit.plan.coded) {
-    const auto row = w.q2.begin() + size_t{t} * w.dim;
-    unit.q2.insert(unit.q2.end(), row, row + w.dim);
+}
+
+// The coded vectors' points, the raw ones' left out.
+std::vector<int16_t> TakePoints(Work&& w, const UnitPlan& plan) {
+  int16_t* to = w.q2.data();
+  for (uint16_t t : plan.coded) {
+    if (to != w.points(t)) std::copy_n(w.points(t), w.dim, to);
+    to += w.dim;
   }
+  w.q2.resize(plan.coded.size() * w.dim);
+  return std::move(w.q2);
 }
 
 int16_t MiddleOf(std::vector<int32_t> values) {
@@ -284,10 +266,10 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
 
 // Means, lattice points, spreads and outliers of one way to take statistics.
 Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                  const std::vector<uint8_t>& raw, const std::vector<float>& scaled,
-                  const StepPlan& steps, bool from_profile) {
+                  const std::vector<uint8_t>& raw, const UnitScale& scale, const StepPlan& steps,
+                  bool from_profile) {
   const ScopedStage timer(CodecStage::kQuantize);
-  Work w{context.tokens, unit.spec->head_dim, scaled, {}, raw, {}, {}};
+  Work w{context.kernels, context.tokens, unit.spec->head_dim, scale, {}, raw, {}, {}};
   if (from_profile) {
     UnitPlan plan;
     plan.unit = unit;
@@ -353,9 +335,7 @@ Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
     out.unit.step_values.clear();
   }
   out.cost += FillStatistics(w, profile, context.value_unit_16, out.unit);
-  uint64_t halves = 0;
-  for (size_t i = 0; i < out.unit.q2.size(); i += 8) halves += out.unit.q2[i] & 1;
-  out.cost += ChooseCoset(halves, out.unit.q2.size() / 8, h.coset);
+  out.cost += ChooseCoset(w.halves, out.unit.plan.coded.size() * (w.dim / 8), h.coset);
   out.cost += raw_vectors * 256 * 8 * (w.dim * DTypeBytes(unit.spec->dtype) + 1);
   return out;
 }
@@ -364,30 +344,37 @@ Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
 
 CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
                        const HeadProfile* profile, const UnitData& data, const StepPlan& steps) {
-  const std::vector<float> scaled = ScaleToSteps(unit, context.tokens, data, steps);
+  const UnitScale scale(unit, data, steps);
   const auto quantize = [&](bool from_profile) {
-    return QuantizeWork(context, unit, profile, data.raw, scaled, steps, from_profile);
+    return QuantizeWork(context, unit, profile, data.raw, scale, steps, from_profile);
   };
   const auto make = [&](const Work& w, const Sources& sources) {
     return MakeCandidate(context, unit, profile, steps, w, sources);
   };
+  const auto finish = [](Candidate&& candidate, Work&& w) {
+    candidate.unit.q2 = TakePoints(std::move(w), candidate.unit.plan);
+    return std::move(candidate.unit);
+  };
   if (stats == StatsMode::kOwn || profile == nullptr || !profile->has_statistics()) {
-    return make(quantize(false), kOwnSources).unit;
+    Work own = quantize(false);
+    return finish(make(own, kOwnSources), std::move(own));
   }
-  const Work from_profile = quantize(true);
+  Work from_profile = quantize(true);
   Candidate best = make(from_profile, kProfileSources);
   if (stats == StatsMode::kProfile) {
     // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
     const uint32_t coded_before = CodedCount(data.raw), coded_now = CodedCount(from_profile.raw);
-    if (coded_before - coded_now <= context.tokens / 16) return std::move(best.unit);
+    if (coded_before - coded_now <= context.tokens / 16) {
+      return finish(std::move(best), std::move(from_profile));
+    }
   }
-  const Work own = quantize(false);
+  Work own = quantize(false);
   Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources);
   Candidate& cheaper = difference.cost < sent.cost ? difference : sent;
   if (cheaper.cost + PointCost(own) < best.cost + PointCost(from_profile)) {
-    return std::move(cheaper.unit);
+    return finish(std::move(cheaper), std::move(own));
   }
-  return std::move(best.unit);
+  return finish(std::move(best), std::move(from_profile));
 }
 
 }  // namespace latticekv

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/base/bytes.h"
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/tile_format.h"
 
@@ -26,8 +27,8 @@ class RansEncoder {
   // Starts a tile of at most `symbols` symbols and raw bits.
   void Start(size_t symbols) {
     state_.fill(kRansLow);
-    if (words_.size() < symbols) words_.resize(symbols);
-    first_ = words_.size();
+    if (words_.size() < symbols + kWordSlack) words_.resize(symbols + kWordSlack);
+    out_ = words_.data();
   }
   void Symbol(int lane, EncodeEntry entry) {
     uint32_t x = state_[lane];
@@ -46,12 +47,19 @@ class RansEncoder {
   // Appends the 32 states and the words.
   void Finish(ByteWriter& out) const {
     for (uint32_t x : state_) out.Put(x);
-    out.PutBytes(std::as_bytes(std::span(words_).subspan(first_)));
+    // Decoders read the words in the other order.
+    ByteVector bytes(2 * static_cast<size_t>(out_ - words_.data()));
+    std::byte* to = bytes.data() + bytes.size();
+    for (const uint16_t* word = words_.data(); word != out_; ++word) StoreLe(to -= 2, *word);
+    out.PutBytes(bytes);
   }
+  // For kernels, which continue with both.
+  uint32_t* state() { return state_.data(); }
+  uint16_t*& out() { return out_; }
 
  private:
   uint32_t Emit(uint32_t x) {
-    words_[--first_] = static_cast<uint16_t>(x);
+    *out_++ = static_cast<uint16_t>(x);
     return x >> 16;
   }
   // ceil(2^63 / frequency): exact for quotients of 32-bit numbers, since 2^32 / 2^63 < 1 / 1024.
@@ -65,15 +73,16 @@ class RansEncoder {
   }
 
   std::array<uint32_t, kLanes> state_;
-  std::vector<uint16_t> words_;  // filled from the end, since decoders read forwards
-  size_t first_ = 0;
+  std::vector<uint16_t> words_;
+  uint16_t* out_ = nullptr;
 };
 
 // Reads what RansEncoder wrote. Past the end of the words it reads zeros and ok() is false. Not
 // thread-safe.
 class RansDecoder {
  public:
-  // `bytes`: 32 states, then words; at least 128 bytes and even.
+  // `bytes`: 32 states, then words; at least 128 bytes and even. Kernels need kWordSlack readable
+  // words behind them.
   explicit RansDecoder(ByteSpan bytes)
       : next_(bytes.data() + 4 * kLanes), end_(bytes.data() + bytes.size()) {
     for (int i = 0; i < kLanes; ++i) state_[i] = LoadLe<uint32_t>(bytes.data() + 4 * i);
@@ -106,6 +115,15 @@ class RansDecoder {
            std::all_of(state_.begin(), state_.end(), [](uint32_t x) { return x == kRansLow; });
   }
   bool ok() const { return ok_; }
+  // For kernels, which continue with them.
+  uint32_t* state() { return state_.data(); }
+  const std::byte* next() const { return next_; }
+  const std::byte* end() const { return end_; }
+  // A kernel went on to `next`; beyond the end it read what was not there.
+  void Advance(const std::byte* next) {
+    ok_ &= next <= end_;
+    next_ = ok_ ? next : end_;
+  }
 
  private:
   uint32_t Renormalise(uint32_t x) {

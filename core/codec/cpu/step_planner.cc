@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "core/codec/cpu/channel_squares.h"
 #include "core/codec/cpu/quantizer.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/stage_timer.h"
@@ -9,17 +10,10 @@
 namespace latticekv {
 namespace {
 
-// Exponent e such that every |x| < 2^e, from the bits of finite floats; -127 for zeros.
-int ExponentOf(const float* x, size_t count) {
-  uint32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7FFFFFFF);
-  }
-  return static_cast<int>(largest >> 23) - 126;
-}
+// Exponent e such that every |x| < 2^e, from the bits of the largest; -127 for zeros.
+int ExponentOf(uint32_t largest_bits) { return static_cast<int>(largest_bits >> 23) - 126; }
 
-// x as an integer below 2^14 in magnitude when |x| < 2^exponent.
-int32_t ToInteger(float x, float scale) { return RoundSmall(x * scale); }
+// Takes |x| < 2^exponent to integers below 2^14.
 float IntegerScale(int exponent) {
   return std::bit_cast<float>(static_cast<uint32_t>(std::clamp(127 + 14 - exponent, 1, 254)) << 23);
 }
@@ -35,28 +29,29 @@ int EnergyLog16(float w) {
 }
 
 // 32 log2 of the rms spread of a head's channels around their means, over the vectors not raw.
-int HeadSpreadLog32(const UnitData& data, uint32_t tokens, uint32_t dim) {
-  int exponent = -127;
+int HeadSpreadLog32(const CpuKernels& kernels, const UnitData& data, uint32_t tokens,
+                    uint32_t dim) {
+  uint32_t largest = 0;
   int64_t n = 0;
   for (uint32_t t = 0; t < tokens; ++t) {
     if (data.raw[t]) continue;
-    exponent = std::max(exponent, ExponentOf(&data.canonical[size_t{t} * dim], dim));
+    largest = std::max(largest, kernels.largest_bits(&data.canonical[size_t{t} * dim], dim));
     ++n;
   }
+  const int exponent = ExponentOf(largest);
   const float scale = IntegerScale(exponent);
-  std::vector<int64_t> sum(dim, 0), square(dim, 0);
+  std::vector<int32_t> sum(dim, 0);  // at most 256 * 2^14
+  ChannelSquares square(dim);
   for (uint32_t t = 0; t < tokens; ++t) {
     if (data.raw[t]) continue;
-    for (uint32_t c = 0; c < dim; ++c) {
-      const int64_t x = ToInteger(data.canonical[size_t{t} * dim + c], scale);
-      sum[c] += x;
-      square[c] += x * x;
-    }
+    kernels.add_moments(&data.canonical[size_t{t} * dim], scale, dim, sum.data(), square.row());
   }
+  const std::vector<uint64_t>& sums = square.sums();
   uint64_t variance = 0, energy = 0;
   for (uint32_t c = 0; c < dim; ++c) {
-    variance += static_cast<uint64_t>(n * square[c] - sum[c] * sum[c]);
-    energy += static_cast<uint64_t>(n * square[c]);
+    const auto squares = static_cast<uint64_t>(n) * sums[c];
+    variance += squares - static_cast<uint64_t>(int64_t{sum[c]} * sum[c]);
+    energy += squares;
   }
   // One token, or constant channels: there is no spread, and the size of the keys has to serve.
   const uint64_t v = std::max<uint64_t>(variance ? variance : energy, 1);
@@ -83,7 +78,7 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
       }
     } else {
       const int unit_16 = Sixteenths(3 * choices.logit_noise);
-      const int log_32 = 2 * unit_16 + HeadSpreadLog32(data, context.tokens, dim);
+      const int log_32 = 2 * unit_16 + HeadSpreadLog32(context.kernels, data, context.tokens, dim);
       out.key_base = ClampStep((log_32 + 4) >> 3);
       out.key.assign(dim, out.key_base);
     }
@@ -93,13 +88,8 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
   for (uint32_t t = 0; t < context.tokens; ++t) {
     if (data.raw[t]) continue;
     const float* x = &data.canonical[size_t{t} * dim];
-    const int exponent = ExponentOf(x, dim);
-    const float scale = IntegerScale(exponent);
-    uint64_t energy = 0;
-    for (uint32_t c = 0; c < dim; ++c) {
-      const int64_t v = ToInteger(x[c], scale);
-      energy += static_cast<uint64_t>(v * v);
-    }
+    const int exponent = ExponentOf(context.kernels.largest_bits(x, dim));
+    const uint64_t energy = context.kernels.energy(x, IntegerScale(exponent), dim);
     if (energy == 0) {
       data.raw[t] = 1;  // no norm to be relative to
       continue;

@@ -7,57 +7,86 @@
 namespace latticekv {
 namespace {
 
-// A group that a lane decodes.
-struct Lane {
-  const CodedUnit* unit = nullptr;
-  int16_t* q2 = nullptr;           // of the group
-  const int16_t* sigma = nullptr;  // of the group's channels
-  bool half = false;
-  int32_t sum = 0;  // of the first seven k
+// A group of a tile: its points, how its channels are coded, its unit's coset probability.
+template <typename Point>
+struct Group {
+  Point* q2;
+  const PointCode* codes;  // of its eight channels
+  uint32_t half_frequency;
 };
 
-// Walks the groups of a tile's coded vectors in order, 32 at a time.
-class GroupWalk {
- public:
-  explicit GroupWalk(std::span<CodedUnit> units) : units_(units) {}
-  // Number of lanes filled, 0 at the end.
-  int Next(Lane* lanes) {
-    int count = 0;
-    while (count < kLanes && unit_ < units_.size()) {
-      CodedUnit& u = units_[unit_];
-      const size_t dim = u.plan.unit.spec->head_dim;
-      if (at_ == u.plan.coded.size() * dim) {
-        ++unit_;
-        at_ = 0;
-        continue;
-      }
-      lanes[count++] = {&u, u.q2.data() + at_, u.plan.sigma.data() + at_ % dim, false, 0};
-      at_ += 8;
+// The codes of a unit's channels, as runs of rounds want them.
+struct UnitCodes {
+  std::vector<PointCode> channels;
+  std::vector<PointCode> windows;  // RoundRun::codes
+  uint32_t stride = 0;
+  bool any_low_bits = false;
+};
+
+UnitCodes MakeUnitCodes(const UnitPlan& plan, bool backwards) {
+  UnitCodes out;
+  for (int16_t s : plan.sigma) {
+    out.channels.push_back(PointCodeOf(SigmaCodeOf(s)));
+    out.any_low_bits |= out.channels.back() >> kPointLowBitsShift != 0;
+  }
+  const uint32_t groups = plan.unit.spec->head_dim / 8;
+  out.stride = groups + kLanes - 1;
+  for (uint32_t i = 0; i < 8; ++i) {
+    for (uint32_t p = 0; p < out.stride; ++p) {
+      const uint32_t group = backwards ? kLanes * groups + kLanes - 1 - p : p;
+      out.windows.push_back(out.channels[group % groups * 8 + i]);
     }
-    return count;
   }
+  return out;
+}
 
- private:
-  std::span<CodedUnit> units_;
-  size_t unit_ = 0, at_ = 0;
+// A stretch of a tile's groups: whole rounds of one unit, or one round of groups of several units
+// or of less than 32.
+template <typename Point>
+struct Stretch {
+  uint32_t rounds = 0;  // of one unit; 0: `groups` are the round
+  size_t unit = 0;
+  size_t first = 0;  // group of the unit
+  std::vector<Group<Point>> groups;
 };
 
-// Table and raw bits of coordinate `i` of a group.
-struct CoordinateCode {
-  int16_t table;
-  int8_t low_bits;      // to send
-  int8_t parity_known;  // 1: the lowest bit follows from the sum of the others
-};
-
-CoordinateCode CodeOf(const Lane& lane, int i) {
-  const SigmaCode code = SigmaCodeOf(lane.sigma[i]);
-  const int8_t last = i == 7;
-  if (code.low_bits > 0) {
-    return {static_cast<int16_t>(TableId(code.spread, 1, kAll)),
-            static_cast<int8_t>(code.low_bits - last), last};
+// `Unit` is CodedUnit or const CodedUnit.
+template <typename Point, typename Unit>
+std::vector<Stretch<Point>> StretchesOf(std::span<Unit> units,
+                                        const std::vector<UnitCodes>& codes) {
+  std::vector<Stretch<Point>> out;
+  std::vector<Group<Point>> mixed;
+  const auto close = [&] {
+    if (!mixed.empty()) out.push_back({0, 0, 0, std::move(mixed)});
+    mixed.clear();
+  };
+  for (size_t u = 0; u < units.size(); ++u) {
+    const uint32_t half = HalfCosetFrequency(units[u].plan.header.coset);
+    const size_t groups = units[u].q2.size() / 8, in_row = codes[u].channels.size() / 8;
+    size_t g = 0;
+    const auto mix = [&](size_t end) {
+      for (; g < groups && mixed.size() < end; ++g) {
+        mixed.push_back({&units[u].q2[8 * g], &codes[u].channels[g % in_row * 8], half});
+      }
+      if (mixed.size() == kLanes) close();
+    };
+    if (!mixed.empty()) mix(kLanes);
+    if (const size_t rounds = (groups - g) / kLanes; rounds > 0) {
+      out.push_back({static_cast<uint32_t>(rounds), u, g, {}});
+      g += rounds * kLanes;
+    }
+    mix(kLanes);
   }
-  const int subset = last ? kEven + (lane.sum & 1) : kAll;
-  return {static_cast<int16_t>(TableId(code.spread, lane.half, static_cast<Subset>(subset))), 0, 0};
+  close();
+  return out;
+}
+
+RoundRun MakeRun(const UnitCodes& codes, uint32_t half_frequency, uint32_t rounds, size_t first,
+                 uint32_t* state) {
+  const auto groups = static_cast<uint32_t>(codes.channels.size() / 8);
+  return {
+      codes.windows.data(), codes.stride,   groups, static_cast<uint32_t>(first % groups), rounds,
+      codes.any_low_bits,   half_frequency, state};
 }
 
 // Backwards, as the coder wants it.
@@ -130,39 +159,21 @@ bool DecodeUnitSide(CodedUnit& u, const HeadProfile* profile, int16_t value_unit
   return PlanIsInRange(plan);
 }
 
-// A group to encode: its points, how its channels are coded, its unit's coset probability.
-struct GroupRef {
-  const int16_t* q2;
-  const SigmaCode* codes;
-  uint32_t half_frequency;
-};
-
-std::vector<GroupRef> GroupsOf(std::span<const CodedUnit> units,
-                               const std::vector<std::vector<SigmaCode>>& codes) {
-  std::vector<GroupRef> out;
-  for (size_t i = 0; i < units.size(); ++i) {
-    const CodedUnit& u = units[i];
-    const size_t dim = u.plan.unit.spec->head_dim;
-    const uint32_t half = HalfCosetFrequency(u.plan.header.coset);
-    for (size_t row = 0; row < u.q2.size(); row += dim) {
-      for (size_t c = 0; c < dim; c += 8) out.push_back({&u.q2[row + c], &codes[i][c], half});
-    }
-  }
-  return out;
-}
-
-void EncodeLowBits(const GroupRef& group, int i, int lane, RansEncoder& coder) {
-  const int bits = PointLowBits(group.codes[i], i);
-  if (bits > 0) coder.Bits(lane, (group.q2[i] >> 1 >> (i == 7)) & ((1 << bits) - 1), bits);
-}
-
-void EncodeRound(std::span<const GroupRef> groups, bool any_low_bits, RansEncoder& coder) {
+void EncodeRound(std::span<const Group<const int16_t>> groups, RansEncoder& coder) {
   const EntropyTables& tables = Tables();
   const int count = static_cast<int>(groups.size());
   for (int i = 7; i >= 0; --i) {
-    for (int l = count - 1; l >= 0 && any_low_bits; --l) EncodeLowBits(groups[l], i, l, coder);
     for (int l = count - 1; l >= 0; --l) {
-      coder.Symbol(l, PointEntry(tables, groups[l].codes[i], groups[l].q2[i], i));
+      const int low = static_cast<int>(groups[l].codes[i] >> kPointLowBitsShift);
+      const int bits = low > 0 ? low - (i == 7) : 0;
+      if (bits > 0) coder.Bits(l, (groups[l].q2[i] >> 1 >> (i == 7)) & ((1 << bits) - 1), bits);
+    }
+    for (int l = count - 1; l >= 0; --l) {
+      const PointCode code = groups[l].codes[i];
+      const int k = groups[l].q2[i] >> 1, low = static_cast<int>(code >> kPointLowBitsShift);
+      const int coset = low > 0 ? 0 : 3 * (groups[l].q2[i] & 1);
+      const int parity = i == 7 && low == 0 ? kEven + (k & 1) : 0;
+      coder.Symbol(l, tables.encode[(code & 255) + coset + parity][(k >> low) + kSymbolOffset]);
     }
   }
   for (int l = count - 1; l >= 0; --l) {
@@ -173,29 +184,28 @@ void EncodeRound(std::span<const GroupRef> groups, bool any_low_bits, RansEncode
   }
 }
 
-void DecodeGroups(Lane* lanes, int count, RansDecoder& coder) {
-  for (int l = 0; l < count; ++l) {
-    lanes[l].half = coder.Coset(l, HalfCosetFrequency(lanes[l].unit->plan.header.coset));
-  }
+void DecodeRound(std::span<const Group<int16_t>> groups, RansDecoder& coder) {
   const EntropyTables& tables = Tables();
+  const int count = static_cast<int>(groups.size());
+  int half[kLanes], k[kLanes], sum[kLanes] = {};
+  for (int l = 0; l < count; ++l) half[l] = coder.Coset(l, groups[l].half_frequency);
   for (int i = 0; i < 8; ++i) {
-    CoordinateCode codes[kLanes];
-    int k[kLanes];
-    bool any_bits = false;
     for (int l = 0; l < count; ++l) {
-      codes[l] = CodeOf(lanes[l], i);
-      k[l] = coder.Symbol(l, tables.decode[codes[l].table]);
-      any_bits |= codes[l].low_bits > 0 || codes[l].parity_known;
-    }
-    for (int l = 0; l < count && any_bits; ++l) {
-      if (codes[l].low_bits > 0) {
-        k[l] = k[l] * (1 << codes[l].low_bits) + static_cast<int>(coder.Bits(l, codes[l].low_bits));
-      }
-      if (codes[l].parity_known) k[l] = 2 * k[l] + (lanes[l].sum & 1);
+      const PointCode code = groups[l].codes[i];
+      const bool plain = code >> kPointLowBitsShift == 0;
+      const int parity = i == 7 ? kEven + (sum[l] & 1) : 0;
+      k[l] = coder.Symbol(l, tables.decode[(code & 255) + (plain ? 3 * half[l] + parity : 0)]);
     }
     for (int l = 0; l < count; ++l) {
-      lanes[l].sum += k[l];
-      lanes[l].q2[i] = static_cast<int16_t>(2 * k[l] + lanes[l].half);
+      const int low = static_cast<int>(groups[l].codes[i] >> kPointLowBitsShift);
+      if (low == 0) continue;
+      const int bits = low - (i == 7);
+      if (bits > 0) k[l] = k[l] * (1 << bits) + static_cast<int>(coder.Bits(l, bits));
+      if (i == 7) k[l] = 2 * k[l] + (sum[l] & 1);
+    }
+    for (int l = 0; l < count; ++l) {
+      sum[l] += k[l];
+      groups[l].q2[i] = static_cast<int16_t>(2 * k[l] + half[l]);
     }
   }
 }
@@ -220,25 +230,29 @@ bool TileHasSymbols(std::span<const CodedUnit> units) {
                      [](const CodedUnit& u) { return !u.plan.coded.empty(); });
 }
 
-void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder) {
+void EncodeTileSymbols(const CpuKernels& kernels, std::span<const CodedUnit> units,
+                       RansEncoder& coder) {
   size_t symbols = 0;
-  bool any_low_bits = false;
-  std::vector<std::vector<SigmaCode>> codes(units.size());
-  for (size_t i = 0; i < units.size(); ++i) {
-    const CodedUnit& u = units[i];
+  std::vector<UnitCodes> codes;
+  for (const CodedUnit& u : units) {
     const size_t side = u.step_values.size() + u.mean_values.size() + u.sigma_values.size();
     symbols += 2 * side + 2 * u.q2.size() + u.q2.size() / 8;
-    for (int16_t s : u.plan.sigma) {
-      codes[i].push_back(SigmaCodeOf(s));
-      any_low_bits |= codes[i].back().low_bits > 0;
-    }
+    codes.push_back(MakeUnitCodes(u.plan, true));
   }
   coder.Start(symbols);
-  const std::vector<GroupRef> groups = GroupsOf(units, codes);
-  for (size_t end = groups.size(); end > 0;) {
-    const size_t at = (end - 1) / kLanes * kLanes;
-    EncodeRound(std::span(groups).subspan(at, end - at), any_low_bits, coder);
-    end = at;
+  const auto stretches = StretchesOf<const int16_t>(units, codes);
+  for (size_t i = stretches.size(); i-- > 0;) {
+    const Stretch<const int16_t>& stretch = stretches[i];
+    if (stretch.rounds == 0) {
+      EncodeRound(stretch.groups, coder);
+      continue;
+    }
+    const CodedUnit& u = units[stretch.unit];
+    EncodeRun run{MakeRun(codes[stretch.unit], HalfCosetFrequency(u.plan.header.coset),
+                          stretch.rounds, stretch.first, coder.state()),
+                  &u.q2[8 * stretch.first], coder.out()};
+    kernels.encode_rounds(run);
+    coder.out() = run.out;
   }
   for (size_t i = units.size(); i-- > 0;) {
     const CodedUnit& u = units[i];
@@ -248,16 +262,26 @@ void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder) {
   }
 }
 
-bool DecodeTileSymbols(std::span<CodedUnit> units, std::span<const HeadProfile* const> profiles,
-                       int16_t value_unit_16, RansDecoder& coder) {
+bool DecodeTileSymbols(const CpuKernels& kernels, std::span<CodedUnit> units,
+                       std::span<const HeadProfile* const> profiles, int16_t value_unit_16,
+                       RansDecoder& coder) {
+  std::vector<UnitCodes> codes;
   for (size_t i = 0; i < units.size(); ++i) {
     if (!DecodeUnitSide(units[i], profiles[i], value_unit_16, coder)) return false;
     units[i].q2.resize(units[i].plan.coded.size() * units[i].plan.unit.spec->head_dim);
+    codes.push_back(MakeUnitCodes(units[i].plan, false));
   }
-  GroupWalk walk(units);
-  Lane lanes[kLanes];
-  while (const int count = walk.Next(lanes)) {
-    DecodeGroups(lanes, count, coder);
+  for (const Stretch<int16_t>& stretch : StretchesOf<int16_t>(units, codes)) {
+    if (stretch.rounds == 0) {
+      DecodeRound(stretch.groups, coder);
+    } else {
+      CodedUnit& u = units[stretch.unit];
+      DecodeRun run{MakeRun(codes[stretch.unit], HalfCosetFrequency(u.plan.header.coset),
+                            stretch.rounds, stretch.first, coder.state()),
+                    &u.q2[8 * stretch.first], coder.next(), coder.end()};
+      kernels.decode_rounds(run);
+      coder.Advance(run.next);
+    }
     if (!coder.ok()) return false;
   }
   return coder.Finished();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/bytes.h"
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/rans.h"
 #include "core/codec/tile_format.h"
 
@@ -19,17 +20,12 @@ struct CodedUnit {
   std::vector<int16_t> q2;  // [coded][head_dim], twice the lattice point, canonical order
 };
 
-// The entry that codes coordinate `i` (0..7) of a group, `q2` twice its point: shared by the coder
-// and by what compares costs. The sum of a group's k is even, so the last one's parity is that of
-// the others' sum, and the symbol comes from the subset's table.
-inline const EncodeEntry& PointEntry(const EntropyTables& tables, SigmaCode code, int q2, int i) {
-  const int k = q2 >> 1;
-  const int half = code.low_bits > 0 || (q2 & 1);
-  const int subset = i < 7 || code.low_bits > 0 ? kAll : kEven + (k & 1);
-  return tables.encode[TableId(code.spread, half, static_cast<Subset>(subset))]
-                      [(k >> code.low_bits) + kSymbolOffset];
+// How coordinates of a channel are coded, as kernels take it.
+inline PointCode PointCodeOf(SigmaCode code) {
+  return static_cast<PointCode>(TableId(code.spread, code.low_bits > 0, kAll)) |
+         PointCode{code.low_bits} << kPointLowBitsShift;
 }
-// Raw bits sent with it: the last coordinate's lowest bit is known.
+// Raw bits sent with coordinate `i` (0..7) of a group: the last coordinate's lowest bit is known.
 inline int PointLowBits(SigmaCode code, int i) {
   return code.low_bits > 0 ? code.low_bits - (i == 7) : 0;
 }
@@ -41,12 +37,14 @@ struct SideSizes {
 SideSizes SideSizesOf(const UnitPlan& plan);
 
 // Codes side values and lattice points of a tile's units; nothing at all when there are none.
-void EncodeTileSymbols(std::span<const CodedUnit> units, RansEncoder& coder);
+void EncodeTileSymbols(const CpuKernels& kernels, std::span<const CodedUnit> units,
+                       RansEncoder& coder);
 
 // Resolves the plans and reads the lattice points. `units` come with header, rows and sizes set.
 // False when the bitstream or a resolved number is damaged.
-bool DecodeTileSymbols(std::span<CodedUnit> units, std::span<const HeadProfile* const> profiles,
-                       int16_t value_unit_16, RansDecoder& coder);
+bool DecodeTileSymbols(const CpuKernels& kernels, std::span<CodedUnit> units,
+                       std::span<const HeadProfile* const> profiles, int16_t value_unit_16,
+                       RansDecoder& coder);
 
 // True when the tile codes any symbol.
 bool TileHasSymbols(std::span<const CodedUnit> units);

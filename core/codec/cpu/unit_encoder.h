@@ -19,8 +19,9 @@ struct UnitData {
 };
 
 // Loads a unit and marks its raw vectors: tokens asked for, and vectors with a non-finite value.
-UnitData LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
-                  const PlaneView& view);
+// Reuses the memory of `data`.
+void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
+              const PlaneView& view, UnitData& data);
 
 // Quantises and picks sources of steps, means and spreads by coded size. Marks vectors of `data`
 // raw that have no norm.

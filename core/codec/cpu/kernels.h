@@ -1,0 +1,137 @@
+// The codec's inner loops as one table of functions for each instruction set. Every table gives the
+// same bytes: kernels_scalar.cc is the specification, the others are compared with it in tests.
+// Internal to core/codec.
+//
+// The files behind the tables are compiled with flags of their own, so they share only functions
+// with internal linkage: one inline function that the linker merged could otherwise bring AVX-512
+// into the scalar code.
+#ifndef LATTICEKV_CORE_CODEC_CPU_KERNELS_H_
+#define LATTICEKV_CORE_CODEC_CPU_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "core/codec/codec.h"
+#include "core/layout/layout.h"
+#include "core/layout/rotary_phase.h"
+
+namespace latticekv {
+
+// One vector to load: `dim` elements of `dtype` at `src`.
+struct SourceRow {
+  DType dtype;
+  const std::byte* src;
+  uint32_t dim;
+  const uint32_t* order;  // canonical channel -> the layout's; null where they agree
+  const SinCos* angle;    // of the token, `pairs` of them
+  uint32_t pairs;
+};
+// What load_row found, or-ed.
+inline constexpr uint32_t kRowNotZero = 1;
+inline constexpr uint32_t kRowNotFinite = 2;
+
+// A vector in canonical order and how it is brought to steps: x[c] * inverse[c], or, where
+// `inverse` is null, x[c] * row_inverse.
+struct ScaledRow {
+  const float* x;
+  const float* inverse;
+  float row_inverse;
+  uint32_t dim;
+};
+
+// One vector to rebuild from twice its lattice points.
+struct LatticeRow {
+  const int16_t* q2;
+  const int32_t* mean;  // quarter steps
+  const float* step;    // a quarter of each channel's step; null: row_step for all
+  float row_step;
+  const uint32_t* order;
+  const SinCos* angle;
+  uint32_t pairs;
+  uint32_t dim;
+};
+
+// Bounds that a channel's table sets on q2: low, high of the integer coset, high of the half one.
+struct PointLimits {
+  const int16_t *low, *high_whole, *high_half;
+};
+
+// How a coordinate is coded: number of the table (of the integer coset where there are no low bits)
+// in the low 8 bits, number of low bits above.
+using PointCode = uint32_t;
+inline constexpr uint32_t kPointLowBitsShift = 8;
+
+// Rounds of 32 groups of one unit. Word [i * stride + p] of `codes` is coordinate i's code of group
+// p mod `groups` of a vector (decoding), of group 31 - p mod `groups` (encoding): the codes of 32
+// consecutive groups, forwards or backwards, are then one window.
+struct RoundRun {
+  const PointCode* codes;
+  uint32_t stride, groups;
+  uint32_t phase;  // the first group's place in its vector
+  uint32_t rounds;
+  bool any_low_bits;
+  uint32_t half_frequency;
+  uint32_t* state;  // [32]
+};
+struct EncodeRun : RoundRun {
+  const int16_t* q2;
+  uint16_t* out;  // words in the order of encoding; kWordSlack may be written behind the last
+};
+struct DecodeRun : RoundRun {
+  int16_t* q2;
+  const std::byte* next;  // kWordSlack words behind `end` may be read
+  const std::byte* end;
+};
+// A round codes at most 32 cosets, 32 * 8 symbols and as many raw bits, a word each.
+inline constexpr size_t kWordSlack = 32 * 17 + 32;
+
+struct CpuKernels {
+  CodecBackend backend;
+  // Elements as floats to `stored`, un-rotated in canonical order to `canonical`.
+  uint32_t (*load_row)(const SourceRow& row, float* stored, float* canonical);
+  // Largest magnitude, as its float's bits.
+  uint32_t (*largest_bits)(const float* x, uint32_t dim);
+  // Sum of squares of RoundSmall(x * scale), each at most 2^14.
+  uint64_t (*energy)(const float* x, float scale, uint32_t dim);
+  // The same by channel, with the sums; square[c] holds eight rows.
+  void (*add_moments)(const float* x, float scale, uint32_t dim, int32_t* sum, uint32_t* square);
+  // sum[c] += sixteenths of steps.
+  void (*add_sixteenths)(const ScaledRow& row, int32_t* sum);
+  // Nearest lattice points to (steps - offset). Not 0: too far away for integers, q2 unspecified.
+  uint32_t (*quantize_row)(const ScaledRow& row, const float* offset, int16_t* q2);
+  // square[c] += q2[c]^2, with |q2| < 2^14; holds eight rows.
+  void (*add_squares)(const int16_t* q2, uint32_t dim, uint32_t* square);
+  uint32_t (*is_outlier)(const int16_t* q2, const PointLimits& limits, uint32_t dim);
+  // Cost of the symbols in 1/256 bit, low bits left out. `codes` by channel.
+  uint64_t (*point_cost)(const int16_t* q2, const PointCode* codes, uint32_t dim);
+  // In the layout's order, rotated. `scratch` has room for a row.
+  void (*rebuild_row)(const LatticeRow& row, float* scratch, float* out);
+  void (*store_row)(DType dtype, const float* x, uint32_t dim, std::byte* dst);
+  // To `dtype` and back.
+  void (*cast_row)(DType dtype, float* x, uint32_t dim);
+  // squares[c] += squared error in 1/256 step of the channel; holds 256 rows.
+  void (*add_errors)(const float* back, const float* exact, const float* inverse, uint32_t dim,
+                     uint32_t* squares);
+  // Adds squared error and squared norm in 1/256 step.
+  void (*add_relative)(const float* back, const float* exact, float inverse, uint32_t dim,
+                       uint64_t* error, uint64_t* norm);
+  void (*encode_rounds)(EncodeRun& run);
+  // Stops behind `end`, which is then below `next`.
+  void (*decode_rounds)(DecodeRun& run);
+};
+
+extern const CpuKernels kScalarKernels;
+#if defined(LKV_X86_KERNELS)
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+#endif
+
+// The table for `backend`. kAuto: the one that LATTICEKV_CPU_LEVEL names, else the best that the
+// processor has. FAILED_PRECONDITION for one that it lacks, INVALID_ARGUMENT for a wrong
+// LATTICEKV_CPU_LEVEL.
+absl::StatusOr<const CpuKernels*> KernelsFor(CodecBackend backend);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CORE_CODEC_CPU_KERNELS_H_
