@@ -4,6 +4,7 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "server/error_detail.h"
+#include "server/state_records.h"
 
 namespace latticekv {
 
@@ -68,16 +69,21 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space
   if (entry == layouts_.end()) {
     entry =
         layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}}).first;
+    Record(LayoutRecord(layout));
   }
-  if (profile) {
+  if (profile && entry->second.current_profile != profile_hash) {
+    Record(ProfileRecord(fingerprint, *profile));
     entry->second.profiles[*profile_hash] = profile;
     entry->second.current_profile = profile_hash;
   }
   if (ns == namespaces_.end()) {
     ns = namespaces_.emplace(std::string(name_space), Namespace{}).first;
     ns->second.chunk_tokens = chunk_tokens == 0 ? limits::kMaxChunkTokens : chunk_tokens;
+    Record(NamespaceRecord(name_space, ns->second.chunk_tokens));
   }
-  ns->second.fingerprints.insert(fingerprint);
+  if (ns->second.fingerprints.insert(fingerprint).second) {
+    Record(LayoutUseRecord(name_space, fingerprint));
+  }
   return InUse(fingerprint, entry->second, ns->second.chunk_tokens);
 }
 
@@ -112,6 +118,68 @@ std::shared_ptr<const ModelProfile> LayoutRegistry::FindProfile(const Digest& fi
 size_t LayoutRegistry::size() const {
   MutexLock lock(mutex_);
   return layouts_.size();
+}
+
+void LayoutRegistry::RecordIn(Journal* journal) {
+  MutexLock lock(mutex_);
+  journal_ = journal;
+}
+
+void LayoutRegistry::EmitAll(const Journal::Emit& emit) const {
+  MutexLock lock(mutex_);
+  for (const auto& [fingerprint, entry] : layouts_) {
+    emit(LayoutRecord(*entry.layout));
+    for (const auto& [hash, profile] : entry.profiles) {
+      if (hash != entry.current_profile) emit(ProfileRecord(fingerprint, *profile));
+    }
+    if (entry.current_profile) {
+      emit(ProfileRecord(fingerprint, *entry.profiles.at(*entry.current_profile)));
+    }
+  }
+  for (const auto& [name, ns] : namespaces_) {
+    emit(NamespaceRecord(name, ns.chunk_tokens));
+    for (const Digest& fingerprint : ns.fingerprints) emit(LayoutUseRecord(name, fingerprint));
+  }
+}
+
+absl::Status LayoutRegistry::RestoreLayout(ByteSpan canonical) {
+  LKV_ASSIGN_OR_RETURN(Layout layout, ParseLayout(canonical));
+  const Digest fingerprint = LayoutFingerprint(layout);
+  MutexLock lock(mutex_);
+  if (!layouts_.contains(fingerprint)) {
+    layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(std::move(layout)), {}, {}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayoutRegistry::RestoreProfile(const Digest& fingerprint, ByteSpan canonical) {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  if (it == layouts_.end()) return absl::DataLossError("a profile's layout is not in the journal");
+  LKV_ASSIGN_OR_RETURN(ModelProfile profile, ParseProfile(canonical, *it->second.layout));
+  const Digest hash = ProfileHash(profile);
+  it->second.profiles[hash] = std::make_shared<const ModelProfile>(std::move(profile));
+  it->second.current_profile = hash;
+  return absl::OkStatus();
+}
+
+absl::Status LayoutRegistry::RestoreNamespace(std::string_view name_space, uint32_t chunk_tokens) {
+  if (chunk_tokens < limits::kMinChunkTokens || chunk_tokens > limits::kMaxChunkTokens) {
+    return absl::DataLossError("a namespace's chunk size in the journal is out of range");
+  }
+  MutexLock lock(mutex_);
+  namespaces_[std::string(name_space)].chunk_tokens = chunk_tokens;
+  return absl::OkStatus();
+}
+
+absl::Status LayoutRegistry::RestoreUse(std::string_view name_space, const Digest& fingerprint) {
+  MutexLock lock(mutex_);
+  const auto ns = namespaces_.find(name_space);
+  if (ns == namespaces_.end() || !layouts_.contains(fingerprint)) {
+    return absl::DataLossError("a layout in use, or its namespace, is not in the journal");
+  }
+  ns->second.fingerprints.insert(fingerprint);
+  return absl::OkStatus();
 }
 
 }  // namespace latticekv

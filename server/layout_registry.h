@@ -12,6 +12,7 @@
 #include "core/base/mutex.h"
 #include "core/layout/layout.h"
 #include "core/layout/model_profile.h"
+#include "core/store/journal.h"
 
 namespace latticekv {
 
@@ -42,6 +43,16 @@ class LayoutRegistry {
                                                   const Digest& profile_hash) const;
   size_t size() const;
 
+  // Changes from here on are written to `journal` (null: nowhere).
+  void RecordIn(Journal* journal);
+  // The whole state as records.
+  void EmitAll(const Journal::Emit& emit) const;
+  // What a record says, when the journal is read. DATA_LOSS when it does not fit the state.
+  absl::Status RestoreLayout(ByteSpan canonical);
+  absl::Status RestoreProfile(const Digest& fingerprint, ByteSpan canonical);
+  absl::Status RestoreNamespace(std::string_view name_space, uint32_t chunk_tokens);
+  absl::Status RestoreUse(std::string_view name_space, const Digest& fingerprint);
+
  private:
   struct Entry {
     std::shared_ptr<const Layout> layout;
@@ -53,8 +64,12 @@ class LayoutRegistry {
     std::set<Digest> fingerprints;
   };
   LayoutInUse InUse(const Digest& fingerprint, const Entry& entry, uint32_t chunk_tokens) const;
+  void Record(const ByteVector& record) LKV_REQUIRES(mutex_) {
+    if (journal_ != nullptr) journal_->Append(record);
+  }
 
   mutable Mutex mutex_;
+  Journal* journal_ LKV_GUARDED_BY(mutex_) = nullptr;
   std::map<Digest, Entry> layouts_ LKV_GUARDED_BY(mutex_);
   std::map<std::string, Namespace, std::less<>> namespaces_ LKV_GUARDED_BY(mutex_);
 };

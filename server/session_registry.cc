@@ -6,6 +6,7 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "server/error_detail.h"
+#include "server/state_records.h"
 
 namespace latticekv {
 
@@ -52,7 +53,14 @@ void SessionRegistry::SetExpiry(Session& session, int64_t expires_ms) {
 void SessionRegistry::Erase(Sessions::iterator it) {
   for (const SessionBlock& block : it->second.blocks) Unhold(block.key, &it->second);
   SetExpiry(it->second, 0);
+  Record(SessionEndRecord(it->first));
   sessions_.erase(it);
+}
+
+std::vector<SessionBlock>::iterator SessionRegistry::At(Session& session, uint64_t start_position) {
+  return std::lower_bound(
+      session.blocks.begin(), session.blocks.end(), start_position,
+      [](const SessionBlock& b, uint64_t start) { return b.start_position < start; });
 }
 
 absl::Status SessionRegistry::Append(const SessionId& id, const Digest& fingerprint,
@@ -70,12 +78,12 @@ absl::Status SessionRegistry::Append(const SessionId& id, const Digest& fingerpr
   }
   Session& session = it->second;
   session.last_used_ms = now_ms;
-  if (ttl_ms > 0) SetExpiry(session, std::max(session.expires_ms, now_ms + ttl_ms));
+  const bool longer = ttl_ms > 0 && now_ms + ttl_ms > session.expires_ms;
+  if (longer) SetExpiry(session, now_ms + ttl_ms);
+  if (longer || session.blocks.empty()) Record(SessionRecord(session));
 
   auto& blocks = session.blocks;
-  auto at = std::lower_bound(
-      blocks.begin(), blocks.end(), block.start_position,
-      [](const SessionBlock& b, uint64_t start) { return b.start_position < start; });
+  auto at = At(session, block.start_position);
   if (at != blocks.end() && at->start_position == block.start_position) {
     if (at->key == block.key) return absl::OkStatus();
     // Another continuation from here: what followed the old block is no part of the chain.
@@ -86,12 +94,14 @@ absl::Status SessionRegistry::Append(const SessionId& id, const Digest& fingerpr
     while (next != blocks.end() && next->parent_hash == dropped) {
       dropped = next->content_hash;
       Unhold(next->key, &session);
+      Record(SessionBlockGoneRecord(id, next->start_position));
       next = blocks.erase(next);
     }
   } else {
     blocks.insert(at, block);
   }
   holders_[block.key].push_back(&session);
+  Record(SessionBlockRecord(id, block));
   return absl::OkStatus();
 }
 
@@ -141,6 +151,7 @@ bool SessionRegistry::SetTtl(const SessionId& id, int64_t ttl_ms) {
   const auto it = sessions_.find(id);
   if (it == sessions_.end() || Expired(it->second)) return false;
   SetExpiry(it->second, clock_->WallMs() + ttl_ms);
+  Record(SessionRecord(it->second));
   return true;
 }
 
@@ -167,6 +178,83 @@ size_t SessionRegistry::Sweep() {
 size_t SessionRegistry::size() const {
   MutexLock lock(mutex_);
   return sessions_.size();
+}
+
+void SessionRegistry::RecordIn(Journal* journal) {
+  MutexLock lock(mutex_);
+  journal_ = journal;
+}
+
+void SessionRegistry::EmitAll(const Journal::Emit& emit) const {
+  MutexLock lock(mutex_);
+  for (const auto& [id, session] : sessions_) {
+    emit(SessionRecord(session));
+    for (const SessionBlock& block : session.blocks) emit(SessionBlockRecord(id, block));
+  }
+}
+
+void SessionRegistry::Restore(Session session) {
+  MutexLock lock(mutex_);
+  auto it = sessions_.find(session.id);
+  if (it == sessions_.end()) {
+    it = sessions_.emplace(session.id, Session{session.id}).first;
+  }
+  it->second.fingerprint = session.fingerprint;
+  it->second.created_ms = session.created_ms;
+  it->second.last_used_ms = session.last_used_ms;
+  SetExpiry(it->second, session.expires_ms);
+}
+
+absl::Status SessionRegistry::RestoreBlock(const SessionId& id, const SessionBlock& block) {
+  MutexLock lock(mutex_);
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) {
+    return absl::DataLossError("a session's block is in the journal and the session is not");
+  }
+  auto& blocks = it->second.blocks;
+  const auto at = At(it->second, block.start_position);
+  if (at != blocks.end() && at->start_position == block.start_position) {
+    Unhold(at->key, &it->second);
+    *at = block;
+  } else if (blocks.size() < limits::kMaxBlocksPerRequest) {
+    blocks.insert(at, block);
+  } else {
+    return absl::DataLossError("a session in the journal has more blocks than there may be");
+  }
+  holders_[block.key].push_back(&it->second);
+  return absl::OkStatus();
+}
+
+void SessionRegistry::DropBlock(const SessionId& id, uint64_t start_position) {
+  MutexLock lock(mutex_);
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return;
+  const auto at = At(it->second, start_position);
+  if (at == it->second.blocks.end() || at->start_position != start_position) return;
+  Unhold(at->key, &it->second);
+  it->second.blocks.erase(at);
+}
+
+void SessionRegistry::Drop(const SessionId& id) {
+  MutexLock lock(mutex_);
+  const auto it = sessions_.find(id);
+  if (it != sessions_.end()) Erase(it);
+}
+
+size_t SessionRegistry::DropEmpty(const std::function<bool(const BlockKey&)>& present) {
+  MutexLock lock(mutex_);
+  size_t dropped = 0;
+  for (auto it = sessions_.begin(); it != sessions_.end();) {
+    const auto current = it++;
+    const auto& blocks = current->second.blocks;
+    if (std::any_of(blocks.begin(), blocks.end(),
+                    [&](const SessionBlock& block) { return present(block.key); })) {
+      continue;
+    }
+    Erase(current);
+    ++dropped;
+  }
+  return dropped;
 }
 
 }  // namespace latticekv

@@ -1,8 +1,10 @@
-// Sessions: named chains of blocks, for people and for lifetime, pins and deletion. In memory.
+// Sessions: named chains of blocks, for people and for lifetime, pins and deletion. In memory, with
+// every change in the journal where there is one.
 #ifndef LATTICEKV_SERVER_SESSION_REGISTRY_H_
 #define LATTICEKV_SERVER_SESSION_REGISTRY_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -14,6 +16,7 @@
 #include "absl/status/status.h"
 #include "core/base/clock.h"
 #include "core/base/mutex.h"
+#include "core/store/journal.h"
 #include "core/store/tiered_store.h"
 
 namespace latticekv {
@@ -72,6 +75,19 @@ class SessionRegistry {
   size_t Sweep();
   size_t size() const;
 
+  // Changes from here on are written to `journal` (null: nowhere).
+  void RecordIn(Journal* journal);
+  // The whole state as records.
+  void EmitAll(const Journal::Emit& emit) const;
+  // What a record says, when the journal is read. The blocks of a session that is there stay.
+  void Restore(Session session);
+  // DATA_LOSS when there is no such session.
+  absl::Status RestoreBlock(const SessionId& id, const SessionBlock& block);
+  void DropBlock(const SessionId& id, uint64_t start_position);
+  void Drop(const SessionId& id);  // an expired one, too
+  // Ends the sessions of which `present` knows no block. Returns how many.
+  size_t DropEmpty(const std::function<bool(const BlockKey&)>& present);
+
  private:
   using Sessions = std::map<SessionId, Session>;
   absl::Status CheckAppendLocked(const SessionId& id, const Digest& fingerprint) const
@@ -79,12 +95,17 @@ class SessionRegistry {
   void Unhold(const BlockKey& key, const Session* session) LKV_REQUIRES(mutex_);
   void SetExpiry(Session& session, int64_t expires_ms) LKV_REQUIRES(mutex_);
   void Erase(Sessions::iterator it) LKV_REQUIRES(mutex_);
+  static std::vector<SessionBlock>::iterator At(Session& session, uint64_t start_position);
+  void Record(const ByteVector& record) LKV_REQUIRES(mutex_) {
+    if (journal_ != nullptr) journal_->Append(record);
+  }
   bool Expired(const Session& s) const {
     return s.expires_ms != 0 && s.expires_ms <= clock_->WallMs();
   }
 
   const Clock* const clock_;
   mutable Mutex mutex_;
+  Journal* journal_ LKV_GUARDED_BY(mutex_) = nullptr;
   Sessions sessions_ LKV_GUARDED_BY(mutex_);
   std::unordered_map<BlockKey, std::vector<const Session*>, DigestHash> holders_
       LKV_GUARDED_BY(mutex_);
