@@ -60,7 +60,7 @@ void FillBlockSummary(CacheEngine& engine, const FoundBlock& found, v1::BlockSum
   out->set_start_position(m.start_position);
   out->set_tokens(m.tokens);
   out->set_raw_bytes(m.raw_bytes);
-  out->set_stored_bytes(found.block->frame.size());
+  out->set_stored_bytes(found.block->frame_bytes);
   out->set_preset(ToProto(m.preset));
   FillQuality(m.quality, out->mutable_quality());
   out->set_tier(v1::TIER_MEMORY);
@@ -96,7 +96,7 @@ void FillSessionSummary(CacheEngine& engine, const Session& session, v1::Session
     ++blocks;
     tokens += block.tokens;
     raw_bytes += block.raw_bytes;
-    stored_bytes += stored->frame.size();
+    stored_bytes += stored->frame_bytes;
     pinned = pinned && engine.store().IsPinned(block.key);
   }
   out->set_blocks(blocks);

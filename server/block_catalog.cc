@@ -42,7 +42,6 @@ void BlockCatalog::OnStored(const StoredBlockPtr& block, const BlockMetadata& m,
     if (there != entries_.end() && there->second.quality_rank > block->quality_rank) return;
     Remove(key);
     Entry entry;
-    entry.block = block.get();
     entry.quality_rank = block->quality_rank;
     entry.fingerprint = m.fingerprint;
     entry.raw_bytes = m.raw_bytes;
@@ -62,7 +61,7 @@ void BlockCatalog::OnStored(const StoredBlockPtr& block, const BlockMetadata& m,
     static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
   }
   // Its removal may have been reported before it was known here.
-  if (store_->Peek(key) != block) OnRemoved(block);
+  OnRemoved(key, RemovalReason::kEvicted);
 }
 
 void BlockCatalog::ExtendTtl(const BlockKey& key, int64_t ttl_ms) {
@@ -106,20 +105,30 @@ void BlockCatalog::Remove(const BlockKey& key) {
   entries_.erase(it);
 }
 
-void BlockCatalog::OnRemoved(const StoredBlockPtr& block) {
+void BlockCatalog::OnRemoved(const BlockKey& key, RemovalReason reason) {
   MutexLock lock(mutex_);
-  const auto it = entries_.find(block->key);
-  if (it == entries_.end() || it->second.block != block.get()) return;  // another took its place
-  if (!removals_.contains(block->key)) {
-    const int64_t expires_ms = it->second.expires_ms;
-    if (expires_ms != 0 && expires_ms <= clock_->WallMs()) {
-      Remember(block->key, v1::REASON_EXPIRED, "its time to live ended; put it again");
-    } else {
-      Remember(block->key, v1::REASON_NOT_STORED,
-               "evicted to make room; give the daemon more --memory_bytes or pin it");
+  // Another may have taken its place since; the store is asked under the lock, so that OnStored of
+  // one put after this answer comes after the removal.
+  if (!entries_.contains(key) || store_->Contains(key)) return;
+  if (!removals_.contains(key)) {
+    switch (reason) {
+      case RemovalReason::kExpired:
+        Remember(key, v1::REASON_EXPIRED, "its time to live ended; put it again");
+        break;
+      case RemovalReason::kCorrupt:
+        Remember(key, v1::REASON_CORRUPT,
+                 "the stored bytes were damaged and were dropped; put it again");
+        break;
+      case RemovalReason::kLost:
+        Remember(key, v1::REASON_NOT_STORED, "its disk or directory went away; put it again");
+        break;
+      case RemovalReason::kDeleted:
+      case RemovalReason::kEvicted:
+        Remember(key, v1::REASON_NOT_STORED,
+                 "evicted to make room; give the daemon more --memory_bytes or pin it");
     }
   }
-  Remove(block->key);
+  Remove(key);
 }
 
 void BlockCatalog::NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message) {

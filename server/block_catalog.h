@@ -20,7 +20,7 @@
 namespace latticekv {
 
 // Thread-safe. Any call of the store may report removals, which come back here through the
-// listener, so none but SetTtl is made with the lock held.
+// listener, so none but SetTtl and Contains is made with the lock held.
 class BlockCatalog {
  public:
   BlockCatalog(TieredStore* store, const Clock* clock) : store_(store), clock_(clock) {}
@@ -32,7 +32,7 @@ class BlockCatalog {
   // The block expires `ttl_ms` from now, whatever was before.
   void SetTtl(const BlockKey& key, int64_t ttl_ms);
   // The store's removal listener.
-  void OnRemoved(const StoredBlockPtr& block);
+  void OnRemoved(const BlockKey& key, RemovalReason reason);
   // Says why a block is about to be removed, for ExplainRemoval.
   void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
 
@@ -62,7 +62,6 @@ class BlockCatalog {
 
  private:
   struct Entry {
-    const StoredBlock* block = nullptr;  // tells it from others that had the same key; not followed
     uint32_t quality_rank = 0;
     Digest fingerprint{};
     uint64_t raw_bytes = 0;

@@ -105,7 +105,7 @@ void FillBlockInfo(const BlockMetadata& m, const StoredBlock& block, bool pinned
   if (m.parent_hash) out->set_parent_hash(DigestToBytes(*m.parent_hash));
   out->set_start_position(m.start_position);
   out->set_tokens(m.tokens);
-  out->set_stored_bytes(block.frame.size());
+  out->set_stored_bytes(block.frame_bytes);
   out->set_raw_bytes(m.raw_bytes);
   out->set_preset(ToProto(m.preset));
   FillQuality(m.quality, out->mutable_quality());

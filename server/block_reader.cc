@@ -103,7 +103,17 @@ void Resolve(CacheEngine& engine, std::string_view name_space,
   }
   // What was found is held, and stays right when it is replaced or evicted now.
   out->block = found->block;
-  engine.store().Get(key);
+  const StoredBlockPtr read = engine.store().Get(key);
+  if (out->block->tier() != Tier::kMemory) {
+    if (!read || read->version != out->block->version || read->tier() != Tier::kMemory) {
+      out->miss = read ? Miss(v1::REASON_MEMORY_FULL,
+                              "there is no memory to read it from disk into; try again later")
+                       : engine.ExplainAbsence(key);
+      out->block.reset();
+      return;
+    }
+    out->block = read;
+  }
   out->metadata = std::move(found->metadata);
   out->pinned = engine.store().IsPinned(key);
   OpenBlock(engine, out);

@@ -29,8 +29,8 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   LKV_ASSIGN_OR_RETURN(engine->store_, TieredStore::Open(options));
   engine->catalog_ = std::make_unique<BlockCatalog>(engine->store_.get(), config.clock);
   engine->store_->SetRemovalListener(
-      [catalog = engine->catalog_.get()](const StoredBlockPtr& block) {
-        catalog->OnRemoved(block);
+      [catalog = engine->catalog_.get()](const BlockKey& key, RemovalReason reason) {
+        catalog->OnRemoved(key, reason);
       });
   engine->admission_ = std::make_unique<UploadAdmission>(
       engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
@@ -63,14 +63,11 @@ std::optional<FoundBlock> CacheEngine::Find(const BlockKey& key) {
 void CacheEngine::DropCorrupt(const StoredBlockPtr& block, std::string_view why) {
   ++metrics_.corrupt_blocks;
   spdlog::warn("dropped corrupt block {}: {}", ToHex(block->key), why);
-  if (store_->Peek(block->key) != block) return;
-  catalog_->NoteRemoval(block->key, v1::REASON_CORRUPT,
-                        "the stored bytes were damaged and were dropped; put it again");
-  store_->Delete(block->key);
+  store_->DropCorrupt(block);
 }
 
 bool CacheEngine::Remove(const BlockKey& key, v1::Reason reason, std::string_view message) {
-  if (!store_->Peek(key)) return false;
+  if (!store_->Contains(key)) return false;
   catalog_->NoteRemoval(key, reason, message);
   return store_->Delete(key);
 }

@@ -46,6 +46,16 @@ inline constexpr size_t kMaxPinsPerBlock = 1024;
 inline constexpr size_t kDecodeAheadBytes = 32 << 20;
 inline constexpr size_t kMaxJournalRecordBytes = kMaxProfileBytes + (1 << 20);
 
+// Disk tier.
+inline constexpr uint64_t kMaxSegmentBytes = 256 << 20;
+inline constexpr uint64_t kMinSegments = 4;
+inline constexpr size_t kMaxMetadataBytes = 1 << 20;
+inline constexpr uint32_t kMaxQualityRank = 255;
+inline constexpr size_t kWriteBatchBytes = 16 << 20;
+inline constexpr size_t kMaxReadAheadBlocks = 4096;
+inline constexpr int64_t kWriteBackWaitMs = 2'000;
+inline constexpr int64_t kDiskRetryMs = 1'000;
+
 // Files.
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;
 inline constexpr size_t kMaxFileHeaderBytes = 256 << 20;

@@ -1,7 +1,9 @@
 #include "core/store/tiered_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
@@ -21,59 +23,85 @@ class MemoryStore : public TieredStore {
       : clock_(options.clock), budget_(options.memory_bytes), index_(options.memory_bytes) {}
 
   absl::StatusOr<Reservation> Reserve(size_t bytes) override;
-  absl::StatusOr<PutResult> Put(StoredBlock block) override;
+  absl::StatusOr<PutResult> Put(StoredBlock block, PutOptions options) override;
+  void MakeDurable(const BlockKey& key, DurableCallback done) override;
+  bool Contains(const BlockKey& key) const override;
   StoredBlockPtr Get(const BlockKey& key) override;
-  StoredBlockPtr Peek(const BlockKey& key) const override;
-  std::vector<StoredBlockPtr> Children(const BlockKey& parent) const override;
+  StoredBlockPtr Peek(const BlockKey& key) override;
+  void ReadAhead(std::span<const BlockKey> keys) override {}
+  std::vector<StoredBlockPtr> Children(const BlockKey& parent) override;
+  bool HasChildren(const BlockKey& parent) const override;
   bool Touch(const BlockKey& key) override;
   absl::Status Pin(const BlockKey& key, int64_t ttl_ms) override;
   absl::Status Unpin(const BlockKey& key) override;
   absl::Status SetTtl(const BlockKey& key, int64_t ttl_ms) override;
   bool Delete(const BlockKey& key) override;
+  bool DropCorrupt(const StoredBlockPtr& block) override;
   void List(const std::optional<BlockKey>& after, size_t limit,
-            const std::function<bool(const StoredBlockPtr&)>& visit) const override;
-  bool IsPinned(const BlockKey& key) const override;
-  StoreStats Stats() const override;
-  void SetRemovalListener(std::function<void(const StoredBlockPtr&)> listener) override {
-    listener_ = std::move(listener);
+            const std::function<bool(const StoredBlockPtr&)>& visit) override;
+  bool IsPinned(const BlockKey& key) override;
+  StoreStats Stats() override;
+  StoreHealth Health() const override;
+  absl::Status Flush() override { return NoDisk(); }
+  absl::StatusOr<ScrubReport> Scrub(
+      const ScrubOptions& options,
+      const std::function<bool(const ScrubReport&)>& progress) override {
+    return NoDisk();
   }
+  void SetRemovalListener(RemovalListener listener) override { listener_ = std::move(listener); }
 
  private:
   // Blocks that left the index while the lock was held, released and announced once it is not.
-  using Removed = std::vector<StoredBlockPtr>;
+  class Removed {
+   public:
+    void Add(StoredBlockPtr block, RemovalReason reason) {
+      blocks_.emplace_back(std::move(block), reason);
+    }
+    bool empty() const { return blocks_.empty(); }
+
+   private:
+    friend class MemoryStore;
+    std::vector<std::pair<StoredBlockPtr, RemovalReason>> blocks_;
+  };
   void Announce(const Removed& removed) const {
     if (!listener_) return;
-    for (const StoredBlockPtr& block : removed) listener_(block);
+    for (const auto& [block, reason] : removed.blocks_) listener_(block->key, reason);
   }
   // Lets time pass: pins lapse, blocks expire.
   void Advance(Removed& removed) const LKV_REQUIRES(mutex_);
   // Null when absent or expired. Unlike Advance it removes nothing, so nothing is announced: for
   // calls made with the caller's locks held.
-  BlockIndex::Entry* FindLive(const BlockKey& key) LKV_REQUIRES(mutex_);
+  BlockIndex::Entry* FindLive(const BlockKey& key) const LKV_REQUIRES(mutex_);
   absl::Status Full(size_t bytes) const LKV_REQUIRES(mutex_);
   absl::Status PinnedFull() const;
   // 0 for a `ttl_ms` of 0.
   int64_t Deadline(int64_t ttl_ms) const;
+  static absl::Status NoDisk() {
+    return absl::FailedPreconditionError(
+        "the store has no disk tier, so no block becomes durable; set --disk_dir and --disk_bytes");
+  }
   static absl::Status Absent() {
     return absl::NotFoundError("the block is not stored; it was never put, deleted or evicted");
   }
 
   const Clock* const clock_;
   MemoryBudget budget_;  // before the index: outlives the blocks' reservations
-  std::function<void(const StoredBlockPtr&)> listener_;
+  RemovalListener listener_;
   mutable Mutex mutex_;
   // Mutable: reading lets expired blocks go.
   mutable BlockIndex index_ LKV_GUARDED_BY(mutex_);
+  std::atomic<uint64_t> last_version_{0};
   mutable StoreStats counters_ LKV_GUARDED_BY(mutex_);
 };
 
 void MemoryStore::Advance(Removed& removed) const {
-  const size_t before = removed.size();
-  index_.AdvanceTo(clock_->MonotonicMs(), removed);
-  counters_.expired_blocks += removed.size() - before;
+  std::vector<StoredBlockPtr> expired;
+  index_.AdvanceTo(clock_->MonotonicMs(), expired);
+  counters_.expired_blocks += expired.size();
+  for (StoredBlockPtr& block : expired) removed.Add(std::move(block), RemovalReason::kExpired);
 }
 
-BlockIndex::Entry* MemoryStore::FindLive(const BlockKey& key) {
+BlockIndex::Entry* MemoryStore::FindLive(const BlockKey& key) const {
   BlockIndex::Entry* entry = index_.Find(key);
   return entry != nullptr && entry->ExpiredAt(clock_->MonotonicMs()) ? nullptr : entry;
 }
@@ -115,9 +143,10 @@ absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
         const std::vector<BlockKey> victims = index_.Victims(used - (budget_.capacity() - bytes));
         if (victims.empty()) return Full(bytes);
         for (const BlockKey& key : victims) {
-          removed.push_back(index_.Remove(key));
+          StoredBlockPtr block = index_.Remove(key);
           ++counters_.evicted_blocks;
-          counters_.evicted_bytes += removed.back()->reservation.bytes();
+          counters_.evicted_bytes += block->reservation.bytes();
+          removed.Add(std::move(block), RemovalReason::kEvicted);
         }
       }
     }
@@ -126,7 +155,7 @@ absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
   return out;
 }
 
-absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
+absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block, PutOptions options) {
   const size_t needed = EntryBytes(block.frame.size(), block.metadata.size());
   if (block.reservation.bytes() < needed) {
     return absl::InvalidArgumentError(absl::StrCat("a block of ", needed, " bytes was put with ",
@@ -135,6 +164,9 @@ absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
   // The cap counts sizes, so there must be no slack behind them.
   block.frame.shrink_to_fit();
   block.metadata.shrink_to_fit();
+  block.frame_bytes = block.frame.size();
+  block.source.reset();
+  block.version = ++last_version_;
   auto stored = std::make_shared<const StoredBlock>(std::move(block));
   Removed removed;
   StoredBlockPtr replaced;
@@ -145,7 +177,7 @@ absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
     BlockIndex::Entry* entry = index_.Find(stored->key);
     if (entry == nullptr) {
       ++counters_.puts;
-      index_.Insert(stored);
+      entry = &index_.Insert(stored);
       result = PutResult{true, stored};
     } else if (entry->block->quality_rank >= stored->quality_rank) {
       ++counters_.duplicates;
@@ -162,9 +194,22 @@ absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block) {
       index_.Use(*entry);
       result = PutResult{true, stored};
     }
+    if (result.ok() && result->stored && options.ttl_ms) {
+      index_.SetExpiry(*entry, Deadline(*options.ttl_ms));
+    }
   }
   Announce(removed);
+  if (result.ok() && options.durability == Durability::kDurable) options.on_durable(NoDisk());
   return result;
+}
+
+void MemoryStore::MakeDurable(const BlockKey& key, DurableCallback done) {
+  done(Contains(key) ? NoDisk() : Absent());
+}
+
+bool MemoryStore::Contains(const BlockKey& key) const {
+  MutexLock lock(mutex_);
+  return FindLive(key) != nullptr;
 }
 
 StoredBlockPtr MemoryStore::Get(const BlockKey& key) {
@@ -184,7 +229,7 @@ StoredBlockPtr MemoryStore::Get(const BlockKey& key) {
   return out;
 }
 
-StoredBlockPtr MemoryStore::Peek(const BlockKey& key) const {
+StoredBlockPtr MemoryStore::Peek(const BlockKey& key) {
   Removed removed;
   StoredBlockPtr out;
   {
@@ -197,9 +242,14 @@ StoredBlockPtr MemoryStore::Peek(const BlockKey& key) const {
   return out;
 }
 
-std::vector<StoredBlockPtr> MemoryStore::Children(const BlockKey& parent) const {
+std::vector<StoredBlockPtr> MemoryStore::Children(const BlockKey& parent) {
   MutexLock lock(mutex_);
   return index_.Children(parent, clock_->MonotonicMs());
+}
+
+bool MemoryStore::HasChildren(const BlockKey& parent) const {
+  MutexLock lock(mutex_);
+  return !index_.Children(parent, clock_->MonotonicMs()).empty();
 }
 
 bool MemoryStore::Touch(const BlockKey& key) {
@@ -265,7 +315,7 @@ bool MemoryStore::Delete(const BlockKey& key) {
     Advance(removed);
     found = index_.Find(key) != nullptr;
     if (found) {
-      removed.push_back(index_.Remove(key));
+      removed.Add(index_.Remove(key), RemovalReason::kDeleted);
       ++counters_.deleted_blocks;
     }
   }
@@ -273,8 +323,24 @@ bool MemoryStore::Delete(const BlockKey& key) {
   return found;
 }
 
+bool MemoryStore::DropCorrupt(const StoredBlockPtr& block) {
+  Removed removed;
+  bool same = false;
+  {
+    MutexLock lock(mutex_);
+    BlockIndex::Entry* entry = index_.Find(block->key);
+    same = entry != nullptr && entry->block->version == block->version;
+    if (same) {
+      removed.Add(index_.Remove(block->key), RemovalReason::kCorrupt);
+      ++counters_.corrupt_dropped;
+    }
+  }
+  Announce(removed);
+  return same;
+}
+
 void MemoryStore::List(const std::optional<BlockKey>& after, size_t limit,
-                       const std::function<bool(const StoredBlockPtr&)>& visit) const {
+                       const std::function<bool(const StoredBlockPtr&)>& visit) {
   Removed removed;
   std::vector<StoredBlockPtr> blocks;
   {
@@ -288,7 +354,7 @@ void MemoryStore::List(const std::optional<BlockKey>& after, size_t limit,
   }
 }
 
-bool MemoryStore::IsPinned(const BlockKey& key) const {
+bool MemoryStore::IsPinned(const BlockKey& key) {
   Removed removed;
   bool pinned = false;
   {
@@ -301,7 +367,7 @@ bool MemoryStore::IsPinned(const BlockKey& key) const {
   return pinned;
 }
 
-StoreStats MemoryStore::Stats() const {
+StoreStats MemoryStore::Stats() {
   Removed removed;
   StoreStats out;
   {
@@ -313,14 +379,29 @@ StoreStats MemoryStore::Stats() const {
     out.pinned_blocks = index_.pinned_blocks();
   }
   Announce(removed);
-  removed.clear();
+  removed = Removed();
   out.memory_used_bytes = budget_.used();
   out.memory_peak_bytes = budget_.peak();
   out.memory_capacity_bytes = budget_.capacity();
   return out;
 }
 
+StoreHealth MemoryStore::Health() const {
+  return {StoreHealth::State::kNoDisk, "no disk tier is configured: blocks end with the process"};
+}
+
 }  // namespace
+
+absl::Status StoredBlock::ReadFrame(uint64_t offset, MutableByteSpan out) const {
+  if (offset > frame_bytes || out.size() > frame_bytes - offset) {
+    return absl::DataLossError(absl::StrCat("the frame has ", frame_bytes, " bytes, and bytes ",
+                                            offset, " to ", offset + out.size(),
+                                            " were asked for; the block is damaged"));
+  }
+  if (source) return source->Read(offset, out);
+  std::copy_n(frame.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Open(const StoreOptions& options) {
   if (options.memory_bytes == 0 || options.clock == nullptr) {

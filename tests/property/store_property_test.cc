@@ -186,7 +186,8 @@ class Round {
     options.memory_bytes = capacity_;
     options.clock = &clock_;
     store_ = *TieredStore::Open(options);
-    store_->SetRemovalListener([this](const StoredBlockPtr& b) { removed_.push_back(b->key); });
+    store_->SetRemovalListener(
+        [this](const BlockKey& key, RemovalReason) { removed_.push_back(key); });
   }
 
   void Step() {

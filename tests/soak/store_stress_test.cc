@@ -88,7 +88,7 @@ TEST(StoreStressTest, EightThreadsAtTheCap) {
   options.memory_bytes = 300'000;  // about a quarter of what the keys need
   auto store = *TieredStore::Open(options);
   std::atomic<uint64_t> removed{0}, checked{0}, full{0};
-  store->SetRemovalListener([&](const StoredBlockPtr&) { ++removed; });
+  store->SetRemovalListener([&](const BlockKey&, RemovalReason) { ++removed; });
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < 8; ++i) {

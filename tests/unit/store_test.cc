@@ -24,7 +24,8 @@ class StoreTest : public ::testing::Test {
     options.memory_bytes = blocks * kEntryBytes;
     options.clock = &clock_;
     store_ = *TieredStore::Open(options);
-    store_->SetRemovalListener([this](const StoredBlockPtr& b) { removed_.push_back(b->key); });
+    store_->SetRemovalListener(
+        [this](const BlockKey& key, RemovalReason) { removed_.push_back(key); });
   }
   absl::StatusOr<PutResult> Put(int n, std::optional<int> parent = std::nullopt,
                                 uint32_t rank = 1) {
@@ -417,8 +418,8 @@ TEST_F(StoreTest, DeletingTakesPinnedBlocksAndLeavesChildren) {
 TEST_F(StoreTest, TheListenerMayCallTheStore) {
   Open(2);
   std::vector<uint64_t> blocks_left;
-  store_->SetRemovalListener([&](const StoredBlockPtr& block) {
-    EXPECT_EQ(store_->Get(block->key), nullptr);
+  store_->SetRemovalListener([&](const BlockKey& key, RemovalReason) {
+    EXPECT_EQ(store_->Get(key), nullptr);
     blocks_left.push_back(store_->Stats().blocks);
   });
   ASSERT_TRUE(Put(1).ok() && Put(2).ok());
