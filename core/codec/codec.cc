@@ -102,10 +102,10 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   return true;
 }
 
-// Encodes all layers behind `body`, filling the header's table and errors.
+// Encodes all layers to `bodies`, filling the header's table and errors.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, FrameHeader& header, ByteWriter& body) {
+                  const CpuKernels& kernels, FrameHeader& header, std::vector<ByteVector>& bodies) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
@@ -138,7 +138,7 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
     header.layers.push_back({static_cast<uint32_t>(layer.bytes.size()), Crc32c(layer.bytes),
                              RmsQ15(e.key_error_sum, e.key_vectors),
                              RmsQ15(e.value_error_sum, e.value_vectors)});
-    body.PutBytes(layer.bytes);
+    bodies.push_back(std::move(layer.bytes));
   }
 }
 
@@ -211,11 +211,14 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
     header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
   }
-  ByteWriter body;
-  EncodeLayers(layout, tokens, planes, options, *kernels, header, body);
+  std::vector<ByteVector> bodies;
+  EncodeLayers(layout, tokens, planes, options, *kernels, header, bodies);
   if (header.stages & kStageProfile) header.profile_hash = options.profile->decoding_hash;
   ByteVector frame = SerializeFrameHeader(header);
-  frame.insert(frame.end(), body.bytes().begin(), body.bytes().end());
+  size_t size = frame.size();
+  for (const ByteVector& body : bodies) size += body.size();
+  frame.reserve(size);
+  for (const ByteVector& body : bodies) frame.insert(frame.end(), body.begin(), body.end());
   return frame;
 }
 

@@ -7,6 +7,9 @@
 #include "core/codec/cpu/row_kernels.h"
 #include "core/codec/tile_format.h"
 
+// For what the coder's loops must keep in registers.
+#define LKV_INLINE inline __attribute__((always_inline))
+
 namespace latticekv {
 namespace {
 
@@ -68,7 +71,7 @@ void CastVector(DType dtype, float* x, uint32_t dim) {
 }
 
 // cos and sin of eight pairs apart.
-void LoadAngles(const SinCos* angle, __m256& cos, __m256& sin) {
+LKV_INLINE void LoadAngles(const SinCos* angle, __m256& cos, __m256& sin) {
   const float* p = reinterpret_cast<const float*>(angle);
   const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
   const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
@@ -128,7 +131,7 @@ void RebuildVector(const LatticeRow& row, float* scratch, float* out) {
 }
 
 // Eight coordinates in steps.
-__m256 Scaled(const ScaledRow& row, uint32_t c) {
+LKV_INLINE __m256 Scaled(const ScaledRow& row, uint32_t c) {
   const __m256 inverse =
       row.inverse ? _mm256_loadu_ps(row.inverse + c) : _mm256_set1_ps(row.row_inverse);
   return _mm256_mul_ps(_mm256_loadu_ps(row.x + c), inverse);
@@ -139,6 +142,27 @@ void AddSixteenths(const ScaledRow& row, int32_t* sum) {
     const __m256 y = _mm256_mul_ps(Scaled(row, c), _mm256_set1_ps(16.0f));
     Store(sum + c, _mm256_add_epi32(Load(sum + c), Round(Clamp(y, kRoundLimit))));
   }
+}
+
+// Adds the squares of eight numbers in two halves.
+LKV_INLINE __m256i AddSquaresWide(__m256i sum, __m256i v) {
+  const __m256i n = _mm256_abs_epi32(v), odd = _mm256_srli_epi64(n, 32);
+  return _mm256_add_epi64(sum,
+                          _mm256_add_epi64(_mm256_mul_epu32(n, n), _mm256_mul_epu32(odd, odd)));
+}
+uint64_t Sum64(__m256i v) {
+  alignas(32) uint64_t part[4];
+  Store(part, v);
+  return part[0] + part[1] + part[2] + part[3];
+}
+
+uint64_t Energy(const float* x, float scale, uint32_t dim) {
+  __m256i sum = _mm256_setzero_si256();
+  for (uint32_t c = 0; c < dim; c += 8) {
+    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + c), _mm256_set1_ps(scale));
+    sum = AddSquaresWide(sum, Round(v));
+  }
+  return Sum64(sum);
 }
 
 // Combines each group's eight 16-bit numbers; the result stands in all eight places.
@@ -158,7 +182,7 @@ __m256i HasBit(__m256i v, int bit) {
 }
 
 // NearestE8 (e8.h) of two groups.
-__m256i NearestPoints(__m256i k, __m256i fraction) {
+LKV_INLINE __m256i NearestPoints(__m256i k, __m256i fraction) {
   const __m256i one = _mm256_set1_epi16(1);
   const __m256i forward = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i up = _mm256_cmpgt_epi16(fraction, _mm256_set1_epi16(127));
@@ -196,7 +220,7 @@ __m256i NearestPoints(__m256i k, __m256i fraction) {
 }
 
 // Eight coordinates less their offset in units of 2^-8; `beyond` collects those too large.
-__m256i Units(const ScaledRow& row, const float* offset, uint32_t c, __m256i& beyond) {
+LKV_INLINE __m256i Units(const ScaledRow& row, const float* offset, uint32_t c, __m256i& beyond) {
   const __m256 y = _mm256_sub_ps(Scaled(row, c), _mm256_loadu_ps(offset + c));
   const __m256i z = Round(Clamp(_mm256_mul_ps(y, _mm256_set1_ps(256.0f)), kRoundLimit));
   beyond = _mm256_or_si256(
@@ -228,9 +252,58 @@ uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) 
   return SetOf(beyond);
 }
 
+uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+  __m128i out = _mm_setzero_si128();
+  const __m128i one = _mm_set1_epi16(1);
+  const auto load = [](const int16_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  };
+  for (uint32_t c = 0; c < dim; c += 8) {
+    const __m128i q = load(q2 + c);
+    const __m128i half = _mm_cmpeq_epi16(_mm_and_si128(q, one), one);
+    const __m128i high =
+        _mm_blendv_epi8(load(limits.high_whole + c), load(limits.high_half + c), half);
+    out = _mm_or_si128(
+        out, _mm_or_si128(_mm_cmpgt_epi16(load(limits.low + c), q), _mm_cmpgt_epi16(q, high)));
+  }
+  return static_cast<uint32_t>(_mm_movemask_epi8(out));
+}
+
+// Squared error in 1/256 step, at most 4095^2.
+LKV_INLINE __m256i SquaredErrors(__m256 error, __m256 inverse) {
+  const __m256 e = _mm256_mul_ps(_mm256_mul_ps(error, inverse), _mm256_set1_ps(256.0f));
+  const __m256i rounded = Round(Clamp(e, 4095.0f));
+  return _mm256_mullo_epi32(rounded, rounded);
+}
+
+void AddErrors(const float* back, const float* exact, const float* inverse, uint32_t dim,
+               uint32_t* squares) {
+  for (uint32_t c = 0; c < dim; c += 8) {
+    const __m256 error = _mm256_sub_ps(_mm256_loadu_ps(back + c), _mm256_loadu_ps(exact + c));
+    const __m256i e = SquaredErrors(error, _mm256_loadu_ps(inverse + c));
+    Store(squares + c, _mm256_add_epi32(Load(squares + c), e));
+  }
+}
+
+void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
+                 uint64_t* error, uint64_t* norm) {
+  const __m256 scale = _mm256_set1_ps(inverse);
+  __m256i e = _mm256_setzero_si256(), v = e;  // e: at most 128 * 2^24 each
+  for (uint32_t c = 0; c < dim; c += 8) {
+    const __m256 x = _mm256_loadu_ps(exact + c);
+    const __m256 difference = _mm256_sub_ps(_mm256_loadu_ps(back + c), x);
+    e = _mm256_add_epi32(e, SquaredErrors(difference, scale));
+    const __m256 units = _mm256_mul_ps(_mm256_mul_ps(x, scale), _mm256_set1_ps(256.0f));
+    v = AddSquaresWide(v, Round(Clamp(units, kRoundLimit)));
+  }
+  *error += Sum64(_mm256_add_epi64(_mm256_srli_epi64(e, 32),
+                                   _mm256_and_si256(e, _mm256_set1_epi64x(0xFFFFFFFF))));
+  *norm += Sum64(v);
+}
+
 // Places in EntropyTables::packed of eight coordinates; `last` are those with the last place of
 // their group.
-__m256i PackedPlaces(__m256i code, __m256i q2, __m256i last) {
+LKV_INLINE __m256i PackedPlaces(__m256i code, __m256i q2, __m256i last) {
   const __m256i one = _mm256_set1_epi32(1);
   const __m256i k = _mm256_srai_epi32(q2, 1);
   const __m256i low = _mm256_srli_epi32(code, kPointLowBitsShift);
@@ -267,7 +340,7 @@ uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
 }
 
 // Rows of eight registers become columns within each 128 bits.
-void Transpose8x8(__m256i v[8]) {
+LKV_INLINE void Transpose8x8(__m256i v[8]) {
   __m256i a[8], b[8];
   for (int i = 0; i < 4; ++i) {
     a[i] = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
@@ -286,7 +359,7 @@ void Transpose8x8(__m256i v[8]) {
 }
 
 // Lanes below 2^16 take the next words, in order.
-__m256i Renormalise(__m256i x, const std::byte*& next) {
+LKV_INLINE __m256i Renormalise(__m256i x, const std::byte*& next) {
   const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
   const uint32_t set = SetOf(low);
   const __m256i words =
@@ -297,7 +370,7 @@ __m256i Renormalise(__m256i x, const std::byte*& next) {
 }
 
 // Takes the coset from eight lanes; renormalisation is the caller's. All ones: half.
-__m256i PopCoset(uint32_t half_frequency, __m256i& x) {
+LKV_INLINE __m256i PopCoset(uint32_t half_frequency, __m256i& x) {
   const __m256i half = Set32(half_frequency), whole = Set32(kProbabilityTotal - half_frequency);
   const __m256i slot = _mm256_and_si256(x, Set32(kProbabilityTotal - 1));
   const __m256i in_whole = _mm256_cmpgt_epi32(whole, slot);
@@ -308,7 +381,7 @@ __m256i PopCoset(uint32_t half_frequency, __m256i& x) {
   return _mm256_andnot_si256(in_whole, _mm256_set1_epi32(-1));
 }
 
-__m256i PopSymbol(const uint32_t* decode, __m256i table, __m256i& x) {
+LKV_INLINE __m256i PopSymbol(const uint32_t* decode, __m256i table, __m256i& x) {
   const __m256i ten = _mm256_set1_epi32(1023);
   const __m256i place =
       _mm256_or_si256(_mm256_slli_epi32(table, kProbabilityBits), _mm256_and_si256(x, ten));
@@ -322,9 +395,9 @@ __m256i PopSymbol(const uint32_t* decode, __m256i table, __m256i& x) {
 
 // Symbols and raw bits of one coordinate of 32 groups, the last one of a group or another.
 template <bool kLowBits>
-void DecodeCoordinate(const PointCode* codes, bool last, const __m256i half[kParts],
-                      const uint32_t* decode, __m256i x[kParts], __m256i sum[kParts],
-                      const std::byte*& next, __m256i k[kParts]) {
+LKV_INLINE void DecodeCoordinate(const PointCode* codes, bool last, const __m256i half[kParts],
+                                 const uint32_t* decode, __m256i x[kParts], __m256i sum[kParts],
+                                 const std::byte*& next, __m256i k[kParts]) {
   const __m256i one = _mm256_set1_epi32(1);
   __m256i low[kParts];
   for (int h = 0; h < kParts; ++h) {
@@ -400,7 +473,7 @@ void DecodeRounds(DecodeRun& run) {
 }
 
 // Lanes that are all ones in `which` give their low words, in order, and keep the high ones.
-__m256i Emit(__m256i x, __m256i which, uint16_t*& out) {
+LKV_INLINE __m256i Emit(__m256i x, __m256i which, uint16_t*& out) {
   const uint32_t set = SetOf(which);
   const __m256i words = _mm256_permutevar8x32_epi32(_mm256_and_si256(x, Set32(0xFFFF)),
                                                     Order(kLaneOrders.compress[set]));
@@ -412,7 +485,7 @@ __m256i Emit(__m256i x, __m256i which, uint16_t*& out) {
 }
 
 // x after coding a symbol, x < frequency * 2^22.
-__m256i Push(__m256i x, __m256i frequency, __m256i start) {
+LKV_INLINE __m256i Push(__m256i x, __m256i frequency, __m256i start) {
   // Two roundings of 2^-24 each leave the quotient, below 2^22, at most one off.
   const __m256 high =
       _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16)), _mm256_set1_ps(65536.0f));
@@ -431,8 +504,8 @@ __m256i Push(__m256i x, __m256i frequency, __m256i start) {
 
 // States in x[0] .. x[3] are those of lanes 31 .. 24, 23 .. 16 and so on: the order in which they
 // give words.
-void PushSymbols(const __m256i frequency[kParts], const __m256i start[kParts], __m256i x[kParts],
-                 uint16_t*& out) {
+LKV_INLINE void PushSymbols(const __m256i frequency[kParts], const __m256i start[kParts],
+                            __m256i x[kParts], uint16_t*& out) {
   for (int h = 0; h < kParts; ++h) {
     const __m256i fits = _mm256_cmpgt_epi32(frequency[h], _mm256_srli_epi32(x[h], 22));
     x[h] = Emit(x[h], _mm256_xor_si256(fits, _mm256_set1_epi32(-1)), out);
@@ -440,8 +513,8 @@ void PushSymbols(const __m256i frequency[kParts], const __m256i start[kParts], _
   for (int h = 0; h < kParts; ++h) x[h] = Push(x[h], frequency[h], start[h]);
 }
 
-void PushLowBits(const PointCode* codes, const __m256i q2[kParts], bool last, __m256i x[kParts],
-                 uint16_t*& out) {
+LKV_INLINE void PushLowBits(const PointCode* codes, const __m256i q2[kParts], bool last,
+                            __m256i x[kParts], uint16_t*& out) {
   const __m256i zero = _mm256_setzero_si256();
   for (int h = 0; h < kParts; ++h) {
     const __m256i low = _mm256_srli_epi32(Load(codes + 8 * h), kPointLowBitsShift);
@@ -462,7 +535,7 @@ __m256i Reversed(__m256i v) {
 }
 
 // Points of a round by coordinate; element e of points[p] is lane 31 - 16 p - e.
-void LoadPoints(const int16_t* q2, __m256i points[2][8]) {
+LKV_INLINE void LoadPoints(const int16_t* q2, __m256i points[2][8]) {
   const __m128i* groups = reinterpret_cast<const __m128i*>(q2);
   for (int p = 0; p < 2; ++p) {
     for (int j = 0; j < 8; ++j) {
@@ -524,18 +597,18 @@ void EncodeRounds(EncodeRun& run) {
 const CpuKernels kAvx2Kernels = {CodecBackend::kAvx2,
                                  LoadVector,
                                  row_kernels::LargestBits,
-                                 row_kernels::Energy,
+                                 Energy,
                                  row_kernels::AddMoments,
                                  AddSixteenths,
                                  QuantizeVector,
                                  row_kernels::AddSquares,
-                                 row_kernels::IsOutlier,
+                                 IsOutlier,
                                  PointCost,
                                  RebuildVector,
                                  StoreVector,
                                  CastVector,
-                                 row_kernels::AddErrors,
-                                 row_kernels::AddRelative,
+                                 AddErrors,
+                                 AddRelative,
                                  EncodeRounds,
                                  DecodeRounds};
 

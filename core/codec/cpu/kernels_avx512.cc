@@ -6,6 +6,9 @@
 #include "core/codec/cpu/row_kernels.h"
 #include "core/codec/tile_format.h"
 
+// For what the coder's loops must keep in registers.
+#define LKV_INLINE inline __attribute__((always_inline))
+
 namespace latticekv {
 namespace {
 
@@ -25,7 +28,7 @@ __m512i Round(__m512 v) {
 }
 
 // 16 elements, or those of the mask, as floats.
-__m512 LoadElements(DType dtype, const std::byte* src, __mmask16 mask) {
+LKV_INLINE __m512 LoadElements(DType dtype, const std::byte* src, __mmask16 mask) {
   if (dtype == DType::kF32) return _mm512_maskz_loadu_ps(mask, src);
   const __m256i halves = _mm256_maskz_loadu_epi16(mask, src);
   if (dtype == DType::kF16) return _mm512_cvtph_ps(halves);
@@ -33,7 +36,7 @@ __m512 LoadElements(DType dtype, const std::byte* src, __mmask16 mask) {
 }
 
 // Signalling NaNs come out quiet; their vectors are stored bit for bit, so it does not show.
-void StoreElements(DType dtype, __m512 v, std::byte* dst, __mmask16 mask) {
+LKV_INLINE void StoreElements(DType dtype, __m512 v, std::byte* dst, __mmask16 mask) {
   const __m512i bits = _mm512_castps_si512(v);
   if (dtype == DType::kF16) {
     // Saturating: what the clamp lets through rounds to a finite number.
@@ -57,7 +60,7 @@ void StoreElements(DType dtype, __m512 v, std::byte* dst, __mmask16 mask) {
 }
 
 // cos and sin of 16 pairs apart.
-void LoadAngles(const SinCos* angle, uint32_t count, __m512& cos, __m512& sin) {
+LKV_INLINE void LoadAngles(const SinCos* angle, uint32_t count, __m512& cos, __m512& sin) {
   const float* p = reinterpret_cast<const float*>(angle);
   const __m512 a = _mm512_maskz_loadu_ps(First16(2 * count), p);
   const __m512 b = count > 8 ? _mm512_maskz_loadu_ps(First16(2 * count - 16), p + 16) : a;
@@ -83,34 +86,108 @@ void Turn(const SinCos* angle, uint32_t pairs, float* x) {
   }
 }
 
-uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
+// Bits of all elements and which of them were not finite.
+struct Found {
+  __m512i any = _mm512_setzero_si512();
+  __mmask16 infinite = 0;
+  LKV_INLINE void Look(__m512 v) {
+    const __m512i bits = _mm512_castps_si512(v), exponent = _mm512_set1_epi32(0x7F800000);
+    infinite |= _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, exponent), exponent);
+  }
+  LKV_INLINE void LookAtStored(__m512 v) {
+    any = _mm512_or_si512(any, _mm512_castps_si512(v));
+    Look(v);
+  }
+  uint32_t flags() const {
+    return (_mm512_test_epi32_mask(any, any) ? kRowNotZero : 0) | (infinite ? kRowNotFinite : 0);
+  }
+};
+
+// Canonical order is the layout's: one pass.
+template <DType kType>
+uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
+  const size_t bytes = kType == DType::kF32 ? 4 : 2;
+  const uint32_t pairs = row.pairs;
+  Found found;
+  for (uint32_t i = 0; i < pairs; i += 16) {
+    const __mmask16 mask = First16(pairs - i);
+    __m512 cos, sin;
+    LoadAngles(row.angle + i, pairs - i < 16 ? pairs - i : 16, cos, sin);
+    const __m512 a = LoadElements(kType, row.src + i * bytes, mask);
+    const __m512 b = LoadElements(kType, row.src + (i + pairs) * bytes, mask);
+    _mm512_mask_storeu_ps(stored + i, mask, a);
+    _mm512_mask_storeu_ps(stored + i + pairs, mask, b);
+    found.LookAtStored(a);
+    found.LookAtStored(b);
+    const __m512 x = _mm512_add_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin));
+    const __m512 y = _mm512_sub_ps(_mm512_mul_ps(b, cos), _mm512_mul_ps(a, sin));
+    found.Look(x);
+    found.Look(y);
+    _mm512_mask_storeu_ps(canonical + i, mask, x);
+    _mm512_mask_storeu_ps(canonical + i + pairs, mask, y);
+  }
+  for (uint32_t c = 2 * pairs; c < row.dim; c += 16) {
+    const __mmask16 mask = First16(row.dim - c);
+    const __m512 x = LoadElements(kType, row.src + c * bytes, mask);
+    _mm512_mask_storeu_ps(stored + c, mask, x);
+    _mm512_mask_storeu_ps(canonical + c, mask, x);
+    found.LookAtStored(x);
+  }
+  return found.flags();
+}
+
+uint32_t LoadPermuted(const SourceRow& row, float* stored, float* canonical) {
   const size_t bytes = DTypeBytes(row.dtype);
+  Found found;
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const __mmask16 mask = First16(row.dim - c);
     const __m512 x = LoadElements(row.dtype, row.src + c * bytes, mask);
     _mm512_mask_storeu_ps(stored + c, mask, x);
-    if (row.order == nullptr) _mm512_mask_storeu_ps(canonical + c, mask, x);
+    found.LookAtStored(x);
   }
-  if (row.order != nullptr) {
-    for (uint32_t c = 0; c < row.dim; ++c) canonical[c] = stored[row.order[c]];
-  }
-  Turn<false>(row.angle, row.pairs, canonical);
-  const __m512i exponent = _mm512_set1_epi32(0x7F800000);
-  __m512i any = _mm512_setzero_si512();
-  __mmask16 infinite = 0;
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const __mmask16 mask = First16(row.dim - c);
-    const __m512i before = _mm512_maskz_loadu_epi32(mask, stored + c);
-    const __m512i after = _mm512_maskz_loadu_epi32(mask, canonical + c);
-    any = _mm512_or_si512(any, before);
-    infinite |= _mm512_cmpeq_epi32_mask(_mm512_and_si512(before, exponent), exponent);
-    infinite |= _mm512_cmpeq_epi32_mask(_mm512_and_si512(after, exponent), exponent);
+    const __m512i places = _mm512_maskz_loadu_epi32(mask, row.order + c);
+    const __m512 x = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, stored, 4);
+    _mm512_mask_storeu_ps(canonical + c, mask, x);
   }
-  return (_mm512_test_epi32_mask(any, any) ? kRowNotZero : 0) | (infinite ? kRowNotFinite : 0);
+  Turn<false>(row.angle, row.pairs, canonical);
+  for (uint32_t c = 0; c < row.dim; c += 16) {
+    found.Look(_mm512_maskz_loadu_ps(First16(row.dim - c), canonical + c));
+  }
+  return found.flags();
+}
+
+uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
+  if (row.order != nullptr) return LoadPermuted(row, stored, canonical);
+  switch (row.dtype) {
+    case DType::kF16:
+      return LoadInOrder<DType::kF16>(row, stored, canonical);
+    case DType::kBF16:
+      return LoadInOrder<DType::kBF16>(row, stored, canonical);
+    default:
+      return LoadInOrder<DType::kF32>(row, stored, canonical);
+  }
+}
+
+// Adds the squares of 16 numbers in two halves.
+LKV_INLINE __m512i AddSquaresWide(__m512i sum, __m512i v) {
+  const __m512i n = _mm512_abs_epi32(v), odd = _mm512_srli_epi64(n, 32);
+  return _mm512_add_epi64(sum,
+                          _mm512_add_epi64(_mm512_mul_epu32(n, n), _mm512_mul_epu32(odd, odd)));
+}
+
+uint64_t Energy(const float* x, float scale, uint32_t dim) {
+  __m512i sum = _mm512_setzero_si512();
+  for (uint32_t c = 0; c < dim; c += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(First16(dim - c), x + c);
+    sum = AddSquaresWide(sum, Round(_mm512_mul_ps(v, _mm512_set1_ps(scale))));
+  }
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
 }
 
 // 16 coordinates in steps.
-__m512 Scaled(const ScaledRow& row, uint32_t c, __mmask16 mask) {
+LKV_INLINE __m512 Scaled(const ScaledRow& row, uint32_t c, __mmask16 mask) {
   const __m512 inverse =
       row.inverse ? _mm512_maskz_loadu_ps(mask, row.inverse + c) : _mm512_set1_ps(row.row_inverse);
   return _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row.x + c), inverse);
@@ -148,7 +225,7 @@ __m512i GroupSum(__m512i v) {
 }
 
 // NearestE8 (e8.h) of four groups.
-__m512i NearestPoints(__m512i k, __m512i fraction) {
+LKV_INLINE __m512i NearestPoints(__m512i k, __m512i fraction) {
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i forward = _mm512_broadcast_i32x4(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7));
   const __mmask32 up = _mm512_cmpge_epi16_mask(fraction, _mm512_set1_epi16(128));
@@ -184,8 +261,8 @@ __m512i NearestPoints(__m512i k, __m512i fraction) {
 }
 
 // 16 coordinates less their offset in units of 2^-8; `beyond` collects those too large.
-__m512i Units(const ScaledRow& row, const float* offset, uint32_t c, __mmask16 mask,
-              __mmask16& beyond) {
+LKV_INLINE __m512i Units(const ScaledRow& row, const float* offset, uint32_t c, __mmask16 mask,
+                         __mmask16& beyond) {
   const __m512 y = _mm512_sub_ps(Scaled(row, c, mask), _mm512_maskz_loadu_ps(mask, offset + c));
   const __m512i z = Round(Clamp(_mm512_mul_ps(y, _mm512_set1_ps(256.0f)), kRoundLimit));
   beyond |= _mm512_cmpge_epi32_mask(_mm512_abs_epi32(z), _mm512_set1_epi32(kRoundLimitInteger));
@@ -230,7 +307,7 @@ uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
 
 // Places in EntropyTables::packed of 16 coordinates; `last` are those with the last place of their
 // group.
-__m512i PackedPlaces(__m512i code, __m512i q2, __mmask16 last) {
+LKV_INLINE __m512i PackedPlaces(__m512i code, __m512i q2, __mmask16 last) {
   const __m512i one = _mm512_set1_epi32(1);
   const __m512i k = _mm512_srai_epi32(q2, 1);
   const __m512i low = _mm512_srli_epi32(code, kPointLowBitsShift);
@@ -329,9 +406,7 @@ void AddRelative(const float* back, const float* exact, float inverse, uint32_t 
     e = _mm512_add_epi32(
         e, SquaredErrors(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, back + c), x), scale));
     const __m512 units = _mm512_mul_ps(_mm512_mul_ps(x, scale), _mm512_set1_ps(256.0f));
-    const __m512i n = _mm512_abs_epi32(Round(Clamp(units, kRoundLimit)));
-    const __m512i odd = _mm512_srli_epi64(n, 32);
-    v = _mm512_add_epi64(v, _mm512_add_epi64(_mm512_mul_epu32(n, n), _mm512_mul_epu32(odd, odd)));
+    v = AddSquaresWide(v, Round(Clamp(units, kRoundLimit)));
   }
   const __m512i wide = _mm512_add_epi64(_mm512_srli_epi64(e, 32),
                                         _mm512_and_si512(e, _mm512_set1_epi64(0xFFFFFFFF)));
@@ -340,7 +415,7 @@ void AddRelative(const float* back, const float* exact, float inverse, uint32_t 
 }
 
 // Rows of eight registers become columns within each 128 bits.
-void Transpose8x8(__m512i v[8]) {
+LKV_INLINE void Transpose8x8(__m512i v[8]) {
   __m512i a[8], b[8];
   for (int i = 0; i < 4; ++i) {
     a[i] = _mm512_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
@@ -406,9 +481,9 @@ __m512i Pack(__m512i a, __m512i b) {
 
 // Symbols and raw bits of coordinate `last ? 7 : below 7` of 32 groups.
 template <bool kLowBits>
-void DecodeCoordinate(const PointCode* codes, bool last, const __mmask16 half[2],
-                      const uint32_t* decode, Lanes lanes[2], __m512i sum[2],
-                      const std::byte*& next, __m512i k[2]) {
+LKV_INLINE void DecodeCoordinate(const PointCode* codes, bool last, const __mmask16 half[2],
+                                 const uint32_t* decode, Lanes lanes[2], __m512i sum[2],
+                                 const std::byte*& next, __m512i k[2]) {
   const __m512i one = _mm512_set1_epi32(1);
   __m512i low[2];
   __mmask16 split[2] = {0, 0};
@@ -492,7 +567,7 @@ void DecodeRounds(DecodeRun& run) {
 }
 
 // Lanes of `mask` give their low words, in order, and keep the high ones.
-__m512i Emit(__m512i x, __mmask16 mask, uint16_t*& out) {
+LKV_INLINE __m512i Emit(__m512i x, __mmask16 mask, uint16_t*& out) {
   const __m512i words = _mm512_maskz_compress_epi32(mask, x);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(words));
   out += __builtin_popcount(static_cast<uint32_t>(mask));
@@ -500,7 +575,7 @@ __m512i Emit(__m512i x, __mmask16 mask, uint16_t*& out) {
 }
 
 // x after coding a symbol, x < frequency * 2^22.
-__m512i Push(__m512i x, __m512i frequency, __m512i start) {
+LKV_INLINE __m512i Push(__m512i x, __m512i frequency, __m512i start) {
   // Rounded down all the way the quotient, below 2^22, is right or one too small.
   constexpr int kDown = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
   const __m512 exact = _mm512_cvt_roundepu32_ps(x, kDown);
@@ -516,7 +591,8 @@ __m512i Push(__m512i x, __m512i frequency, __m512i start) {
 
 // States in x[0] and x[1] are those of lanes 31 .. 16 and 15 .. 0: the order in which they give
 // words.
-void PushSymbols(const __m512i frequency[2], const __m512i start[2], __m512i x[2], uint16_t*& out) {
+LKV_INLINE void PushSymbols(const __m512i frequency[2], const __m512i start[2], __m512i x[2],
+                            uint16_t*& out) {
   for (int h = 0; h < 2; ++h) {
     const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x[h], 22), frequency[h]);
     x[h] = Emit(x[h], full, out);
@@ -524,8 +600,8 @@ void PushSymbols(const __m512i frequency[2], const __m512i start[2], __m512i x[2
   for (int h = 0; h < 2; ++h) x[h] = Push(x[h], frequency[h], start[h]);
 }
 
-void PushLowBits(const PointCode* codes, const __m512i q2[2], bool last, __m512i x[2],
-                 uint16_t*& out) {
+LKV_INLINE void PushLowBits(const PointCode* codes, const __m512i q2[2], bool last, __m512i x[2],
+                            uint16_t*& out) {
   for (int h = 0; h < 2; ++h) {
     const __m512i low = _mm512_srli_epi32(_mm512_loadu_si512(codes + 16 * h), kPointLowBitsShift);
     const __mmask16 split = _mm512_test_epi32_mask(low, low);
@@ -539,7 +615,7 @@ void PushLowBits(const PointCode* codes, const __m512i q2[2], bool last, __m512i
   }
 }
 
-__m512i LoadGroups(const int16_t* q2, int j) {
+LKV_INLINE __m512i LoadGroups(const int16_t* q2, int j) {
   // Element e is lane 31 - e, so the 128 bits at L hold the groups 31 - 8 L - j.
   const __m128i* groups = reinterpret_cast<const __m128i*>(q2);
   __m512i v = _mm512_castsi128_si512(_mm_loadu_si128(groups + 31 - j));
@@ -602,7 +678,7 @@ void EncodeRounds(EncodeRun& run) {
 const CpuKernels kAvx512Kernels = {CodecBackend::kAvx512,
                                    LoadVector,
                                    row_kernels::LargestBits,
-                                   row_kernels::Energy,
+                                   Energy,
                                    row_kernels::AddMoments,
                                    AddSixteenths,
                                    QuantizeVector,

@@ -3,6 +3,7 @@
 
 #include "core/base/status_macros.h"
 #include "core/codec/cpu/kernels.h"
+#include "core/codec/cpu/prefetch.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/cpu/tile_coder.h"
 #include "core/codec/cpu/unit_encoder.h"
@@ -97,11 +98,15 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
     const MutablePlaneView& view = planes[u.plan.unit.plane];
     UnitReconstructor reconstruct(context.kernels, u.plan, context.rope.Table(spec.rope));
     row.resize(spec.head_dim);
+    const auto at = [&](size_t i) {
+      return view.data + u.plan.coded[i] * view.token_stride + u.plan.unit.head * view.head_stride;
+    };
     for (size_t i = 0; i < u.plan.coded.size(); ++i) {
+      if (i + kRowsAhead < u.plan.coded.size()) {
+        PrefetchRow<1>(at(i + kRowsAhead), VectorBytes(u.plan.unit));
+      }
       reconstruct.Row(i, &u.q2[i * spec.head_dim], row.data());
-      context.kernels.store_row(
-          spec.dtype, row.data(), spec.head_dim,
-          view.data + u.plan.coded[i] * view.token_stride + u.plan.unit.head * view.head_stride);
+      context.kernels.store_row(spec.dtype, row.data(), spec.head_dim, at(i));
     }
   }
   return absl::OkStatus();
@@ -122,18 +127,18 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
     out.uses_profile |= UsesProfile(units.back().plan.header);
   }
   const std::vector<uint32_t> tiles = SplitIntoTiles(refs, context.tokens);
-  ByteWriter bytes, bodies;
+  ByteWriter bytes;
+  std::vector<ByteVector> bodies;
   RansEncoder coder;
   bytes.Put(static_cast<uint16_t>(tiles.size()));
   std::span<const CodedUnit> rest(units);
   for (uint32_t count : tiles) {
-    const ByteVector tile = AssembleTile(context.kernels, rest.first(count), planes, coder);
+    bodies.push_back(AssembleTile(context.kernels, rest.first(count), planes, coder));
     rest = rest.subspan(count);
     bytes.Put(static_cast<uint16_t>(count));
-    bytes.Put(static_cast<uint32_t>(tile.size()));
-    bodies.PutBytes(tile);
+    bytes.Put(static_cast<uint32_t>(bodies.back().size()));
   }
-  bytes.PutBytes(bodies.bytes());
+  for (const ByteVector& body : bodies) bytes.PutBytes(body);
   for (size_t p = 0; p < context.layer.planes.size(); ++p) {
     if (context.layer.planes[p].role != PlaneRole::kOpaque) continue;
     AppendExactPlane(context.layer.planes[p], context.tokens, planes[p], bytes);

@@ -1,6 +1,7 @@
 #include "core/codec/cpu/quantizer.h"
 
 #include <algorithm>
+#include <array>
 
 #include "core/codec/cpu/channel_squares.h"
 #include "core/codec/cpu/kernels.h"
@@ -178,12 +179,24 @@ int16_t MiddleOf(std::vector<int32_t> values) {
   return static_cast<int16_t>(values[values.size() / 2]);
 }
 
-uint64_t SideCost(const std::vector<int32_t>& values, SideCode code) {
-  const auto& table = Tables().encode[TableId(code.spread, code.low_bits > 0, kAll)];
-  uint64_t cost = uint64_t{256} * code.low_bits * values.size();
-  for (int32_t v : values) cost += table[(v >> code.low_bits) + kSymbolOffset].cost;
-  return cost;
-}
+// How often each symbol occurs when `values` are coded without their `bits` low bits, which the
+// tables of spread index kEntropyTables - 1 must hold.
+struct SymbolCounts {
+  std::array<uint32_t, 2 * kSymbolOffset + 1> count{};
+  int low, high;
+
+  SymbolCounts(const std::vector<int32_t>& values, int bits, int lowest, int highest)
+      : low((lowest >> bits) + kSymbolOffset), high((highest >> bits) + kSymbolOffset) {
+    for (int32_t v : values) ++count[static_cast<size_t>((v >> bits) + kSymbolOffset)];
+  }
+  uint64_t Cost(const std::array<EncodeEntry, 2 * kSymbolOffset + 1>& table) const {
+    uint64_t cost = 0;
+    for (int s = low; s <= high; ++s) {
+      cost += uint64_t{count[static_cast<size_t>(s)]} * table[static_cast<size_t>(s)].cost;
+    }
+    return cost;
+  }
+};
 
 // Smallest table spread whose symbols hold low .. high.
 int SmallestSpread(int low, int high, bool half) {
@@ -203,15 +216,18 @@ SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
   int tried = 0;
   for (uint8_t bits = 0; bits < 16 && tried < 4; ++bits) {
     const int first = SmallestSpread(*low >> bits, *high >> bits, bits > 0);
+    if (first == kEntropyTables) continue;
+    const SymbolCounts counts(values, bits, *low, *high);
     for (int s = first; s < std::min(first + 5, kEntropyTables); ++s) {
       const SideCode code{static_cast<uint8_t>(s), bits};
-      const uint64_t c = SideCost(values, code);
+      const uint64_t c = counts.Cost(Tables().encode[TableId(s, bits > 0, kAll)]) +
+                         uint64_t{256} * bits * values.size();
       if (c < best_cost) {
         best_cost = c;
         best = code;
       }
     }
-    tried += first < kEntropyTables;
+    ++tried;
   }
   // Values that no code holds (a profile far off): never the cheapest candidate.
   *cost += tried > 0 ? best_cost : uint64_t{1} << 50;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/codec/cpu/kernels.h"
+#include "core/codec/cpu/prefetch.h"
 #include "core/codec/cpu/quantizer.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/fixed_point.h"
@@ -54,10 +55,15 @@ void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, cons
   data.original.resize(size_t{context.tokens} * dim);
   data.canonical.resize(data.original.size());
   data.raw = choices.raw_tokens;
+  const size_t row_bytes = dim * DTypeBytes(spec.dtype);
   uint32_t found = 0;
   for (uint32_t t = 0; t < context.tokens; ++t) {
     row.src = view.data + t * view.token_stride + unit.head * view.head_stride;
     row.angle = angles + size_t{t} * row.pairs;
+    // A head's vectors lie too far apart for the processor to see where this is going.
+    if (t + kRowsAhead < context.tokens) {
+      PrefetchRow<0>(row.src + kRowsAhead * view.token_stride, row_bytes);
+    }
     const size_t at = size_t{t} * dim;
     const uint32_t flags = context.kernels.load_row(row, &data.original[at], &data.canonical[at]);
     found |= flags;
