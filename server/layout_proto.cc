@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "proto/rope_proto.h"
 #include "server/error_detail.h"
 
 namespace latticekv {
@@ -28,11 +29,7 @@ absl::StatusOr<PlaneSpec> PlaneFromProto(const v1::PlaneLayout& proto) {
   plane.heads = proto.heads();
   plane.head_dim = proto.head_dim();
   plane.dtype = static_cast<DType>(proto.dtype());
-  if (proto.has_rope() && proto.rope().style() != v1::ROPE_STYLE_NONE) {
-    plane.rope.style = static_cast<RopeStyle>(proto.rope().style());
-    plane.rope.rotary_dims = proto.rope().rotary_dims();
-    plane.rope.base = proto.rope().base();
-  }
+  plane.rope = RopeFromProto(proto.rope());
   return plane;
 }
 
@@ -42,10 +39,7 @@ void PlaneToProto(const PlaneSpec& plane, v1::PlaneLayout* out) {
   out->set_heads(plane.heads);
   out->set_head_dim(plane.head_dim);
   out->set_dtype(static_cast<v1::DType>(plane.dtype));
-  if (plane.rope.style == RopeStyle::kNone) return;
-  out->mutable_rope()->set_style(static_cast<v1::RopeStyle>(plane.rope.style));
-  out->mutable_rope()->set_rotary_dims(plane.rope.rotary_dims);
-  out->mutable_rope()->set_base(plane.rope.base);
+  RopeToProto(plane.rope, out);
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/src/layout_metadata.h"
+#include "core/layout/rope.h"
 
 namespace latticekv {
 namespace {
@@ -19,6 +21,9 @@ std::string PlaneText(const PlaneSpec& plane) {
                   ", base ", plane.rope.base);
   if (plane.rope.rotary_dims != plane.head_dim) {
     absl::StrAppend(&out, ", ", plane.rope.rotary_dims, " dims");
+  }
+  if (plane.rope.scaling.kind != RopeScalingKind::kNone) {
+    absl::StrAppend(&out, ", scaled ", RopeScalingText(plane.rope.scaling));
   }
   return out + ")";
 }
@@ -103,6 +108,10 @@ Json LayoutJson(const Layout& layout) {
         json["rope_layout"] = plane.rope.style == RopeStyle::kInterleaved ? "interleaved" : "neox";
         json["rope_base"] = plane.rope.base;
         json["rope_dims"] = plane.rope.rotary_dims;
+        if (plane.rope.scaling.kind != RopeScalingKind::kNone) {
+          json["rope_scaling"] = Json::parse(RopeScalingText(plane.rope.scaling));
+          json["attention_factor"] = RopeAttentionFactor(plane.rope);
+        }
       }
       planes.push_back(std::move(json));
     }

@@ -1,13 +1,11 @@
 #include "client/src/cache_file.h"
 
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <limits>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/src/layout_metadata.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 
@@ -46,52 +44,8 @@ std::string Shape(const Tensor& tensor) {
   return absl::StrCat("[", absl::StrJoin(tensor.shape, ", "), "]");
 }
 
-absl::StatusOr<RopeSpec> ReadRope(const SafetensorsMetadata& metadata, uint32_t head_dim,
-                                  std::vector<std::string>& notices) {
-  const auto find = [&](const char* key) -> std::string {
-    const auto it = metadata.find(key);
-    return it == metadata.end() ? "" : it->second;
-  };
-  RopeSpec rope;
-  const std::string style = find("rope_layout");
-  if (style == "none") return rope;
-  if (style == "interleaved") {
-    rope.style = RopeStyle::kInterleaved;
-  } else if (style == "neox" || style.empty()) {
-    rope.style = RopeStyle::kNeox;
-  } else {
-    return absl::InvalidArgumentError(absl::StrCat("metadata rope_layout is '", style,
-                                                   "'; it must be neox, interleaved or none"));
-  }
-  const std::string base = find("rope_base");
-  if (base.empty()) {
-    return absl::InvalidArgumentError(
-        "metadata rope_base is missing; add it, or rope_layout=none for keys without rotary "
-        "embedding");
-  }
-  if (!absl::SimpleAtod(base, &rope.base)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("metadata rope_base '", base, "' is not a number"));
-  }
-  if (style.empty()) notices.push_back("metadata has no rope_layout; taking neox");
-  const std::string scaling = find("rope_scaling");
-  if (!scaling.empty() && scaling != "none" && scaling != "default") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("metadata rope_scaling '", scaling,
-                     "' is not supported by this version; only unscaled rotary embedding is"));
-  }
-  rope.rotary_dims = head_dim;
-  if (const std::string dims = find("rope_dims"); !dims.empty()) {
-    if (!absl::SimpleAtoi(dims, &rope.rotary_dims)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("metadata rope_dims '", dims, "' is not a number"));
-    }
-    if (rope.rotary_dims == 0) return RopeSpec{};
-  }
-  return rope;
-}
-
-absl::StatusOr<const Tensor*> FindPlaneTensor(const SafetensorsReader& reader, const char* name) {
+absl::StatusOr<const Tensor*> FindPlaneTensor(const SafetensorsReader& reader,
+                                              const std::string& name) {
   const Tensor* tensor = reader.Find(name);
   if (tensor == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("there is no tensor '", name, "'"));
@@ -141,33 +95,42 @@ absl::Status ReadTokenIds(CacheFile& cache) {
                                             : ReadIds<int64_t>(*tensor, cache.token_ids);
 }
 
+// One plane's spec, the rotary embedding apart.
+absl::StatusOr<PlaneSpec> PlaneOfTensor(const Tensor& tensor, PlaneRole role) {
+  PlaneSpec plane;
+  plane.name = tensor.name;
+  plane.role = role;
+  plane.heads = static_cast<uint32_t>(tensor.shape[2]);
+  plane.head_dim = static_cast<uint32_t>(tensor.shape[3]);
+  LKV_ASSIGN_OR_RETURN(plane.dtype, PlaneDType(tensor));
+  return plane;
+}
+
 absl::Status ReadCache(CacheFile& cache) {
   const SafetensorsReader& reader = cache.reader;
-  LKV_ASSIGN_OR_RETURN(const Tensor* k, FindPlaneTensor(reader, "k"));
-  LKV_ASSIGN_OR_RETURN(const Tensor* v, FindPlaneTensor(reader, "v"));
-  if (k->shape[0] != v->shape[0] || k->shape[1] != v->shape[1]) {
-    return absl::InvalidArgumentError(absl::StrCat("k has shape ", Shape(*k), " and v ", Shape(*v),
-                                                   "; layers and tokens must be the same"));
-  }
+  LKV_ASSIGN_OR_RETURN(const auto names, ReadPlaneNames(reader.metadata()));
   LayerSpec layer;
-  for (const Tensor* tensor : {k, v}) {
-    PlaneSpec plane;
-    plane.name = tensor->name;
-    plane.role = tensor == k ? PlaneRole::kKey : PlaneRole::kValue;
-    plane.heads = static_cast<uint32_t>(tensor->shape[2]);
-    plane.head_dim = static_cast<uint32_t>(tensor->shape[3]);
-    LKV_ASSIGN_OR_RETURN(plane.dtype, PlaneDType(*tensor));
-    if (tensor == k) {
-      LKV_ASSIGN_OR_RETURN(plane.rope, ReadRope(reader.metadata(), plane.head_dim, cache.notices));
+  const Tensor* first = nullptr;
+  for (const auto& [name, role] : names) {
+    LKV_ASSIGN_OR_RETURN(const Tensor* tensor, FindPlaneTensor(reader, name));
+    if (first == nullptr) first = tensor;
+    if (tensor->shape[0] != first->shape[0] || tensor->shape[1] != first->shape[1]) {
+      return absl::InvalidArgumentError(absl::StrCat(first->name, " has shape ", Shape(*first),
+                                                     " and ", tensor->name, " ", Shape(*tensor),
+                                                     "; layers and tokens must be the same"));
     }
-    layer.planes.push_back(plane);
+    LKV_ASSIGN_OR_RETURN(PlaneSpec plane, PlaneOfTensor(*tensor, role));
+    layer.planes.push_back(std::move(plane));
   }
-  if (k->shape[0] > limits::kMaxLayers) {
-    return absl::InvalidArgumentError(absl::StrCat("k has ", k->shape[0], " layers, at most ",
-                                                   limits::kMaxLayers, " are possible"));
+  if (first->shape[0] > limits::kMaxLayers) {
+    return absl::InvalidArgumentError(absl::StrCat(first->name, " has ", first->shape[0],
+                                                   " layers, at most ", limits::kMaxLayers,
+                                                   " are possible"));
   }
-  cache.tokens = static_cast<uint32_t>(k->shape[1]);
-  cache.layout.layers.assign(k->shape[0], layer);
+  cache.tokens = static_cast<uint32_t>(first->shape[1]);
+  cache.layout.layers.assign(first->shape[0], layer);
+  LKV_RETURN_IF_ERROR(
+      ReadRopeMetadata(reader.metadata(), cache.tokens, cache.layout, cache.notices));
   const auto text = [&](const char* key) {
     const auto it = reader.metadata().find(key);
     return it == reader.metadata().end() ? std::string() : it->second;
@@ -176,12 +139,6 @@ absl::Status ReadCache(CacheFile& cache) {
   cache.layout.revision = text("revision");
   LKV_RETURN_IF_ERROR(ValidateLayout(cache.layout));
   return ReadTokenIds(cache);
-}
-
-std::string DoubleText(double value) {
-  std::array<char, 32> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
-  return std::string(buffer.data(), end);
 }
 
 }  // namespace
@@ -221,15 +178,8 @@ SafetensorsMetadata LayoutMetadata(const Layout& layout) {
   out["kv_layout"] = "layers,tokens,kv_heads,head_dim";
   if (!layout.model.empty()) out["model"] = layout.model;
   if (!layout.revision.empty()) out["revision"] = layout.revision;
-  out["rope_layout"] = "none";
-  for (const PlaneSpec& plane : layout.layers.front().planes) {
-    if (plane.rope.style == RopeStyle::kNone) continue;
-    out["rope_layout"] = plane.rope.style == RopeStyle::kInterleaved ? "interleaved" : "neox";
-    out["rope_base"] = DoubleText(plane.rope.base);
-    if (plane.rope.rotary_dims != plane.head_dim) {
-      out["rope_dims"] = absl::StrCat(plane.rope.rotary_dims);
-    }
-  }
+  WriteRopeMetadata(layout, out);
+  WritePlaneNames(layout.layers.front(), out);
   return out;
 }
 
@@ -238,12 +188,7 @@ absl::StatusOr<CacheWriter> CacheWriter::Create(const std::string& path, const L
                                                 const std::vector<uint32_t>& token_ids,
                                                 TensorDType token_dtype,
                                                 const SafetensorsMetadata& metadata) {
-  for (const LayerSpec& layer : layout.layers) {
-    if (layer != layout.layers.front()) {
-      return absl::InvalidArgumentError(
-          "the layers of this layout differ; a safetensors cache holds equal layers only");
-    }
-  }
+  LKV_RETURN_IF_ERROR(CheckFitsMetadata(layout));
   std::vector<TensorInfo> tensors;
   for (const PlaneSpec& plane : layout.layers.front().planes) {
     tensors.push_back({plane.name,

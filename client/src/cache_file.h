@@ -1,5 +1,6 @@
-// KV caches as safetensors files: `k` and `v` [layers, tokens, kv_heads, head_dim], `token_ids`,
-// and in the metadata what a layout needs besides.
+// KV caches as safetensors files: `k` and `v` [layers, tokens, kv_heads, head_dim] or the planes
+// that the metadata names, `token_ids`, and in the metadata what a layout needs besides
+// (layout_metadata.h).
 #ifndef LATTICEKV_CLIENT_SRC_CACHE_FILE_H_
 #define LATTICEKV_CLIENT_SRC_CACHE_FILE_H_
 
@@ -17,7 +18,7 @@ namespace latticekv {
 // A cache read from a file; its views refer to the file's mapping and live as long as this.
 struct CacheFile {
   SafetensorsReader reader;
-  Layout layout;  // every layer has planes "k" and "v"
+  Layout layout;  // layers differ in their rotary embedding at most
   uint32_t tokens = 0;
   // The first `tokens` ids of the file; empty when it has none.
   std::vector<uint32_t> token_ids;
@@ -41,8 +42,8 @@ SafetensorsMetadata LayoutMetadata(const Layout& layout);
 // token_ids.
 class CacheWriter {
  public:
-  // INVALID_ARGUMENT when the layout's layers differ, since they share a tensor. `token_dtype` is
-  // kI32 or kI64; `token_ids` may be empty: no such tensor.
+  // INVALID_ARGUMENT when the layout's layers differ in shape, since they share a tensor.
+  // `token_dtype` is kI32 or kI64; `token_ids` may be empty: no such tensor.
   static absl::StatusOr<CacheWriter> Create(const std::string& path, const Layout& layout,
                                             uint32_t tokens, const std::vector<uint32_t>& token_ids,
                                             TensorDType token_dtype,

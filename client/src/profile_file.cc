@@ -75,16 +75,21 @@ absl::StatusOr<ModelProfile> LoadProfile(const std::string& path, const Layout& 
 }
 
 ProfileLearner::Moments ProfileLearner::Measure(const CacheFile& cache, size_t plane_index) {
-  const PlaneSpec& plane = cache.layout.layers.front().planes[plane_index];
-  const bool key = plane.role == PlaneRole::kKey;
-  const std::vector<SinCos> table = RopeTable(plane.rope, 0, cache.tokens);
-  const uint32_t pairs = plane.rope.rotary_dims / 2;
   const auto views = cache.Views();
   const double tokens = cache.tokens - kSinkTokens;
   Moments out;
-  std::vector<float> row(plane.head_dim);
+  std::vector<float> row;
+  std::vector<SinCos> table;
   for (size_t l = 0; l < views.size(); ++l) {
     const PlaneView& view = views[l][plane_index];
+    const PlaneSpec& plane = cache.layout.layers[l].planes[plane_index];
+    const bool key = plane.role == PlaneRole::kKey;
+    const uint32_t pairs = plane.rope.rotary_dims / 2;
+    row.resize(plane.head_dim);
+    // Layers may have rotary embeddings of their own; most have that of the layer before.
+    if (l == 0 || plane.rope != cache.layout.layers[l - 1].planes[plane_index].rope) {
+      table = RopeTable(plane.rope, 0, cache.tokens);
+    }
     for (uint32_t h = 0; h < plane.heads; ++h) {
       std::vector<double> mean(plane.head_dim), deviation(plane.head_dim);
       // Two passes: sums of squares alone would lose the spread of channels with a large mean.
@@ -136,13 +141,22 @@ absl::Status ProfileLearner::Add(const CacheFile& cache) {
     return absl::InvalidArgumentError(absl::StrCat(
         "'", path, "' has ", cache.tokens, " tokens; more than ", kSinkTokens, " are needed"));
   }
-  const PlaneSpec& key = cache.layout.layers.front().planes.front();
-  const size_t energies = cache.layout.layers.size() * key.heads * key.head_dim / 2;
+  const std::vector<PlaneSpec>& planes = cache.layout.layers.front().planes;
+  if (planes.size() < 2 || planes[0].role != PlaneRole::kKey ||
+      planes[1].role != PlaneRole::kValue ||
+      (planes.size() > 2 && planes[2].role == PlaneRole::kValue)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "'", path, "': a profile is learnt from caches with one key and one value plane"));
+  }
+  const PlaneSpec& key = planes.front();
+  const size_t channels = cache.layout.layers.size() * key.heads * key.head_dim;
   std::vector<float> energy;
   LKV_RETURN_IF_ERROR(ReadFloats(cache.reader, "query_energy", energy));
-  if (!energy.empty() && energy.size() != energies) {
+  const bool same = energy_.empty() || energy.size() == energy_.size();
+  if (!energy.empty() && (!same || (energy.size() != channels && energy.size() != channels / 2))) {
     return absl::InvalidArgumentError(absl::StrCat("'", path, "': query_energy has ", energy.size(),
-                                                   " values, the layout needs ", energies));
+                                                   " values, the layout needs ", channels / 2,
+                                                   " or ", channels, ", all caches the same"));
   }
   const bool first = tokens_ == 0;
   layout_ = cache.layout;
@@ -154,8 +168,8 @@ absl::Status ProfileLearner::Add(const CacheFile& cache) {
     energy_.clear();
     return absl::OkStatus();
   }
-  energy_.resize(energies);
-  for (size_t i = 0; i < energies; ++i) energy_[i] += double{energy[i]} * cache.tokens;
+  energy_.resize(energy.size());
+  for (size_t i = 0; i < energy.size(); ++i) energy_[i] += double{energy[i]} * cache.tokens;
   energy_tokens_ += cache.tokens;
   return absl::OkStatus();
 }
@@ -186,7 +200,8 @@ absl::Status WriteProfile(const std::string& path, const Layout& layout,
     if (values.empty()) return;
     tensors.push_back({{name, TensorDType::kF32, {layers, plane.heads, width}}, &values});
   };
-  add("query_energy", planes[0], planes[0].head_dim / 2, s.query_energy);
+  add("query_energy", planes[0], s.query_energy.size() / (layers * planes[0].heads),
+      s.query_energy);
   add("key_mean", planes[0], planes[0].head_dim, s.key_mean);
   add("key_sigma", planes[0], planes[0].head_dim, s.key_sigma);
   add("value_mean", planes[1], planes[1].head_dim, s.value_mean);

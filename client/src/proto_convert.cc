@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "proto/rope_proto.h"
 
 namespace latticekv {
 namespace {
@@ -17,10 +18,7 @@ v1::LayerLayout LayerToProto(const LayerSpec& layer) {
     p->set_heads(plane.heads);
     p->set_head_dim(plane.head_dim);
     p->set_dtype(static_cast<v1::DType>(plane.dtype));
-    if (plane.rope.style == RopeStyle::kNone) continue;
-    p->mutable_rope()->set_style(static_cast<v1::RopeStyle>(plane.rope.style));
-    p->mutable_rope()->set_rotary_dims(plane.rope.rotary_dims);
-    p->mutable_rope()->set_base(plane.rope.base);
+    RopeToProto(plane.rope, p);
   }
   return out;
 }
@@ -32,10 +30,7 @@ PlaneSpec PlaneFromProto(const v1::PlaneLayout& p) {
   plane.heads = p.heads();
   plane.head_dim = p.head_dim();
   plane.dtype = static_cast<DType>(p.dtype());
-  if (p.rope().style() != v1::ROPE_STYLE_NONE) {
-    plane.rope = {static_cast<RopeStyle>(p.rope().style()), p.rope().rotary_dims(),
-                  p.rope().base()};
-  }
+  plane.rope = RopeFromProto(p.rope());
   return plane;
 }
 

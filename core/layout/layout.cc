@@ -5,14 +5,27 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/layout/rope_scaling.h"
 
 namespace latticekv {
 namespace {
 
 constexpr uint32_t kLayoutMagic = 0x4C564B4C;  // "LKVL"
+// Version 2 adds the scaling of rotary embeddings. Layouts that scale none are written as version
+// 1, which keeps their fingerprints.
 constexpr uint8_t kLayoutVersion = 1;
+constexpr uint8_t kScaledLayoutVersion = 2;
 
-void SerializePlane(const PlaneSpec& plane, ByteWriter& out) {
+bool IsScaled(const Layout& layout) {
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      if (plane.rope.scaling.kind != RopeScalingKind::kNone) return true;
+    }
+  }
+  return false;
+}
+
+void SerializePlane(const PlaneSpec& plane, bool scaled, ByteWriter& out) {
   out.PutString(plane.name);
   out.Put(static_cast<uint8_t>(plane.role));
   out.Put(static_cast<uint8_t>(plane.dtype));
@@ -22,9 +35,10 @@ void SerializePlane(const PlaneSpec& plane, ByteWriter& out) {
   const bool rotary = plane.rope.style != RopeStyle::kNone;
   out.Put<uint32_t>(rotary ? plane.rope.rotary_dims : 0);
   out.Put<double>(rotary ? plane.rope.base : 0.0);
+  if (scaled && rotary) SerializeRopeScaling(plane.rope.scaling, out);
 }
 
-PlaneSpec ParsePlane(ByteReader& in) {
+PlaneSpec ParsePlane(bool scaled, ByteReader& in) {
   PlaneSpec plane;
   plane.name = in.GetString(limits::kMaxNameBytes);
   plane.role = static_cast<PlaneRole>(in.Get<uint8_t>());
@@ -34,7 +48,11 @@ PlaneSpec ParsePlane(ByteReader& in) {
   plane.rope.style = static_cast<RopeStyle>(in.Get<uint8_t>());
   plane.rope.rotary_dims = in.Get<uint32_t>();
   plane.rope.base = in.Get<double>();
-  if (plane.rope.style == RopeStyle::kNone) plane.rope.base = RopeSpec{}.base;
+  if (plane.rope.style == RopeStyle::kNone) {
+    plane.rope.base = RopeSpec{}.base;
+  } else if (scaled) {
+    plane.rope.scaling = ParseRopeScaling(in);
+  }
   return plane;
 }
 
@@ -47,6 +65,7 @@ absl::Status ValidateRope(size_t layer, const PlaneSpec& plane) {
   const RopeSpec& rope = plane.rope;
   if (rope.style == RopeStyle::kNone) {
     if (rope.rotary_dims != 0) return PlaneError(layer, plane, "rotary_dims without a rope style");
+    if (rope.scaling != RopeScaling{}) return PlaneError(layer, plane, "scaling without rope");
     return absl::OkStatus();
   }
   if (rope.style != RopeStyle::kNeox && rope.style != RopeStyle::kInterleaved) {
@@ -61,7 +80,8 @@ absl::Status ValidateRope(size_t layer, const PlaneSpec& plane) {
   if (!std::isfinite(rope.base) || rope.base < 1.0 || rope.base > 1e12) {
     return PlaneError(layer, plane, "rope base must be between 1 and 1e12");
   }
-  return absl::OkStatus();
+  const std::string what = RopeScalingProblem(rope);
+  return what.empty() ? absl::OkStatus() : PlaneError(layer, plane, what);
 }
 
 absl::Status ValidatePlane(size_t layer, const PlaneSpec& plane) {
@@ -152,7 +172,8 @@ absl::Status ValidateLayout(const Layout& layout) {
 ByteVector SerializeLayout(const Layout& layout) {
   ByteWriter out;
   out.Put(kLayoutMagic);
-  out.Put(kLayoutVersion);
+  const bool scaled = IsScaled(layout);
+  out.Put(scaled ? kScaledLayoutVersion : kLayoutVersion);
   out.PutString(layout.model);
   out.PutString(layout.revision);
   out.Put<uint32_t>(static_cast<uint32_t>(layout.layers.size()));
@@ -162,7 +183,9 @@ ByteVector SerializeLayout(const Layout& layout) {
     while (end < layout.layers.size() && layout.layers[end] == layout.layers[l]) ++end;
     out.Put<uint32_t>(static_cast<uint32_t>(end - l));
     out.Put<uint8_t>(static_cast<uint8_t>(layout.layers[l].planes.size()));
-    for (const PlaneSpec& plane : layout.layers[l].planes) SerializePlane(plane, out);
+    for (const PlaneSpec& plane : layout.layers[l].planes) {
+      SerializePlane(plane, scaled, out);
+    }
     l = end;
   }
   return out.Take();
@@ -172,7 +195,9 @@ absl::StatusOr<Layout> ParseLayout(ByteSpan bytes) {
   if (bytes.size() > limits::kMaxLayoutBytes) return absl::DataLossError("layout: too many bytes");
   ByteReader in(bytes);
   if (in.Get<uint32_t>() != kLayoutMagic) return absl::DataLossError("layout: bad magic");
-  if (const int version = in.Get<uint8_t>(); in.ok() && version != kLayoutVersion) {
+  const int version = in.Get<uint8_t>();
+  const bool scaled = version == kScaledLayoutVersion;
+  if (in.ok() && version != kLayoutVersion && !scaled) {
     return absl::UnimplementedError(absl::StrCat("layout: unknown version ", version));
   }
   Layout layout;
@@ -190,7 +215,7 @@ absl::StatusOr<Layout> ParseLayout(ByteSpan bytes) {
       return absl::DataLossError("layout: damaged layer table");
     }
     LayerSpec layer;
-    for (uint32_t p = 0; p < planes; ++p) layer.planes.push_back(ParsePlane(in));
+    for (uint32_t p = 0; p < planes; ++p) layer.planes.push_back(ParsePlane(scaled, in));
     if (!in.ok()) return absl::DataLossError("layout: truncated");
     layout.layers.insert(layout.layers.end(), run, layer);
   }

@@ -23,12 +23,39 @@ size_t DTypeBytes(DType dtype);
 std::string_view DTypeName(DType dtype);  // "f16", "bf16", "f32"
 absl::StatusOr<DType> ParseDType(std::string_view name);
 
+// How frequencies were changed for contexts longer than the model was first trained on.
+enum class RopeScalingKind : uint8_t {
+  kNone = 0,
+  kLinear = 1,      // positions divided by a factor (Chen et al. 2023)
+  kDynamicNtk = 2,  // a larger base for longer sequences
+  kLlama3 = 3,      // long wavelengths divided by a factor, short ones kept
+  kYarn = 4,        // Peng et al. 2023
+};
+
+// Fields as a model's published configuration gives them, so that a fingerprint never depends on
+// arithmetic. Those that `kind` does not use are zero.
+struct RopeScaling {
+  RopeScalingKind kind = RopeScalingKind::kNone;
+  double factor = 0;
+  uint32_t original_positions = 0;  // dynamic NTK, llama3, yarn: of the unscaled model
+  // Dynamic NTK: length of sequence that the engine computed the base for, not below
+  // original_positions. Keys of another length are other keys, so it belongs to the layout.
+  uint32_t sequence_positions = 0;
+  double low_freq_factor = 0, high_freq_factor = 0;  // llama3
+  double beta_fast = 0, beta_slow = 0;               // yarn
+  bool truncate = false;  // yarn: bounds of the ramp rounded outwards to whole pairs
+  // yarn; 0: not given. Keys carry the factor (RopeAttentionFactor), the sine tables do not.
+  double attention_factor = 0, mscale = 0, mscale_all_dim = 0;
+  bool operator==(const RopeScaling&) const = default;
+};
+
 // Rotary embedding of the first `rotary_dims` channels of every head: pair i of position p is
-// rotated by p * base^(-2i/rotary_dims) (Su et al. 2021, RoFormer).
+// rotated by p * base^(-2i/rotary_dims) (Su et al. 2021, RoFormer), scaled.
 struct RopeSpec {
   RopeStyle style = RopeStyle::kNone;
   uint32_t rotary_dims = 0;
   double base = 10000.0;
+  RopeScaling scaling;
   bool operator==(const RopeSpec&) const = default;
 };
 

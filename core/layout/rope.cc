@@ -1,5 +1,6 @@
 #include "core/layout/rope.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -11,7 +12,7 @@ namespace {
 constexpr double kLn2High = 6.93147180369123816490e-01;
 constexpr double kLn2Low = 1.90821492927058770002e-10;
 
-// Natural logarithm of x >= 1 by 2 atanh((m - 1) / (m + 1)) of the mantissa.
+// Natural logarithm of a normal x > 0 by 2 atanh((m - 1) / (m + 1)) of the mantissa.
 double Log(double x) {
   const uint64_t bits = std::bit_cast<uint64_t>(x);
   int exponent = static_cast<int>(bits >> 52) - 1023;
@@ -36,17 +37,89 @@ double ExpMinus(double x) {
   return sum * std::bit_cast<double>(static_cast<uint64_t>(1023 - k) << 52);
 }
 
+// Pair indices between which yarn goes over from kept to divided frequencies.
+struct YarnRamp {
+  double low, high;
+};
+
+YarnRamp MakeYarnRamp(const RopeSpec& rope) {
+  const RopeScaling& s = rope.scaling;
+  // The pair that turns `rotations` times over the original positions.
+  const auto pair_of = [&](double rotations) {
+    return rope.rotary_dims * Log(s.original_positions / (rotations * kTwoPi)) /
+           (2.0 * Log(rope.base));
+  };
+  double low = pair_of(s.beta_fast), high = pair_of(s.beta_slow);
+  if (s.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, rope.rotary_dims - 1.0);
+  if (low == high) high += 0.001;  // as published, so that the ramp has a slope
+  return {low, high};
+}
+
+// Angle per position of a pair, from the unscaled one.
+double ScaledAngle(const RopeScaling& s, const YarnRamp& ramp, double pair, double angle) {
+  switch (s.kind) {
+    case RopeScalingKind::kLinear:
+      return angle / s.factor;
+    case RopeScalingKind::kLlama3: {
+      const double wavelength = kTwoPi / angle;
+      if (wavelength > s.original_positions / s.low_freq_factor) return angle / s.factor;
+      if (wavelength < s.original_positions / s.high_freq_factor) return angle;
+      const double keep = (s.original_positions / wavelength - s.low_freq_factor) /
+                          (s.high_freq_factor - s.low_freq_factor);
+      return (1.0 - keep) * angle / s.factor + keep * angle;
+    }
+    case RopeScalingKind::kYarn: {
+      const double divide = std::clamp((pair - ramp.low) / (ramp.high - ramp.low), 0.0, 1.0);
+      return angle / s.factor * divide + angle * (1.0 - divide);
+    }
+    default:
+      return angle;
+  }
+}
+
+// Logarithm of the base, which dynamic NTK scaling raises.
+double LogBase(const RopeSpec& rope) {
+  const RopeScaling& s = rope.scaling;
+  const double log_base = Log(rope.base);
+  if (s.kind != RopeScalingKind::kDynamicNtk) return log_base;
+  const double dims = rope.rotary_dims;
+  const double stretch = s.factor * s.sequence_positions / s.original_positions - (s.factor - 1.0);
+  return log_base + dims / (dims - 2.0) * Log(stretch);
+}
+
+// How much yarn sharpens attention for a context longer by `factor`.
+double Sharpening(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * Log(factor) + 1.0;
+}
+
 }  // namespace
 
 std::vector<uint64_t> RopeFrequencies(const RopeSpec& rope) {
   std::vector<uint64_t> out(rope.style == RopeStyle::kNone ? 0 : rope.rotary_dims / 2);
-  const double log_base = Log(rope.base);
+  if (out.empty()) return out;
+  const double log_base = LogBase(rope);
+  const bool yarn = rope.scaling.kind == RopeScalingKind::kYarn;
+  const YarnRamp ramp = yarn ? MakeYarnRamp(rope) : YarnRamp{};
   for (size_t i = 0; i < out.size(); ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / rope.rotary_dims * log_base;
-    const double turns = ExpMinus(exponent) / kTwoPi;
+    const double pair = static_cast<double>(i);
+    const double exponent = 2.0 * pair / rope.rotary_dims * log_base;
+    const double turns = ScaledAngle(rope.scaling, ramp, pair, ExpMinus(exponent)) / kTwoPi;
     out[i] = static_cast<uint64_t>(turns * 18446744073709551616.0 + 0.5);
   }
   return out;
+}
+
+double RopeAttentionFactor(const RopeSpec& rope) {
+  const RopeScaling& s = rope.scaling;
+  if (s.kind != RopeScalingKind::kYarn) return 1.0;
+  if (s.attention_factor != 0) return s.attention_factor;
+  if (s.mscale == 0 || s.mscale_all_dim == 0) return Sharpening(s.factor, 1.0);
+  return Sharpening(s.factor, s.mscale) / Sharpening(s.factor, s.mscale_all_dim);
 }
 
 std::vector<SinCos> RopeTable(const RopeSpec& rope, uint64_t start, uint32_t tokens) {

@@ -172,6 +172,42 @@ TEST_F(CliTest, KeepsDtypesAndOwnHeadDims) {
   EXPECT_EQ(LoadLe<int64_t>(out->Find("token_ids")->data.data() + 8 * 19), 95);
 }
 
+TEST_F(CliTest, LatentAndRotaryPlanesWithLayersOfTheirOwn) {
+  // MLA as a cache file: a shared rotary key, a wider latent, and state of an odd width.
+  const std::vector<TensorInfo> tensors = {{"k_rope", TensorDType::kBF16, {2, 20, 1, 16}},
+                                           {"latent", TensorDType::kBF16, {2, 20, 1, 64}},
+                                           {"state", TensorDType::kF32, {2, 20, 3, 5}}};
+  const SafetensorsMetadata metadata = {
+      {"planes", R"({"k_rope":"key","latent":"value","state":"opaque"})"},
+      {"rope_layout", "interleaved"},
+      {"rope_base", "[10000.0,1000000.0]"},
+      {"rope_scaling",
+       R"([null,{"rope_type":"yarn","factor":40.0,"original_max_position_embeddings":4096}])"}};
+  auto writer = SafetensorsWriter::Create(File("in"), tensors, metadata);
+  ASSERT_TRUE(writer.ok());
+  for (const TensorInfo& tensor : tensors) {
+    const MutableByteSpan data = writer->Data(tensor.name);
+    for (size_t i = 0; i < data.size() / 2; ++i) {
+      StoreLe<uint16_t>(data.data() + 2 * i, static_cast<uint16_t>(0x3F00 + i * 7 % 256));
+    }
+  }
+  ASSERT_TRUE(writer->Commit().ok());
+  const RunResult run = Cli({"compress", File("in"), File("x.lkv"), "--preset", "near"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(Cli({"decompress", File("x.lkv"), File("out")}).code, 0);
+  EXPECT_THAT(Cli({"inspect", File("x.lkv"), "--json"}).out, HasSubstr("attention_factor"));
+  const auto in = SafetensorsReader::Open(File("in")), out = SafetensorsReader::Open(File("out"));
+  ASSERT_TRUE(in.ok() && out.ok()) << out.status();
+  EXPECT_EQ(out->metadata(), in->metadata());
+  for (const TensorInfo& tensor : tensors) {
+    const auto *a = in->Find(tensor.name), *b = out->Find(tensor.name);
+    ASSERT_NE(b, nullptr) << tensor.name;
+    EXPECT_EQ(a->shape, b->shape);
+    const bool same = std::equal(a->data.begin(), a->data.end(), b->data.begin(), b->data.end());
+    EXPECT_EQ(same, tensor.name == "state") << tensor.name;
+  }
+}
+
 TEST_F(CliTest, MissingRopeLayoutIsNeoxWithANotice) {
   SmallCache cache;
   cache.metadata = {{"rope_base", "10000.0"}};
