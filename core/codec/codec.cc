@@ -109,13 +109,7 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
-  if (!rope.empty() && !exact) header.stages |= kStageRope;
-  LatticeChoices choices{preset.logit_noise, options.stats, std::vector<uint8_t>(tokens, 0)};
-  for (uint32_t t = 0; t < tokens; ++t) {
-    choices.raw_tokens[t] = options.start_position + t < kSinkTokens;
-  }
-  for (uint32_t t : options.exact_tokens) choices.raw_tokens[t] = 1;
-
+  const LatticeChoices choices{preset.logit_noise, options.stats, RawTokens(tokens, options)};
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     EncodedLayer layer;
     if (exact) {
@@ -129,15 +123,8 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
                                    kernels};
       layer = EncodeLatticeLayer(context, choices, planes[l]);
     }
-    if (layer.uses_profile) header.stages |= kStageProfile;
-    const LayerErrors& e = layer.errors;
-    header.key_error_sum = SaturatingAdd(header.key_error_sum, e.key_error_sum);
-    header.value_error_sum = SaturatingAdd(header.value_error_sum, e.value_error_sum);
-    header.key_vectors += e.key_vectors;
-    header.value_vectors += e.value_vectors;
-    header.layers.push_back({static_cast<uint32_t>(layer.bytes.size()), Crc32c(layer.bytes),
-                             RmsQ15(e.key_error_sum, e.key_vectors),
-                             RmsQ15(e.value_error_sum, e.value_vectors)});
+    if (layer.uses_profile) UseProfile(*options.profile, header);
+    AppendLayerEntry(layer.bytes.size(), Crc32c(layer.bytes), layer.errors, header);
     bodies.push_back(std::move(layer.bytes));
   }
 }
@@ -192,11 +179,10 @@ std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t
   return out;
 }
 
-absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
-                                       const std::vector<std::vector<PlaneView>>& planes,
-                                       const EncodeOptions& options) {
+absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t tokens,
+                                             const std::vector<std::vector<PlaneView>>& planes,
+                                             const EncodeOptions& options) {
   LKV_RETURN_IF_ERROR(CheckChunk(layout, tokens, planes, options));
-  LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
   const Preset& preset = GetPreset(options.preset);
   FrameHeader header;
   header.preset = static_cast<uint8_t>(preset.id);
@@ -210,10 +196,41 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
     header.stages = kStageLattice;
     header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
+    if (!ChunkRope(layout, options.start_position, 0).empty()) header.stages |= kStageRope;
   }
+  return header;
+}
+
+std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options) {
+  std::vector<uint8_t> out(tokens, 0);
+  for (uint32_t t = 0; t < tokens; ++t) out[t] = options.start_position + t < kSinkTokens;
+  for (uint32_t t : options.exact_tokens) out[t] = 1;
+  return out;
+}
+
+void UseProfile(const ModelProfile& profile, FrameHeader& header) {
+  header.stages |= kStageProfile;
+  header.profile_hash = profile.decoding_hash;
+}
+
+void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& e,
+                      FrameHeader& header) {
+  header.key_error_sum = SaturatingAdd(header.key_error_sum, e.key_error_sum);
+  header.value_error_sum = SaturatingAdd(header.value_error_sum, e.value_error_sum);
+  header.key_vectors += e.key_vectors;
+  header.value_vectors += e.value_vectors;
+  header.layers.push_back({static_cast<uint32_t>(size_bytes), crc32c,
+                           RmsQ15(e.key_error_sum, e.key_vectors),
+                           RmsQ15(e.value_error_sum, e.value_vectors)});
+}
+
+absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
+                                       const std::vector<std::vector<PlaneView>>& planes,
+                                       const EncodeOptions& options) {
+  LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout, tokens, planes, options));
+  LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
   std::vector<ByteVector> bodies;
   EncodeLayers(layout, tokens, planes, options, *kernels, header, bodies);
-  if (header.stages & kStageProfile) header.profile_hash = options.profile->decoding_hash;
   ByteVector frame = SerializeFrameHeader(header);
   size_t size = frame.size();
   for (const ByteVector& body : bodies) size += body.size();

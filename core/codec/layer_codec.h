@@ -67,6 +67,23 @@ struct EncodedLayer {
 absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint, size_t layers,
                             const ModelProfile* profile);
 
+// The parts of encoding a frame that do not depend on where its layers are encoded.
+// The header of a chunk that fits the layout, its layers still missing. Errors of EncodeFrame.
+absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t tokens,
+                                             const std::vector<std::vector<PlaneView>>& planes,
+                                             const EncodeOptions& options);
+// [tokens] 1 for tokens to store bit for bit.
+std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options);
+// The frame needs `profile` to decode.
+void UseProfile(const ModelProfile& profile, FrameHeader& header);
+void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& errors,
+                      FrameHeader& header);
+// Steps of a head's keys with query energy: what they add to (sixteenths), and each channel's.
+int16_t KeyBaseFromEnergy(double logit_noise, const HeadProfile& profile);
+std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& profile);
+// Weights of squared errors in such steps: query energy times squared step, units of 2^-12.
+std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const std::vector<int16_t>& steps);
+
 ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
                             const std::vector<PlaneView>& planes);
 absl::Status DecodeExactLayer(const LayerSpec& layer, uint32_t tokens, ByteSpan bytes,

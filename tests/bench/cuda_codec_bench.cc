@@ -91,7 +91,7 @@ void Measure(const Case& c, const Layout& layout, const ModelProfile& profile,
     stored += static_cast<double>(frame.size());
     chunks.push_back(
         {ByteSpan(pinned.back().data(), frame.size()),
-         testing::ContiguousDestinations(layout, kChunkTokens, output.data() + i * chunk_bytes),
+         testing::ContiguousPlanes(layout, kChunkTokens, output.data() + i * chunk_bytes),
          {}});
   }
   const auto plan = CudaDecodePlan::Make(layout, &profile, chunks);

@@ -7,19 +7,22 @@
 
 #include "core/codec/frame_format.h"
 #include "tests/gpu/device_batch.h"
+#include "tests/gpu/gpu_layouts.h"
 #include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
 namespace {
 
-using testing::ContiguousDestinations;
+using testing::ContiguousPlanes;
 using testing::DeviceBuffer;
 using testing::FromEnvironment;
 using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
+using testing::NamedLayouts;
 using testing::OwnedArena;
 using testing::Random;
+using testing::RandomLayout;
 using testing::Reseal;
 using testing::SampleChunk;
 using testing::ToHost;
@@ -53,9 +56,7 @@ void ExpectSameBytes(const Layout& layout, const ModelProfile* profile,
     outputs.emplace_back(layout.token_bytes() * tokens + 2 * kGuard);
     cudaMemset(outputs.back().data(), 0x5A, outputs.back().size());
     chunks.push_back(
-        {frame,
-         ContiguousDestinations(layout, tokens, outputs.back().data() + kGuard + shift),
-         {}});
+        {frame, ContiguousPlanes(layout, tokens, outputs.back().data() + kGuard + shift), {}});
   }
   const auto plan = CudaDecodePlan::Make(layout, profile, chunks);
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -107,70 +108,12 @@ std::vector<ByteVector> AllFrames(const Layout& layout, const ModelProfile& prof
 }
 
 TEST_F(CudaDecodeTest, SameBytesForNamedLayouts) {
-  struct Shape {
-    uint32_t heads, head_dim;
-    DType dtype;
-    RopeSpec rope;
-  };
-  const RopeStyle neox = RopeStyle::kNeox, woven = RopeStyle::kInterleaved;
-  const Shape shapes[] = {
-      {2, 64, DType::kF16, {neox, 64, 10000.0}},
-      {2, 128, DType::kF16, {neox, 128, 500000.0}},
-      {1, 128, DType::kBF16, {woven, 128, 1e4}},
-      {3, 80, DType::kF32, {neox, 40, 10000.0}},
-      {1, 96, DType::kF16, {woven, 48, 10000.0}},
-      {1, 192, DType::kF16, {neox, 64, 10000.0}},
-      {1, 256, DType::kBF16, {neox, 256, 1e6}},
-      {2, 80, DType::kBF16, {neox, 80, 10000.0}},
-      {1, 64, DType::kF32, {woven, 32, 10000.0}},
-      {1, 576, DType::kBF16, {neox, 64, 10000.0}},
-      {5, 8, DType::kF32, RopeSpec{}},
-      {3, 24, DType::kF16, {woven, 6, 10000.0}},
-      {2, 256, DType::kF16, {neox, 64, 10000.0}},
-      {2, 16, DType::kF16, {neox, 16, 10000.0}},
-  };
   const uint32_t tokens[] = {1, 33, 256};
-  for (const Shape& s : shapes) {
-    SCOPED_TRACE(std::to_string(s.head_dim) + " " + std::string(DTypeName(s.dtype)) + " rotary " +
-                 std::to_string(s.rope.rotary_dims));
-    const Layout layout = MakeUniformLayout("test", 2, s.heads, s.head_dim, s.dtype, s.rope);
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     ExpectSameBytes(layout, &profile, AllFrames(layout, profile, tokens, 7));
   }
-}
-
-Layout RandomLayout(Random& random) {
-  Layout layout;
-  layout.model = "random";
-  const DType dtypes[] = {DType::kF16, DType::kBF16, DType::kF32};
-  const RopeStyle styles[] = {RopeStyle::kNone, RopeStyle::kNeox, RopeStyle::kInterleaved};
-  const uint32_t layers = 1 + random.Below(3);
-  for (uint32_t l = 0; l < layers; ++l) {
-    LayerSpec layer;
-    for (PlaneRole role : {PlaneRole::kKey, PlaneRole::kOpaque, PlaneRole::kValue}) {
-      if (role == PlaneRole::kOpaque && random.Below(3) > 0) continue;
-      PlaneSpec plane{role == PlaneRole::kKey     ? "k"
-                      : role == PlaneRole::kValue ? "v"
-                                                  : "state",
-                      role,
-                      1 + random.Below(6),
-                      8 * (1 + random.Below(24)),
-                      dtypes[random.Below(3)],
-                      RopeSpec{}};
-      // Even, so that what lies behind it is aligned to the elements of any dtype.
-      if (role == PlaneRole::kOpaque) plane.head_dim = 2 * (1 + random.Below(20));
-      if (role == PlaneRole::kKey) {
-        plane.rope.style = styles[random.Below(3)];
-        if (plane.rope.style != RopeStyle::kNone) {
-          plane.rope.rotary_dims = 2 * (1 + random.Below(plane.head_dim / 2));
-          plane.rope.base = random.Below(2) ? 10000.0 : 500000.0;
-        }
-      }
-      layer.planes.push_back(plane);
-    }
-    layout.layers.push_back(layer);
-  }
-  return layout;
 }
 
 TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
@@ -266,7 +209,7 @@ TEST_F(CudaDecodeTest, ArenasThatAreTooSmallAreRefused) {
   const ByteVector frame =
       Encode(MakeSampleChunk(layout, 8, 1), PresetId::kHigh, StatsMode::kOwn, nullptr, 16);
   const DeviceBuffer output(layout.token_bytes() * 8);
-  const CudaDecodeChunk chunk{frame, ContiguousDestinations(layout, 8, output.data()), {}};
+  const CudaDecodeChunk chunk{frame, ContiguousPlanes(layout, 8, output.data()), {}};
   const auto plan = CudaDecodePlan::Make(layout, nullptr, {&chunk, 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
   const OwnedArena owned(*plan);
@@ -309,11 +252,10 @@ TEST_F(CudaDecodeTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
             static_cast<std::byte>(random.Next());
       }
       Reseal(frame);
-      const CudaDecodeChunk chunk{
-          frame,
-          ContiguousDestinations(layout, ReadFrameInfo(frame)->tokens,
-                                 output.data() + kGuard + frames.size() * room),
-          {}};
+      const CudaDecodeChunk chunk{frame,
+                                  ContiguousPlanes(layout, ReadFrameInfo(frame)->tokens,
+                                                   output.data() + kGuard + frames.size() * room),
+                                  {}};
       const auto alone = CudaDecodePlan::Make(layout, &profile, {&chunk, 1});
       if (!alone.ok()) {
         auto decoder = FrameDecoder::Open(frame, layout, &profile);

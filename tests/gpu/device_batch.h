@@ -1,5 +1,4 @@
-// A decode batch with memory of its own, for tests and benchmarks: destinations and arena on the
-// device, poisoned, with guards around every destination.
+// Memory on the device and beside it, for tests and benchmarks.
 #ifndef LATTICEKV_TESTS_GPU_DEVICE_BATCH_H_
 #define LATTICEKV_TESTS_GPU_DEVICE_BATCH_H_
 
@@ -64,11 +63,10 @@ inline ByteVector ToHost(const DeviceBuffer& buffer) {
   return out;
 }
 
-// Destinations of a contiguous chunk, [layer][plane] one behind the other as RawChunkViews has
+// Planes of a contiguous chunk, [layer][plane] one behind the other as RawChunkViews has
 // them.
-inline std::vector<std::vector<DevicePlane>> ContiguousDestinations(const Layout& layout,
-                                                                    uint32_t tokens,
-                                                                    std::byte* data_dev) {
+inline std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                              std::byte* data_dev) {
   std::vector<std::vector<DevicePlane>> out;
   for (const LayerSpec& layer : layout.layers) {
     std::vector<DevicePlane>& planes = out.emplace_back();
@@ -80,10 +78,10 @@ inline std::vector<std::vector<DevicePlane>> ContiguousDestinations(const Layout
   return out;
 }
 
-// Memory for one run of `plan`.
+// Memory for one run of `plan`, a CudaDecodePlan or a CudaEncodePlan.
 struct OwnedArena {
-  explicit OwnedArena(const CudaDecodePlan& plan)
-      : device(plan.device_bytes()), pinned(plan.pinned_bytes()) {
+  template <typename Plan>
+  explicit OwnedArena(const Plan& plan) : device(plan.device_bytes()), pinned(plan.pinned_bytes()) {
     cudaMemset(device.data(), 0xA5, device.size());
   }
   CudaArena arena() const { return {device.data(), device.size(), pinned.data(), pinned.size()}; }

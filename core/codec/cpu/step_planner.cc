@@ -61,6 +61,18 @@ int HeadSpreadLog32(const CpuKernels& kernels, const UnitData& data, uint32_t to
 
 }  // namespace
 
+int16_t KeyBaseFromEnergy(double logit_noise, const HeadProfile& profile) {
+  const int unit_16 = Sixteenths(logit_noise / kE8Rms);
+  return static_cast<int16_t>(std::clamp((2 * unit_16 - EnergyLog16(profile.mean_energy) + 1) >> 1,
+                                         -4 * kMaxStepIndex, 4 * kMaxStepIndex));
+}
+
+std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& profile) {
+  std::vector<int16_t> out;
+  for (int16_t step_16 : profile.step_16) out.push_back(ProfileStep(key_base, step_16));
+  return out;
+}
+
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data) {
   const ScopedStage timer(CodecStage::kSteps);
@@ -68,14 +80,9 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
   StepPlan out;
   if (unit.spec->role == PlaneRole::kKey) {
     if (profile != nullptr && !profile->query_energy.empty()) {
-      const int unit_16 = Sixteenths(choices.logit_noise / kE8Rms);
       out.key_from_energy = true;
-      out.key_base = static_cast<int16_t>(
-          std::clamp((2 * unit_16 - EnergyLog16(profile->mean_energy) + 1) >> 1, -4 * kMaxStepIndex,
-                     4 * kMaxStepIndex));
-      for (uint32_t c = 0; c < dim; ++c) {
-        out.key.push_back(ProfileStep(out.key_base, profile->step_16[c]));
-      }
+      out.key_base = KeyBaseFromEnergy(choices.logit_noise, *profile);
+      out.key = KeyStepsFromEnergy(out.key_base, *profile);
     } else {
       const int unit_16 = Sixteenths(3 * choices.logit_noise);
       const int log_32 = 2 * unit_16 + HeadSpreadLog32(context.kernels, data, context.tokens, dim);

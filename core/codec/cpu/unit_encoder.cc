@@ -24,19 +24,17 @@ uint64_t RelativeError(uint64_t error, uint64_t norm) {
   return std::min(ratio, kMaxVectorError);
 }
 
-// Weights of squared errors in steps: query energy times squared step, units of 2^-12.
-std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const UnitPlan& plan,
-                                   const std::vector<uint32_t>& order) {
-  std::vector<uint64_t> out(plan.step.size());
+}  // namespace
+
+std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const std::vector<int16_t>& steps) {
+  std::vector<uint64_t> out(steps.size());
   for (size_t c = 0; c < out.size(); ++c) {
-    const double step = StepFloat(plan.step[c]);
+    const double step = StepFloat(steps[c]);
     const double weight = profile.query_energy[c] * step * step * 4096.0 + 0.5;
-    out[order[c]] = static_cast<uint64_t>(std::min(weight, kMaxLogitWeight));
+    out[c] = static_cast<uint64_t>(std::min(weight, kMaxLogitWeight));
   }
   return out;
 }
-
-}  // namespace
 
 bool UsesProfile(const UnitHeader& h) {
   return h.mean_source >= MeanSource::kProfile || h.spread_source >= SpreadSource::kProfile ||
@@ -101,7 +99,7 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   std::vector<uint32_t> squares(dim, 0);
   std::vector<float> inverse(dim, 1.0f);
   if (key) {
-    if (profiled) weights = LogitWeights(*profile, plan, order);
+    if (profiled) weights = LogitWeights(*profile, plan.step);
     for (uint32_t c = 0; c < dim; ++c) inverse[order[c]] = StepFloat(-plan.step[c]);
   }
   const CpuKernels& kernels = context.kernels;
@@ -122,7 +120,9 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
     sum += RelativeError(error, norm);
   }
   if (profiled) {
-    for (uint32_t c = 0; c < dim; ++c) sum += std::min(squares[c] * weights[c], kMaxChannelError);
+    for (uint32_t c = 0; c < dim; ++c) {
+      sum += std::min(squares[order[c]] * weights[c], kMaxChannelError);
+    }
     sum /= dim;
   }
   const uint32_t vectors = static_cast<uint32_t>(plan.coded.size());

@@ -9,29 +9,6 @@
 #include "core/codec/cuda/plan_builder.h"
 
 namespace latticekv {
-namespace {
-
-absl::Status CudaStatus(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  const std::string text = absl::StrCat("CUDA: ", what, ": ", cudaGetErrorString(error));
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
-  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
-    return absl::FailedPreconditionError(text);
-  }
-  return absl::InternalError(text);
-}
-
-absl::StatusOr<uint32_t> Multiprocessors() {
-  int device = 0, count = 0;
-  LKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "no device"));
-  LKV_RETURN_IF_ERROR(
-      CudaStatus(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-                 "cannot ask the device"));
-  return static_cast<uint32_t>(count);
-}
-
-}  // namespace
-
 absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
                                                     const ModelProfile* profile,
                                                     std::span<const CudaDecodeChunk> chunks) {
@@ -47,23 +24,8 @@ absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
   return builder.Finish();
 }
 
-absl::Status CudaDecodePlan::CheckArena(const CudaArena& arena) const {
-  const bool enough = arena.device_dev != nullptr && arena.pinned != nullptr &&
-                      arena.device_bytes >= device_bytes_ && arena.pinned_bytes >= pinned_bytes_;
-  if (!enough) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the arena has ", arena.device_bytes, " bytes on the device and ", arena.pinned_bytes,
-        " pinned; the batch needs ", device_bytes_, " and ", pinned_bytes_));
-  }
-  if (reinterpret_cast<uintptr_t>(arena.device_dev) % 256 != 0 ||
-      reinterpret_cast<uintptr_t>(arena.pinned) % 256 != 0) {
-    return absl::InvalidArgumentError("the arena must be aligned to 256 bytes");
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
   std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
   LKV_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
                                                  cudaMemcpyHostToDevice, stream),
@@ -79,7 +41,7 @@ absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t st
 
 absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,
                                          uint32_t max_multiprocessors) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
   LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
   if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
   cuda::DecodeLaunch launch = launch_;
@@ -102,7 +64,7 @@ absl::Status CudaDecodePlan::DecodeAsync(const CudaArena& arena, cudaStream_t st
 }
 
 absl::Status CudaDecodePlan::ChunkResult(const CudaArena& arena, size_t chunk) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena));
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
   if (chunk >= chunks_) {
     return absl::InvalidArgumentError(absl::StrCat("the batch has no chunk ", chunk));
   }

@@ -13,8 +13,6 @@
 #ifndef LATTICEKV_CORE_CODEC_CUDA_CUDA_DECODER_H_
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_DECODER_H_
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -22,45 +20,17 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
-#include "core/codec/cuda/decode_tasks.h"
+#include "core/codec/cuda/cuda_memory.h"
 #include "core/layout/layout.h"
 #include "core/layout/model_profile.h"
 
 namespace latticekv {
-
-// One plane of one layer in device memory. Element (token, head, d) lies at
-//   data_dev + block * block_stride + slot * token_stride + head * head_stride + d * element size,
-// strides in bytes. Without a block table the block is 0 and the slot the chunk's token; so
-// contiguous [tokens, heads, head_dim] data are {data, token_bytes, head_dim bytes}. Engines' paged
-// caches in NHD order have token_stride > head_stride, in HND order the other way round.
-struct DevicePlane {
-  std::byte* data_dev = nullptr;
-  size_t token_stride = 0;
-  size_t head_stride = 0;
-  size_t block_stride = 0;
-};
-
-// Where a chunk's tokens lie in a paged cache: token t is the sequence's token first_token + t, its
-// block is blocks[(first_token + t) / block_tokens]. In host memory, read by Make alone.
-struct BlockTable {
-  std::span<const uint32_t> blocks;
-  uint32_t block_tokens = 0;  // 0: not paged
-  uint64_t first_token = 0;
-};
 
 struct CudaDecodeChunk {
   // In host memory until the upload is done; copied asynchronously where it is pinned.
   ByteSpan frame;
   std::vector<std::vector<DevicePlane>> planes;  // [layer][plane], destinations
   BlockTable table;
-};
-
-// Memory that the caller owns and keeps until the stream is through. Aligned to 256 bytes.
-struct CudaArena {
-  std::byte* device_dev = nullptr;
-  size_t device_bytes = 0;
-  std::byte* pinned = nullptr;  // page-locked host memory
-  size_t pinned_bytes = 0;
 };
 
 // A checked batch. Allocates host memory when made and nothing afterwards; never synchronises but
@@ -94,7 +64,6 @@ class CudaDecodePlan {
  private:
   friend class PlanBuilder;
   CudaDecodePlan() = default;
-  absl::Status CheckArena(const CudaArena& arena) const;
 
   struct FrameCopy {
     ByteSpan frame;

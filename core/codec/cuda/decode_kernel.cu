@@ -28,13 +28,12 @@ constexpr DeviceConstants MakeConstants() {
 }
 __device__ const DeviceConstants kConstants = MakeConstants();
 
-__global__ void RopeKernel(DecodeLaunch launch) {
-  const auto* tasks = reinterpret_cast<const RopeTask*>(launch.arena_dev + launch.rope_tasks_at);
-  for (uint32_t n = blockIdx.y; n < launch.rope_tasks; n += gridDim.y) {
+__global__ void RopeKernel(unsigned char* arena, uint64_t tasks_at, uint32_t count) {
+  const auto* tasks = reinterpret_cast<const RopeTask*>(arena + tasks_at);
+  for (uint32_t n = blockIdx.y; n < count; n += gridDim.y) {
     const RopeTask task = tasks[n];
-    const auto* frequencies =
-        reinterpret_cast<const uint64_t*>(launch.arena_dev + task.frequencies_at);
-    auto* out = reinterpret_cast<SinCos*>(launch.arena_dev + task.out_at);
+    const auto* frequencies = reinterpret_cast<const uint64_t*>(arena + task.frequencies_at);
+    auto* out = reinterpret_cast<SinCos*>(arena + task.out_at);
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < task.tokens * task.pairs;
          i += gridDim.x * blockDim.x) {
       out[i] = RopeSinCos((task.start_position + i / task.pairs) * frequencies[i % task.pairs]);
@@ -350,10 +349,17 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 1) DecodeKernel(DecodeLau
 
 }  // namespace
 
+cudaError_t LaunchRope(unsigned char* arena_dev, uint64_t tasks_at, uint32_t tasks,
+                       cudaStream_t stream) {
+  if (tasks == 0) return cudaSuccess;
+  RopeKernel<<<dim3(16, std::min(tasks, 1024u)), 256, 0, stream>>>(arena_dev, tasks_at, tasks);
+  return cudaGetLastError();
+}
+
 cudaError_t LaunchDecode(const DecodeLaunch& launch, cudaStream_t stream) {
-  if (launch.rope_tasks > 0) {
-    RopeKernel<<<dim3(16, std::min(launch.rope_tasks, 1024u)), 256, 0, stream>>>(launch);
-  }
+  const cudaError_t rope =
+      LaunchRope(launch.arena_dev, launch.rope_tasks_at, launch.rope_tasks, stream);
+  if (rope != cudaSuccess) return rope;
   if (launch.tiles > 0) {
     const cudaError_t error =
         cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

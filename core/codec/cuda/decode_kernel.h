@@ -9,6 +9,9 @@
 
 namespace latticekv::cuda {
 
+// Enqueues the kernel that computes rotary tables, RopeTask [tasks] at `tasks_at`.
+cudaError_t LaunchRope(unsigned char* arena_dev, uint64_t tasks_at, uint32_t tasks,
+                       cudaStream_t stream);
 // Enqueues the rotary tables and then the tiles on `stream`.
 cudaError_t LaunchDecode(const DecodeLaunch& launch, cudaStream_t stream);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/cuda/arena_layout.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/layer_codec.h"
 #include "core/layout/rope.h"
@@ -14,37 +15,13 @@ namespace latticekv {
 namespace {
 
 constexpr uint64_t kNoProfile = ~uint64_t{0};
-constexpr uint64_t kAlignment = 256;
 // Behind every frame: the kernel reads whole words around a stream's end.
 constexpr uint64_t kFramePadding = 16;
 // Blocks of the decode kernel that staging memory is kept for.
 constexpr uint64_t kMaxStagedBlocks = 256;
 
-uint64_t RoundUp(uint64_t v, uint64_t to) { return (v + to - 1) / to * to; }
-
 absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("frame: ", what));
-}
-
-// Makes room for `values` at a 256-byte boundary of `out` and returns where.
-template <typename T>
-uint64_t MakeRoom(const std::vector<T>& values, ByteVector& out) {
-  const uint64_t at = RoundUp(out.size(), kAlignment);
-  out.resize(at + values.size() * sizeof(T));
-  return at;
-}
-
-template <typename T>
-void CopyTo(const std::vector<T>& values, uint64_t at, ByteVector& out) {
-  if (!values.empty()) std::memcpy(out.data() + at, values.data(), values.size() * sizeof(T));
-}
-
-// The same, and copies them.
-template <typename T>
-uint64_t Place(const std::vector<T>& values, ByteVector& out) {
-  const uint64_t at = MakeRoom(values, out);
-  CopyTo(values, at, out);
-  return at;
 }
 
 }  // namespace
@@ -60,10 +37,11 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
-  LKV_RETURN_IF_ERROR(CheckDestinations(chunk));
+  LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
   const bool needs_profile = header.stages & kStageProfile;
   now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
-  LKV_RETURN_IF_ERROR(AddPlaces(chunk.table, header.tokens));
+  now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, header.tokens, places_));
   for (uint32_t l = 0; l < header.layers.size(); ++l) {
     LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.frame, parsed.layer_offsets, l,
                                                             header.layers[l].crc32c));
@@ -71,57 +49,9 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   }
   if (header.stages & kStageLattice) {
     frames_.push_back({chunk.frame, frames_bytes_});
-    frames_bytes_ += RoundUp(chunk.frame.size() + kFramePadding, kAlignment);
+    frames_bytes_ += RoundUp(chunk.frame.size() + kFramePadding, kArenaAlignment);
   }
   ++chunks_;
-  return absl::OkStatus();
-}
-
-absl::Status PlanBuilder::CheckDestinations(const CudaDecodeChunk& chunk) const {
-  if (chunk.planes.size() != layout_.layers.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("destinations have ", chunk.planes.size(),
-                                                   " layers, the layout ", layout_.layers.size()));
-  }
-  for (size_t l = 0; l < chunk.planes.size(); ++l) {
-    const std::vector<PlaneSpec>& specs = layout_.layers[l].planes;
-    if (chunk.planes[l].size() != specs.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("destinations of layer ", l, " have ",
-                                                     chunk.planes[l].size(), " planes, the layout ",
-                                                     specs.size()));
-    }
-    for (size_t p = 0; p < specs.size(); ++p) {
-      const DevicePlane& plane = chunk.planes[l][p];
-      const uint64_t all = reinterpret_cast<uintptr_t>(plane.data_dev) | plane.token_stride |
-                           plane.head_stride | plane.block_stride;
-      if (plane.data_dev == nullptr || all % DTypeBytes(specs[p].dtype) != 0) {
-        return absl::InvalidArgumentError(absl::StrCat("the destination of layer ", l, " plane '",
-                                                       specs[p].name,
-                                                       "' is null or not aligned to its elements"));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status PlanBuilder::AddPlaces(const BlockTable& table, uint32_t tokens) {
-  now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
-  if (table.block_tokens != 0 &&
-      (table.first_token > limits::kMaxPosition ||
-       table.first_token + tokens > uint64_t{table.blocks.size()} * table.block_tokens)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the block table of ", table.blocks.size(), " blocks of ", table.block_tokens,
-                     " tokens does not hold the chunk's ", tokens, " tokens from token ",
-                     table.first_token, " on"));
-  }
-  for (uint32_t t = 0; t < tokens; ++t) {
-    if (table.block_tokens == 0) {
-      places_.push_back({0, t});
-    } else {
-      const uint64_t at = table.first_token + t;
-      places_.push_back(
-          {table.blocks[at / table.block_tokens], static_cast<uint32_t>(at % table.block_tokens)});
-    }
-  }
   return absl::OkStatus();
 }
 
@@ -295,7 +225,7 @@ uint64_t PlanBuilder::RopeTableAt(const RopeSpec& rope) {
   task.pairs = rope.rotary_dims / 2;
   const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
   frequencies_.insert(frequencies_.end(), frequencies.begin(), frequencies.end());
-  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kAlignment);
+  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
   rope_tasks_.push_back(task);
   now_.ropes.emplace_back(rope, task.out_at);
   return task.out_at;
@@ -334,11 +264,11 @@ CudaDecodePlan PlanBuilder::Finish() {
   const uint64_t orders_at = Place(orders_, tasks);
   const uint64_t profiles_at = Place(profiles_, tasks);
   const uint64_t exact_at = Place(exact_, tasks);
-  tasks.resize(RoundUp(tasks.size(), kAlignment));
+  tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
   const uint64_t frames_at = tasks.size();
   const uint64_t rope_at = frames_at + frames_bytes_;
   const uint64_t resolved_at = rope_at + rope_bytes_;
-  launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kAlignment);
+  launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kArenaAlignment);
   launch.blocks = static_cast<uint32_t>(std::min<uint64_t>(kMaxStagedBlocks, tiles_.size()));
   const uint64_t staging_bytes =
       staged_ ? sizeof(float) * cuda::kStagedFloats * cuda::kWarpsPerBlock * launch.blocks : 0;

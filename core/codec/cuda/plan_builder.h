@@ -33,8 +33,6 @@ class PlanBuilder {
     std::vector<std::pair<RopeSpec, uint64_t>> ropes;
   };
 
-  absl::Status CheckDestinations(const CudaDecodeChunk& chunk) const;
-  absl::Status AddPlaces(const BlockTable& table, uint32_t tokens);
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
   absl::Status AddTile(uint32_t layer, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);

@@ -1,0 +1,273 @@
+// Puts coded tiles together into the layers of frames, and takes the layers' checksums.
+#include "core/codec/cuda/encode_kernels.h"
+
+namespace latticekv::cuda {
+namespace {
+
+constexpr uint32_t kThreads = 256;
+constexpr uint32_t kEveryLane = 0xFFFFFFFFu;
+constexpr uint32_t kUnitHeaderSize = 9, kTileEntrySize = 6;
+
+// Sizes and places of layers and tiles; one block.
+__global__ void PlaceKernel(EncodeLaunch launch) {
+  __shared__ uint64_t warp_sums[32];
+  __shared__ uint64_t base;
+  unsigned char* arena = launch.arena_dev;
+  const auto* layers = reinterpret_cast<const EncodeLayer*>(arena + launch.layers_at);
+  auto* tiles = reinterpret_cast<EncodeTile*>(arena + launch.tiles_at);
+  auto* results = reinterpret_cast<LayerResult*>(arena + launch.results_at);
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) base = 0;
+  __syncthreads();
+  for (uint32_t first = 0; first < launch.layers; first += blockDim.x) {
+    const uint32_t l = first + threadIdx.x;
+    uint64_t size = 0, room = 0;
+    if (l < launch.layers) {
+      const EncodeLayer layer = layers[l];
+      size = 2 + kTileEntrySize * uint64_t{layer.tiles};
+      for (uint32_t i = 0; i < layer.tiles; ++i) size += tiles[layer.first_tile + i].size_bytes;
+      room = layer.gap_bytes + size;
+    }
+    uint64_t sum = room;
+    for (int o = 1; o < 32; o *= 2) {
+      const uint64_t other = __shfl_up_sync(kEveryLane, sum, o);
+      if (lane >= o) sum += other;
+    }
+    if (lane == 31) warp_sums[warp] = sum;
+    __syncthreads();
+    uint64_t before = base;
+    for (uint32_t w = 0; w < warp; ++w) before += warp_sums[w];
+    const uint64_t end = before + sum;
+    if (l < launch.layers) {
+      const EncodeLayer layer = layers[l];
+      const uint64_t begin = end - size;
+      LayerResult r{};
+      r.begin = begin;
+      r.size_bytes = static_cast<uint32_t>(size);
+      uint64_t at = begin + 2 + kTileEntrySize * uint64_t{layer.tiles};
+      for (uint32_t i = 0; i < layer.tiles; ++i) {
+        tiles[layer.first_tile + i].begin = at;
+        at += tiles[layer.first_tile + i].size_bytes;
+      }
+      const auto* units =
+          reinterpret_cast<const EncodeUnit*>(arena + launch.units_at) + layer.first_unit;
+      for (uint32_t u = 0; u < layer.units; ++u) {
+        const auto& unit = *reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+        (units[u].is_key ? r.key_error_sum : r.value_error_sum) += unit.error_sum;
+        (units[u].is_key ? r.key_vectors : r.value_vectors) += unit.coded_count;
+        r.uses_profile |= unit.uses_profile;
+      }
+      results[l] = r;
+    }
+    __syncthreads();
+    if (threadIdx.x == blockDim.x - 1) base = end;
+    __syncthreads();
+  }
+}
+
+__device__ void StoreBytes(unsigned char* to, uint32_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) to[i] = static_cast<unsigned char>(value >> 8 * i);
+}
+
+// By the whole block; `from` is aligned to 2 bytes and may be read up to 3 bytes around its ends.
+__device__ void CopyWords(unsigned char* to, const unsigned char* from, uint32_t bytes) {
+  const uint32_t head = min(bytes, static_cast<uint32_t>(-reinterpret_cast<intptr_t>(to) & 3));
+  const uint32_t whole = (bytes - head) / 4;
+  for (uint32_t i = threadIdx.x; i < head; i += kThreads) to[i] = from[i];
+  uint32_t* wide = reinterpret_cast<uint32_t*>(to + head);
+  const uintptr_t source = reinterpret_cast<uintptr_t>(from + head);
+  const uint32_t* aligned = reinterpret_cast<const uint32_t*>(source & ~uintptr_t{3});
+  const uint32_t shift = source % 4 * 8;
+  for (uint32_t i = threadIdx.x; i < whole; i += kThreads) {
+    wide[i] = shift == 0 ? aligned[i] : __funnelshift_r(aligned[i], aligned[i + 1], shift);
+  }
+  for (uint32_t i = head + 4 * whole + threadIdx.x; i < bytes; i += kThreads) to[i] = from[i];
+}
+
+__device__ const unsigned char* VectorAt(const unsigned char* arena, const EncodeUnit& unit,
+                                         uint32_t token) {
+  const TokenPlace place =
+      reinterpret_cast<const TokenPlace*>(arena + unit.places_at)[token];
+  return reinterpret_cast<const unsigned char*>(unit.src) + place.block * unit.block_stride +
+         place.slot * unit.token_stride;
+}
+
+__device__ void WriteUnitHeader(unsigned char* to, const UnitResult& r, uint32_t listed) {
+  to[0] = r.modes;
+  to[1] = static_cast<unsigned char>(listed);
+  to[2] = r.coset;
+  StoreBytes(to + 3, static_cast<uint16_t>(r.step_base), 2);
+  to[5] = static_cast<unsigned char>(r.sigma_base);
+  to[6] = r.mean_spread | r.mean_bits << 4;
+  to[7] = r.sigma_spread | r.sigma_bits << 4;
+  to[8] = r.step_spread | r.step_bits << 4;
+}
+
+// A block a tile.
+__global__ void __launch_bounds__(kThreads) CopyKernel(EncodeLaunch launch) {
+  const unsigned char* arena = launch.arena_dev;
+  const EncodeTile tile = reinterpret_cast<const EncodeTile*>(arena + launch.tiles_at)[blockIdx.x];
+  const EncodeLayer layer =
+      reinterpret_cast<const EncodeLayer*>(arena + launch.layers_at)[tile.layer];
+  const auto* units =
+      reinterpret_cast<const EncodeUnit*>(arena + launch.units_at) + tile.first_unit;
+  unsigned char* out = launch.arena_dev + launch.output_at;
+  if (threadIdx.x == 0) {
+    const uint64_t begin =
+        reinterpret_cast<const LayerResult*>(arena + launch.results_at)[tile.layer].begin;
+    if (tile.index == 0) StoreBytes(out + begin, layer.tiles, 2);
+    unsigned char* entry = out + begin + 2 + kTileEntrySize * tile.index;
+    StoreBytes(entry, tile.units, 2);
+    StoreBytes(entry + 2, tile.size_bytes, 4);
+  }
+  unsigned char* at = out + tile.begin;
+  for (uint32_t u = 0; u < tile.units; ++u) {
+    const auto* result = reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+    const uint32_t listed = result->modes >> 6 & 1 ? 0 : result->raw_count;
+    const auto* order = reinterpret_cast<const uint8_t*>(result + 1);
+    if (threadIdx.x == 0) WriteUnitHeader(at, *result, listed);
+    for (uint32_t i = threadIdx.x; i < listed; i += kThreads) at[kUnitHeaderSize + i] = order[i];
+    at += kUnitHeaderSize + listed;
+  }
+  for (uint32_t u = 0; u < tile.units; ++u) {
+    const auto* result = reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+    const auto* order = reinterpret_cast<const uint8_t*>(result + 1);
+    const uint32_t bytes = units[u].vector_bytes;
+    // A warp a vector.
+    for (uint32_t n = threadIdx.x / 32; n < result->raw_count; n += kThreads / 32) {
+      const unsigned char* from = VectorAt(arena, units[u], order[n]);
+      for (uint32_t i = threadIdx.x % 32; i < bytes; i += 32) at[size_t{n} * bytes + i] = from[i];
+    }
+    at += size_t{result->raw_count} * bytes;
+  }
+  if (at == out + tile.begin + tile.size_bytes) return;
+  CopyWords(at, arena + tile.states_at, 128);
+  CopyWords(at + 128, arena + tile.words_at + 2 * (size_t{tile.room} - tile.words), 2 * tile.words);
+}
+
+// CRC32C, reflected. Polynomials over GF(2) modulo the generator, bit 31 the constant term.
+constexpr uint32_t kPolynomial = 0x82F63B78u;
+constexpr uint32_t kLaneBytes = 128, kPieceBytes = 32 * kLaneBytes;
+
+struct ChecksumConstants {
+  uint32_t table[4][256];    // a byte that 0 to 3 more follow
+  uint32_t lane_shift[32];   // x^(8 * kLaneBytes * n)
+  uint32_t piece_shift[32];  // x^(8 * kPieceBytes * 2^n)
+  uint32_t byte_shift[32];   // x^(8 * 2^n)
+};
+
+__host__ __device__ constexpr uint32_t Multiply(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (int i = 0; i < 32; ++i) {
+    product ^= a >> 31 ? b : 0;
+    a <<= 1;
+    b = b >> 1 ^ (b & 1 ? kPolynomial : 0);
+  }
+  return product;
+}
+
+constexpr ChecksumConstants MakeChecksumConstants() {
+  ChecksumConstants out{};
+  for (uint32_t i = 0; i < 256; ++i) {
+    uint32_t crc = i;
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? kPolynomial : 0);
+    out.table[0][i] = crc;
+  }
+  for (int k = 1; k < 4; ++k) {
+    for (uint32_t i = 0; i < 256; ++i) {
+      const uint32_t crc = out.table[k - 1][i];
+      out.table[k][i] = crc >> 8 ^ out.table[0][crc & 255];
+    }
+  }
+  out.byte_shift[0] = 1u << 23;  // x^8
+  for (int i = 1; i < 32; ++i) {
+    out.byte_shift[i] = Multiply(out.byte_shift[i - 1], out.byte_shift[i - 1]);
+  }
+  out.lane_shift[0] = 1u << 31;
+  for (int i = 1; i < 32; ++i) {
+    out.lane_shift[i] = Multiply(out.lane_shift[i - 1], out.byte_shift[7]);
+  }
+  out.piece_shift[0] = out.byte_shift[12];
+  for (int i = 1; i < 32; ++i) {
+    out.piece_shift[i] = Multiply(out.piece_shift[i - 1], out.piece_shift[i - 1]);
+  }
+  return out;
+}
+static_assert(kLaneBytes == 1u << 7 && kPieceBytes == 1u << 12);
+__device__ const ChecksumConstants kChecksum = MakeChecksumConstants();
+
+// v * x^(8 * unit * n) with powers[i] = x^(8 * unit * 2^i).
+__device__ uint32_t Shift(uint32_t v, uint64_t n, const uint32_t* powers) {
+  for (int i = 0; n != 0; ++i, n >>= 1) {
+    if (n & 1) v = Multiply(v, powers[i]);
+  }
+  return v;
+}
+
+// A block a layer, a warp a piece of 4 KiB counted from the layer's end: zeros before the layer's
+// first byte change nothing, so that only the first piece is shorter.
+__global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) {
+  __shared__ uint32_t table[4][256];
+  __shared__ uint32_t total;
+  for (uint32_t i = threadIdx.x; i < 1024; i += kThreads) {
+    table[i / 256][i % 256] = kChecksum.table[i / 256][i % 256];
+  }
+  if (threadIdx.x == 0) total = 0;
+  __syncthreads();
+  auto& result = reinterpret_cast<LayerResult*>(launch.arena_dev + launch.results_at)[blockIdx.x];
+  const unsigned char* bytes = launch.arena_dev + launch.output_at + result.begin;
+  const int64_t size = result.size_bytes;
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t lane_shift = kChecksum.lane_shift[31 - lane];
+  uint32_t sum = 0;
+  for (int64_t piece = threadIdx.x / 32; piece * kPieceBytes < size; piece += kThreads / 32) {
+    const int64_t end = size - piece * kPieceBytes - (31 - lane) * int64_t{kLaneBytes};
+    int64_t at = end - kLaneBytes;
+    if (at < 0) at = 0;
+    uint32_t crc = 0;
+    for (; at < end && (reinterpret_cast<uintptr_t>(bytes + at) & 3) != 0; ++at) {
+      crc = crc >> 8 ^ table[0][(crc ^ bytes[at]) & 255];
+    }
+    for (; at + 4 <= end; at += 4) {
+      const uint32_t v = crc ^ *reinterpret_cast<const uint32_t*>(bytes + at);
+      crc = table[3][v & 255] ^ table[2][v >> 8 & 255] ^ table[1][v >> 16 & 255] ^ table[0][v >> 24];
+    }
+    for (; at < end; ++at) crc = crc >> 8 ^ table[0][(crc ^ bytes[at]) & 255];
+    crc = __reduce_xor_sync(kEveryLane, Multiply(crc, lane_shift));
+    if (lane == 0) sum ^= Shift(crc, piece, kChecksum.piece_shift);
+  }
+  if (lane == 0) atomicXor(&total, sum);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    result.crc32c = ~(total ^ Shift(0xFFFFFFFFu, size, kChecksum.byte_shift));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) GatherKernel(EncodeLaunch launch) {
+  const GatherTask task =
+      reinterpret_cast<const GatherTask*>(launch.arena_dev + launch.gathers_at)[blockIdx.x];
+  const auto* places = reinterpret_cast<const TokenPlace*>(launch.arena_dev + task.places_at);
+  unsigned char* out = launch.arena_dev + task.out_at;
+  for (uint32_t n = threadIdx.x / 32; n < task.tokens * task.heads; n += kThreads / 32) {
+    const TokenPlace place = places[n / task.heads];
+    const unsigned char* from = reinterpret_cast<const unsigned char*>(task.src) +
+                                place.block * task.block_stride + place.slot * task.token_stride +
+                                n % task.heads * task.head_stride;
+    unsigned char* to = out + size_t{n} * task.vector_bytes;
+    for (uint32_t i = threadIdx.x % 32; i < task.vector_bytes; i += 32) to[i] = from[i];
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchAssembly(const EncodeLaunch& launch, cudaStream_t stream) {
+  if (launch.layers > 0) {
+    PlaceKernel<<<1, 512, 0, stream>>>(launch);
+    if (launch.tiles > 0) CopyKernel<<<launch.tiles, kThreads, 0, stream>>>(launch);
+    ChecksumKernel<<<launch.layers, kThreads, 0, stream>>>(launch);
+  }
+  if (launch.gathers > 0) GatherKernel<<<launch.gathers, kThreads, 0, stream>>>(launch);
+  return cudaGetLastError();
+}
+
+}  // namespace latticekv::cuda

@@ -1,0 +1,161 @@
+#include "core/codec/cuda/cuda_encoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "core/codec/cuda/decode_kernel.h"
+#include "core/codec/cuda/encode_kernels.h"
+#include "core/codec/cuda/encode_plan_builder.h"
+#include "core/codec/layer_codec.h"
+
+namespace latticekv {
+
+absl::Status CudaEncodedBatch::DownloadAsync(const CudaArena& arena, size_t frame,
+                                             MutableByteSpan out, cudaStream_t stream) const {
+  if (frame >= frames_.size() || out.size() != frames_[frame].size_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the batch has no frame ", frame, " of ", out.size(), " bytes"));
+  }
+  for (const HostPart& part : frames_[frame].host) {
+    std::memcpy(out.data() + part.at, part.bytes.data(), part.bytes.size());
+  }
+  for (const DevicePart& part : frames_[frame].device) {
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpyAsync(out.data() + part.at, arena.device_dev + part.arena_at,
+                                   part.size_bytes, cudaMemcpyDeviceToHost, stream),
+                   "download of a frame"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CudaEncodePlan> CudaEncodePlan::Make(const Layout& layout,
+                                                    const CudaEncodeSettings& settings,
+                                                    std::span<const CudaEncodeChunk> chunks) {
+  LKV_RETURN_IF_ERROR(ValidateLayout(layout));
+  if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
+  EncodePlanBuilder builder(layout, settings);
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (absl::Status status = builder.AddChunk(chunks[i]); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("chunk ", i, " of the batch: ", status.message()));
+    }
+  }
+  return builder.Finish();
+}
+
+absl::Status CudaEncodePlan::EncodeAsync(const CudaArena& arena, cudaStream_t stream,
+                                         uint32_t max_multiprocessors) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
+  if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
+  cuda::EncodeLaunch launch = launch_;
+  launch.arena_dev = reinterpret_cast<unsigned char*>(arena.device_dev);
+  launch.blocks = blocks;
+  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
+                                                 cudaMemcpyHostToDevice, stream),
+                                 "upload of tasks"));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaMemsetAsync(arena.device_dev + launch.counter_at, 0, sizeof(uint32_t), stream),
+                 "clearing a counter"));
+  LKV_RETURN_IF_ERROR(CudaStatus(
+      cuda::LaunchRope(launch.arena_dev, launch.rope_tasks_at, launch.rope_tasks, stream),
+      "launch of rotary tables"));
+  LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchUnits(launch, stream), "launch of the quantiser"));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cuda::LaunchEntropy(launch, stream), "launch of the entropy coder"));
+  LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchAssembly(launch, stream), "launch of the assembly"));
+  if (results_bytes_ == 0) return absl::OkStatus();
+  return CudaStatus(
+      cudaMemcpyAsync(arena.pinned + tasks_.size(), arena.device_dev + launch.results_at,
+                      results_bytes_, cudaMemcpyDeviceToHost, stream),
+      "download of sizes");
+}
+
+absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectExact(const CudaArena& arena,
+                                                                     size_t chunk) const {
+  const Chunk& c = chunks_[chunk];
+  const uint32_t tokens = c.header.tokens;
+  const ByteSpan raw(arena.pinned + tasks_.size() + c.gathered_at, layout_->token_bytes() * tokens);
+  CudaEncodedBatch::Frame frame;
+  LKV_ASSIGN_OR_RETURN(
+      ByteVector bytes,
+      EncodeFrame(*layout_, tokens, RawChunkViews(*layout_, tokens, raw), c.options));
+  frame.size_bytes = bytes.size();
+  frame.host.push_back({0, std::move(bytes)});
+  return frame;
+}
+
+absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaArena& arena,
+                                                                     size_t chunk) const {
+  const Chunk& c = chunks_[chunk];
+  const size_t layers = layout_->layers.size();
+  const std::byte* results = arena.pinned + tasks_.size();
+  const std::byte* gathered = results + c.gathered_at;
+  FrameHeader header = c.header;
+  CudaEncodedBatch::Frame frame;
+  size_t at = kFrameHeaderBytes + kLayerEntryBytes * layers;
+  for (size_t l = 0; l < layers; ++l) {
+    const auto r =
+        LoadLe<cuda::LayerResult>(results + (chunk * layers + l) * sizeof(cuda::LayerResult));
+    const uint64_t arena_at = launch_.output_at + r.begin;
+    if (!frame.device.empty() &&
+        frame.device.back().arena_at + frame.device.back().size_bytes == arena_at &&
+        frame.device.back().at + frame.device.back().size_bytes == at) {
+      frame.device.back().size_bytes += r.size_bytes;
+    } else {
+      frame.device.push_back({at, arena_at, r.size_bytes});
+    }
+    at += r.size_bytes;
+    ByteWriter exact;
+    for (const PlaneSpec& plane : layout_->layers[l].planes) {
+      if (plane.role != PlaneRole::kOpaque) continue;
+      AppendExactPlane(plane, header.tokens, ContiguousPlane(plane, gathered), exact);
+      gathered += plane.token_bytes() * header.tokens;
+    }
+    const uint32_t crc32c = Crc32c(exact.bytes(), r.crc32c);
+    const LayerErrors errors{r.key_error_sum, r.value_error_sum, r.key_vectors, r.value_vectors};
+    AppendLayerEntry(r.size_bytes + exact.bytes().size(), crc32c, errors, header);
+    if (r.uses_profile) UseProfile(*settings_.profile, header);
+    if (exact.bytes().empty()) continue;
+    const size_t part_at = at;
+    at += exact.bytes().size();
+    frame.host.push_back({part_at, exact.Take()});
+  }
+  frame.size_bytes = at;
+  frame.host.push_back({0, SerializeFrameHeader(header)});
+  return frame;
+}
+
+absl::StatusOr<CudaEncodedBatch> CudaEncodePlan::Collect(const CudaArena& arena) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  CudaEncodedBatch out;
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    const bool exact = settings_.preset == PresetId::kExact;
+    LKV_ASSIGN_OR_RETURN(CudaEncodedBatch::Frame frame,
+                         exact ? CollectExact(arena, i) : CollectFrame(arena, i));
+    out.frames_.push_back(std::move(frame));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<ByteVector>> CudaEncodePlan::Encode(const CudaArena& arena,
+                                                               cudaStream_t stream) const {
+  LKV_RETURN_IF_ERROR(EncodeAsync(arena, stream));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(stream), "the encoder did not run to its end"));
+  LKV_ASSIGN_OR_RETURN(const CudaEncodedBatch batch, Collect(arena));
+  std::vector<ByteVector> out;
+  for (size_t i = 0; i < batch.frames(); ++i) {
+    out.emplace_back(batch.frame_bytes(i));
+    LKV_RETURN_IF_ERROR(batch.DownloadAsync(arena, i, out.back(), stream));
+  }
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream), "frames could not be downloaded"));
+  return out;
+}
+
+}  // namespace latticekv

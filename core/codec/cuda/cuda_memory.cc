@@ -1,0 +1,94 @@
+#include "core/codec/cuda/cuda_memory.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+
+namespace latticekv {
+
+absl::Status CudaStatus(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat("CUDA: ", what, ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
+    return absl::FailedPreconditionError(text);
+  }
+  return absl::InternalError(text);
+}
+
+absl::StatusOr<uint32_t> Multiprocessors() {
+  int device = 0, count = 0;
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "no device"));
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                 "cannot ask the device"));
+  return static_cast<uint32_t>(count);
+}
+
+absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinned_bytes) {
+  const bool enough = arena.device_dev != nullptr && arena.pinned != nullptr &&
+                      arena.device_bytes >= device_bytes && arena.pinned_bytes >= pinned_bytes;
+  if (!enough) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the arena has ", arena.device_bytes, " bytes on the device and ", arena.pinned_bytes,
+        " pinned; the batch needs ", device_bytes, " and ", pinned_bytes));
+  }
+  if (reinterpret_cast<uintptr_t>(arena.device_dev) % 256 != 0 ||
+      reinterpret_cast<uintptr_t>(arena.pinned) % 256 != 0) {
+    return absl::InvalidArgumentError("the arena must be aligned to 256 bytes");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckDevicePlanes(const Layout& layout,
+                               const std::vector<std::vector<DevicePlane>>& planes) {
+  if (planes.size() != layout.layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("the chunk's planes have ", planes.size(),
+                                                   " layers, the layout ", layout.layers.size()));
+  }
+  for (size_t l = 0; l < planes.size(); ++l) {
+    const std::vector<PlaneSpec>& specs = layout.layers[l].planes;
+    if (planes[l].size() != specs.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("layer ", l, " of the chunk has ",
+                                                     planes[l].size(), " planes, the layout ",
+                                                     specs.size()));
+    }
+    for (size_t p = 0; p < specs.size(); ++p) {
+      const DevicePlane& plane = planes[l][p];
+      const uint64_t all = reinterpret_cast<uintptr_t>(plane.data_dev) | plane.token_stride |
+                           plane.head_stride | plane.block_stride;
+      if (plane.data_dev == nullptr || all % DTypeBytes(specs[p].dtype) != 0) {
+        return absl::InvalidArgumentError(absl::StrCat("the memory of layer ", l, " plane '",
+                                                       specs[p].name,
+                                                       "' is null or not aligned to its elements"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AppendPlaces(const BlockTable& table, uint32_t tokens,
+                          std::vector<cuda::TokenPlace>& places) {
+  if (table.block_tokens != 0 &&
+      (table.first_token > limits::kMaxPosition ||
+       table.first_token + tokens > uint64_t{table.blocks.size()} * table.block_tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the block table of ", table.blocks.size(), " blocks of ", table.block_tokens,
+                     " tokens does not hold the chunk's ", tokens, " tokens from token ",
+                     table.first_token, " on"));
+  }
+  for (uint32_t t = 0; t < tokens; ++t) {
+    if (table.block_tokens == 0) {
+      places.push_back({0, t});
+    } else {
+      const uint64_t at = table.first_token + t;
+      places.push_back(
+          {table.blocks[at / table.block_tokens], static_cast<uint32_t>(at % table.block_tokens)});
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace latticekv

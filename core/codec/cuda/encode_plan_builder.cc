@@ -1,0 +1,286 @@
+#include "core/codec/cuda/encode_plan_builder.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "core/codec/cuda/arena_layout.h"
+#include "core/codec/fixed_point.h"
+#include "core/codec/layer_codec.h"
+#include "core/layout/rope.h"
+
+namespace latticekv {
+namespace {
+
+static_assert(limits::kMaxChunkTokens <= cuda::kUnitOrderBytes);
+
+// Words that a tile's symbols can take. A symbol has at most 10 bits, with its raw bits at most 19,
+// and a group one more symbol for its coset: 1.28 words an element; side values at most two.
+uint64_t WordRoom(uint64_t elements, uint64_t side_values) {
+  return RoundUp(elements * 4 / 3 + 2 * side_values + 128, 128);
+}
+
+uint32_t SideRoom(uint32_t dim) { return cuda::StepRoom(dim) + 2 * dim; }
+
+uint64_t ResultBytes(uint32_t dim) {
+  return RoundUp(sizeof(cuda::UnitResult) + cuda::kUnitOrderBytes + 4 * SideRoom(dim) + 2 * dim,
+                 16);
+}
+
+template <typename T>
+void Append(const std::vector<T>& values, size_t count, ByteVector& out) {
+  const size_t at = out.size();
+  out.resize(at + count * sizeof(T));
+  // What a head has no numbers of stays zero, and is not looked at.
+  if (values.size() == count) std::memcpy(out.data() + at, values.data(), count * sizeof(T));
+}
+
+}  // namespace
+
+EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSettings& settings)
+    : layout_(layout), settings_(settings), logit_noise_(GetPreset(settings.preset).logit_noise) {}
+
+absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
+  EncodeOptions options;
+  options.preset = settings_.preset;
+  options.stats = settings_.stats;
+  options.profile = settings_.profile;
+  options.start_position = chunk.start_position;
+  options.exact_tokens = chunk.exact_tokens;
+  std::vector<std::vector<PlaneView>> shape;
+  for (const auto& layer : chunk.planes) shape.emplace_back(layer.size());
+  LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options));
+  LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
+  now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size(), {}};
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));
+  const std::vector<uint8_t> raw_tokens = RawTokens(chunk.tokens, options);
+  asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
+  chunks_.push_back({std::move(header), std::move(options), gathered_bytes_});
+  const bool exact = settings_.preset == PresetId::kExact;
+  for (uint32_t l = 0; l < layout_.layers.size(); ++l) {
+    for (size_t p = 0; p < layout_.layers[l].planes.size(); ++p) {
+      if (exact || layout_.layers[l].planes[p].role == PlaneRole::kOpaque) AddGather(l, p);
+    }
+    if (!exact) AddLayer(l);
+  }
+  return absl::OkStatus();
+}
+
+void EncodePlanBuilder::AddGather(uint32_t layer, size_t plane) {
+  const PlaneSpec& spec = layout_.layers[layer].planes[plane];
+  const DevicePlane& from = now_.chunk->planes[layer][plane];
+  cuda::GatherTask task{};
+  task.src = reinterpret_cast<uintptr_t>(from.data_dev);
+  task.token_stride = from.token_stride;
+  task.head_stride = from.head_stride;
+  task.block_stride = from.block_stride;
+  task.places_at = now_.places_at;
+  task.out_at = gathered_bytes_;
+  task.tokens = now_.chunk->tokens;
+  task.heads = spec.heads;
+  task.vector_bytes = static_cast<uint32_t>(spec.head_dim * DTypeBytes(spec.dtype));
+  gathers_.push_back(task);
+  gathered_bytes_ += spec.token_bytes() * task.tokens;
+}
+
+void EncodePlanBuilder::AddLayer(uint32_t layer) {
+  const uint32_t tokens = now_.chunk->tokens;
+  const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
+  const std::vector<uint32_t> tiles = SplitIntoTiles(refs, tokens);
+  cuda::EncodeLayer task{};
+  task.first_tile = static_cast<uint32_t>(tiles_.size());
+  task.tiles = static_cast<uint32_t>(tiles.size());
+  task.first_unit = static_cast<uint32_t>(units_.size());
+  task.units = static_cast<uint32_t>(refs.size());
+  if (layer == 0) {
+    task.gap_bytes =
+        static_cast<uint32_t>(kFrameHeaderBytes + kLayerEntryBytes * layout_.layers.size());
+  }
+  output_bytes_ += task.gap_bytes + 2 + 6 * uint64_t{task.tiles};
+  size_t next = 0;
+  for (uint32_t i = 0; i < task.tiles; ++i) {
+    cuda::EncodeTile tile{};
+    tile.first_unit = static_cast<uint32_t>(units_.size());
+    tile.units = tiles[i];
+    tile.layer = static_cast<uint32_t>(layers_.size());
+    tile.index = i;
+    uint64_t elements = 0, side = 0, raw_bytes = 0;
+    for (uint32_t u = 0; u < tile.units; ++u) {
+      const UnitRef& ref = refs[next++];
+      AddUnit(layer, ref);
+      elements += uint64_t{ref.spec->head_dim} * tokens;
+      side += SideRoom(ref.spec->head_dim);
+      raw_bytes += uint64_t{units_.back().vector_bytes} * tokens;
+    }
+    tile.room = static_cast<uint32_t>(WordRoom(elements, side));
+    tile.words_at = words_bytes_;
+    tile.states_at = words_bytes_ + 2 * uint64_t{tile.room};
+    words_bytes_ += 2 * uint64_t{tile.room} + RoundUp(4 * kLanes, kArenaAlignment);
+    // A vector is either raw or coded.
+    output_bytes_ +=
+        tile.units * (kUnitHeaderBytes + tokens) + raw_bytes + 2 * uint64_t{tile.room} + 4 * kLanes;
+    tiles_.push_back(tile);
+  }
+  layers_.push_back(task);
+}
+
+void EncodePlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref) {
+  const DevicePlane& plane = now_.chunk->planes[layer][ref.plane];
+  const PlaneSpec& spec = *ref.spec;
+  cuda::EncodeUnit unit{};
+  unit.src = reinterpret_cast<uintptr_t>(plane.data_dev) + ref.head * plane.head_stride;
+  unit.token_stride = plane.token_stride;
+  unit.block_stride = plane.block_stride;
+  unit.places_at = now_.places_at;
+  unit.asked_at = now_.asked_at;
+  unit.model_at = ModelAt(layer, ref);
+  unit.tokens = static_cast<uint16_t>(now_.chunk->tokens);
+  unit.dim = static_cast<uint16_t>(spec.head_dim);
+  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
+  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
+  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
+  unit.is_bf16 = spec.dtype == DType::kBF16;
+  unit.is_key = spec.role == PlaneRole::kKey;
+  unit.interleaved = spec.rope.style == RopeStyle::kInterleaved;
+  unit.wide_loads = (unit.src | unit.token_stride | unit.block_stride) % 16 == 0;
+  if (unit.pairs > 0) unit.rope_at = RopeTableAt(spec.rope);
+  unit.q2_at = q2_bytes_;
+  q2_bytes_ += RoundUp(uint64_t{unit.tokens} * unit.dim * sizeof(int16_t), kArenaAlignment);
+  unit.result_at = result_bytes_;
+  result_bytes_ += ResultBytes(unit.dim);
+  const bool paired = unit.dim % 16 == 0 && unit.pairs % 8 == 0;
+  unit.slices = unit.dim / (paired ? 16u : 8u);
+  const bool single = unit.slices <= 32;
+  unit.row_lanes = static_cast<uint8_t>(std::min<uint32_t>(32, std::bit_ceil(unit.slices)));
+  const int shape = paired ? (single ? cuda::kPairedSingle : cuda::kPairedMulti)
+                           : (single ? cuda::kPlainSingle : cuda::kPlainMulti);
+  lists_[shape].push_back(static_cast<uint32_t>(units_.size()));
+  max_dim_ = std::max<uint32_t>(max_dim_, unit.dim);
+  units_.push_back(unit);
+}
+
+uint64_t EncodePlanBuilder::RopeTableAt(const RopeSpec& rope) {
+  for (const auto& [spec, at] : now_.ropes) {
+    if (spec == rope) return at;
+  }
+  cuda::RopeTask task{};
+  task.start_position = now_.chunk->start_position;
+  task.frequencies_at = frequencies_.size() * sizeof(uint64_t);
+  task.out_at = rope_bytes_;
+  task.tokens = now_.chunk->tokens;
+  task.pairs = rope.rotary_dims / 2;
+  const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
+  frequencies_.insert(frequencies_.end(), frequencies.begin(), frequencies.end());
+  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
+  rope_tasks_.push_back(task);
+  now_.ropes.emplace_back(rope, task.out_at);
+  return task.out_at;
+}
+
+uint64_t EncodePlanBuilder::ModelAt(uint32_t layer, const UnitRef& ref) {
+  const auto [it, fresh] = model_at_.try_emplace({layer, {ref.plane, ref.head}}, models_.size());
+  if (!fresh) return it->second;
+  const ModelProfile* profile = settings_.profile;
+  static const HeadProfile kNone;
+  const HeadProfile& head = profile ? profile->layers[layer][ref.plane].heads[ref.head] : kNone;
+  const uint32_t dim = ref.spec->head_dim;
+  cuda::EncodeModel model{};
+  model.mean_exponent = head.mean_exponent;
+  model.has_statistics = head.has_statistics();
+  model.from_energy = ref.spec->role == PlaneRole::kKey && !head.query_energy.empty();
+  model.spread_unit = static_cast<int16_t>(2 * Sixteenths(3 * logit_noise_));
+  std::vector<int16_t> steps;
+  std::vector<uint64_t> weights;
+  if (model.from_energy) {
+    model.key_base = KeyBaseFromEnergy(logit_noise_, head);
+    steps = KeyStepsFromEnergy(model.key_base, head);
+    weights = LogitWeights(head, steps);
+  }
+  Append(std::vector<cuda::EncodeModel>{model}, 1, models_);
+  Append(weights, dim, models_);
+  Append(head.mean, dim, models_);
+  Append(head.log2_sigma_16, dim, models_);
+  Append(steps, dim, models_);
+  models_.resize(RoundUp(models_.size(), 16));
+  return it->second;
+}
+
+void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes) {
+  cuda::EncodeLaunch& launch = plan.launch_;
+  // Results first, gathered planes behind them: one copy brings both to the host.
+  launch.results_at = tasks_bytes;
+  plan.gathered_at_ = RoundUp(layers_.size() * sizeof(cuda::LayerResult), kArenaAlignment);
+  plan.results_bytes_ = plan.gathered_at_ + gathered_bytes_;
+  uint64_t at = RoundUp(launch.results_at + plan.results_bytes_, kArenaAlignment);
+  const auto take = [&](uint64_t bytes) {
+    const uint64_t begin = at;
+    at = RoundUp(at + bytes, kArenaAlignment);
+    return begin;
+  };
+  launch.counter_at = take(sizeof(uint32_t));
+  const uint64_t rope_at = take(rope_bytes_), q2_at = take(q2_bytes_);
+  const uint64_t result_at = take(result_bytes_), words_at = take(words_bytes_);
+  launch.output_at = take(output_bytes_);
+  plan.device_bytes_ = at;
+  plan.pinned_bytes_ = tasks_bytes + plan.results_bytes_;
+  for (cuda::EncodeUnit& unit : units_) {
+    unit.rope_at += rope_at;
+    unit.q2_at += q2_at;
+    unit.result_at += result_at;
+  }
+  for (cuda::EncodeTile& tile : tiles_) {
+    tile.words_at += words_at;
+    tile.states_at += words_at;
+  }
+  for (cuda::RopeTask& task : rope_tasks_) task.out_at += rope_at;
+  for (cuda::GatherTask& task : gathers_) task.out_at += launch.results_at + plan.gathered_at_;
+  for (CudaEncodePlan::Chunk& chunk : chunks_) chunk.gathered_at += plan.gathered_at_;
+}
+
+CudaEncodePlan EncodePlanBuilder::Finish() {
+  CudaEncodePlan plan;
+  plan.layout_ = &layout_;
+  plan.settings_ = settings_;
+  cuda::EncodeLaunch& launch = plan.launch_;
+  ByteVector& tasks = plan.tasks_;
+  // Copied once their offsets count from the arena's start.
+  launch.units_at = MakeRoom(units_, tasks);
+  launch.tiles_at = MakeRoom(tiles_, tasks);
+  launch.rope_tasks_at = MakeRoom(rope_tasks_, tasks);
+  launch.gathers_at = MakeRoom(gathers_, tasks);
+  launch.layers_at = Place(layers_, tasks);
+  for (int s = 0; s < cuda::kSliceShapes; ++s) {
+    launch.unit_lists_at[s] = Place(lists_[s], tasks);
+    launch.unit_lists[s] = static_cast<uint32_t>(lists_[s].size());
+  }
+  const uint64_t frequencies_at = Place(frequencies_, tasks);
+  const uint64_t places_at = Place(places_, tasks);
+  const uint64_t asked_at = Place(asked_, tasks);
+  const uint64_t models_at = Place(models_, tasks);
+  tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
+  for (cuda::EncodeUnit& unit : units_) {
+    unit.places_at += places_at;
+    unit.asked_at += asked_at;
+    unit.model_at += models_at;
+  }
+  for (cuda::RopeTask& task : rope_tasks_) task.frequencies_at += frequencies_at;
+  for (cuda::GatherTask& task : gathers_) task.places_at += places_at;
+  PlaceScratch(plan, tasks.size());
+  launch.units = static_cast<uint32_t>(units_.size());
+  launch.tiles = static_cast<uint32_t>(tiles_.size());
+  launch.layers = static_cast<uint32_t>(layers_.size());
+  launch.rope_tasks = static_cast<uint32_t>(rope_tasks_.size());
+  launch.gathers = static_cast<uint32_t>(gathers_.size());
+  launch.max_dim = max_dim_;
+  launch.value_unit_16 = chunks_.front().header.value_unit_16;
+  launch.stats = static_cast<uint8_t>(settings_.stats);
+  CopyTo(units_, launch.units_at, tasks);
+  CopyTo(tiles_, launch.tiles_at, tasks);
+  CopyTo(rope_tasks_, launch.rope_tasks_at, tasks);
+  CopyTo(gathers_, launch.gathers_at, tasks);
+  plan.chunks_ = std::move(chunks_);
+  return plan;
+}
+
+}  // namespace latticekv

@@ -1,0 +1,270 @@
+// Codes the symbols of tiles, a warp each: 32 rANS states, lane = thread, words shared. The scalar
+// originals are core/codec/cpu/rans.h and tile_coder.cc.
+#include "core/codec/cuda/encode_constants.cuh"
+#include "core/codec/cuda/encode_kernels.h"
+
+namespace latticekv::cuda {
+namespace {
+
+constexpr uint32_t kEntropyThreads = 512;
+constexpr uint32_t kEntropyWarps = kEntropyThreads / 32;
+constexpr uint32_t kEveryLane = 0xFFFFFFFFu;
+constexpr uint32_t kRansLow = 1u << 16;
+
+__device__ const EncodeConstants kConstants = MakeEncodeConstants();
+
+// floor(2^32 / frequency), the largest number that fits for 1; frequency | start << 16.
+struct Entry {
+  uint32_t reciprocal;
+  uint32_t range;
+};
+extern __shared__ __align__(16) unsigned char shared_bytes_of_entries[];
+
+__device__ uint32_t Reciprocal(uint32_t frequency) {
+  return frequency <= 1 ? 0xFFFFFFFFu
+                        : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
+}
+
+// A warp's coder. Every method is called by all lanes together.
+class WarpEncoder {
+ public:
+  __device__ WarpEncoder(uint16_t* words, uint32_t room) : words_(words), first_(room) {
+    before_ = (1u << (threadIdx.x % 32)) - 1;
+  }
+  __device__ void Symbol(Entry e, bool active) {
+    const uint32_t frequency = e.range & 0xFFFF, start = e.range >> 16;
+    Emit(active && x_ >= frequency << 22);
+    // The quotient by a reciprocal rounded down is right or one too small.
+    uint32_t quotient = __umulhi(x_, e.reciprocal);
+    quotient += x_ - quotient * frequency >= frequency;
+    const uint32_t x = x_ + quotient * (kProbabilityTotal - frequency) + start;
+    if (active) x_ = x;
+  }
+  __device__ void Bits(uint32_t bits, uint32_t count, bool active) {
+    active = active && count > 0;
+    Emit(active && x_ >> (32 - count) != 0);
+    if (active) x_ = x_ << count | bits;
+  }
+  __device__ uint32_t state() const { return x_; }
+  __device__ uint32_t first() const { return first_; }
+
+ private:
+  // Lanes that emit put their words in order of the lanes.
+  __device__ void Emit(bool emits) {
+    const uint32_t emitters = __ballot_sync(kEveryLane, emits);
+    first_ -= __popc(emitters);
+    if (!emits) return;
+    words_[first_ + __popc(emitters & before_)] = static_cast<uint16_t>(x_);
+    x_ >>= 16;
+  }
+  uint16_t* words_;
+  uint32_t first_;
+  uint32_t before_;
+  uint32_t x_ = kRansLow;
+};
+
+// Arrays behind a UnitResult.
+struct ResultArrays {
+  const uint8_t* order;
+  const int32_t* values[3];
+  const uint8_t* table;
+  const uint8_t* low_bits;
+  __device__ ResultArrays(const UnitResult* result, uint32_t dim) {
+    order = reinterpret_cast<const uint8_t*>(result + 1);
+    values[0] = reinterpret_cast<const int32_t*>(order + kUnitOrderBytes);
+    values[1] = values[0] + StepRoom(dim);
+    values[2] = values[1] + dim;
+    table = reinterpret_cast<const uint8_t*>(values[2] + dim);
+    low_bits = table + dim;
+  }
+};
+
+__device__ void EncodeSide(const Entry* entries, const int32_t* values, uint32_t count,
+                           uint32_t spread, uint32_t bits, WarpEncoder& coder) {
+  const uint32_t lane = threadIdx.x % 32;
+  const Entry* table = entries + TableId(static_cast<int>(spread), bits > 0, kAll) * kSymbolSpan;
+  for (uint32_t end = count; end > 0;) {
+    const uint32_t at = (end - 1) / 32 * 32;
+    const bool active = at + lane < end;
+    const int value = active ? values[at + lane] : 0;
+    if (bits > 0) coder.Bits(static_cast<uint32_t>(value) & ((1u << bits) - 1), bits, active);
+    coder.Symbol(table[(value >> bits) + kSymbolOffset], active);
+    end = at;
+  }
+}
+
+// A lane's walk backwards over the groups of a tile.
+class GroupWalk {
+ public:
+  __device__ GroupWalk(const EncodeLaunch& launch, const EncodeTile& tile)
+      : arena_(launch.arena_dev),
+        units_(reinterpret_cast<const EncodeUnit*>(arena_ + launch.units_at) + tile.first_unit) {
+    for (uint32_t u = 0; u < tile.units; ++u) total_ += Groups(u);
+    unit_ = tile.units;
+    begin_ = total_;
+  }
+  __device__ uint32_t total() const { return total_; }
+
+  // Moves to group `at`, below any before.
+  __device__ void MoveTo(uint32_t at) {
+    if (unit_found_ && at >= begin_) {
+      if (row_stride_ != 0) {
+        row_ -= row_stride_;
+      } else {
+        Place(at);
+      }
+    } else {
+      Find(at);
+    }
+    const uint32_t token = order_[row_];
+    points = *reinterpret_cast<const uint4*>(q2_ + (size_t{token} * dim_ + 8 * group_));
+  }
+
+  uint4 points = {0, 0, 0, 0};  // of the group, i16
+  uint2 tables = {0, 0};        // bytes, one a channel
+  uint2 low_bits = {0, 0};
+  Entry coset[2] = {{0, 1}, {0, 1}};  // of the integer and the half one
+
+ private:
+  __device__ const UnitResult& Result(uint32_t u) const {
+    return *reinterpret_cast<const UnitResult*>(arena_ + units_[u].result_at);
+  }
+  __device__ uint32_t Groups(uint32_t u) const {
+    return Result(u).coded_count * (units_[u].dim / 8u);
+  }
+  __device__ void Find(uint32_t at) {
+    while (at < begin_) begin_ -= Groups(--unit_);
+    unit_found_ = true;
+    const EncodeUnit& unit = units_[unit_];
+    const UnitResult& result = Result(unit_);
+    const ResultArrays arrays(&result, unit.dim);
+    dim_ = unit.dim;
+    q2_ = reinterpret_cast<const int16_t*>(arena_ + unit.q2_at);
+    order_ = arrays.order + result.raw_count;
+    const uint32_t half = HalfCosetFrequency(result.coset), whole = kProbabilityTotal - half;
+    coset[0] = {Reciprocal(whole), whole};
+    coset[1] = {Reciprocal(half), half | whole << 16};
+    const uint32_t row_groups = dim_ / 8;
+    row_stride_ = 32 % row_groups == 0 ? 32 / row_groups : 0;
+    Place(at);
+  }
+  __device__ void Place(uint32_t at) {
+    const uint32_t row_groups = dim_ / 8;
+    row_ = (at - begin_) / row_groups;
+    group_ = (at - begin_) % row_groups;
+    const ResultArrays arrays(&Result(unit_), dim_);
+    tables = *reinterpret_cast<const uint2*>(arrays.table + 8 * group_);
+    low_bits = *reinterpret_cast<const uint2*>(arrays.low_bits + 8 * group_);
+  }
+
+  const unsigned char* arena_;
+  const EncodeUnit* units_;
+  const int16_t* q2_ = nullptr;
+  const uint8_t* order_ = nullptr;
+  uint32_t unit_, begin_, total_ = 0;
+  uint32_t dim_ = 8, row_ = 0, group_ = 0, row_stride_ = 0;
+  bool unit_found_ = false;
+};
+
+__device__ uint32_t ByteOf(uint2 bytes, int i) {
+  return __byte_perm(bytes.x, bytes.y, 0x4440 | i) & 0xFF;
+}
+__device__ int PointOf(uint4 points, int i) {
+  const uint32_t word = i < 2 ? points.x : i < 4 ? points.y : i < 6 ? points.z : points.w;
+  return i % 2 ? static_cast<int32_t>(word) >> 16 : static_cast<int16_t>(word & 0xFFFF);
+}
+
+// A round: a group a lane, last coordinate first.
+template <bool kLowBits>
+__device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool active,
+                            WarpEncoder& coder) {
+  const uint4 points = group.points;
+  const int half = points.x & 1;
+#pragma unroll
+  for (int i = 7; i >= 0; --i) {
+    const int k = PointOf(points, i) >> 1;
+    const int bits = kLowBits ? static_cast<int>(ByteOf(group.low_bits, i)) : 0;
+    uint32_t id = ByteOf(group.tables, i) + (half || bits > 0 ? 3 : 0);
+    if (i == 7 && bits == 0) id += 1 + (k & 1);
+    if (kLowBits) {
+      const int sent = bits > 0 ? bits - (i == 7) : 0;
+      coder.Bits(static_cast<uint32_t>(k >> (i == 7)) & ((1u << sent) - 1), sent, active);
+    }
+    coder.Symbol(entries[id * kSymbolSpan + (k >> bits) + kSymbolOffset], active);
+  }
+  coder.Symbol(half ? group.coset[1] : group.coset[0], active);
+}
+
+__device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, EncodeTile& tile) {
+  const uint32_t lane = threadIdx.x % 32;
+  unsigned char* arena = launch.arena_dev;
+  const auto* units =
+      reinterpret_cast<const EncodeUnit*>(arena + launch.units_at) + tile.first_unit;
+  bool any_low_bits = false;
+  uint32_t size = 0;
+  for (uint32_t u = 0; u < tile.units; ++u) {
+    const auto& result = *reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+    any_low_bits |= result.any_low_bits;
+    const bool lists = !(result.modes >> 6 & 1);
+    size += 9 + (lists ? result.raw_count : 0) + result.raw_count * units[u].vector_bytes;
+  }
+  WarpEncoder coder(reinterpret_cast<uint16_t*>(arena + tile.words_at), tile.room);
+  GroupWalk walk(launch, tile);
+  for (uint32_t end = walk.total(); end > 0;) {
+    const uint32_t at = (end - 1) / 32 * 32;
+    const bool active = at + lane < end;
+    if (active) walk.MoveTo(at + lane);
+    if (any_low_bits) {
+      EncodeRound<true>(entries, walk, active, coder);
+    } else {
+      EncodeRound<false>(entries, walk, active, coder);
+    }
+    end = at;
+  }
+  for (uint32_t u = tile.units; u-- > 0;) {
+    const auto& r = *reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+    const ResultArrays arrays(&r, units[u].dim);
+    EncodeSide(entries, arrays.values[2], r.sigma_count, r.sigma_spread, r.sigma_bits, coder);
+    EncodeSide(entries, arrays.values[1], r.mean_count, r.mean_spread, r.mean_bits, coder);
+    EncodeSide(entries, arrays.values[0], r.step_count, r.step_spread, r.step_bits, coder);
+  }
+  reinterpret_cast<uint32_t*>(arena + tile.states_at)[lane] = coder.state();
+  if (lane != 0) return;
+  const bool coded = walk.total() > 0;
+  tile.words = coded ? tile.room - coder.first() : 0;
+  tile.size_bytes = size + (coded ? 128 + 2 * tile.words : 0);
+}
+
+__global__ void __launch_bounds__(kEntropyThreads, 2) EntropyKernel(EncodeLaunch launch) {
+  Entry* entries = reinterpret_cast<Entry*>(shared_bytes_of_entries);
+  const uint32_t* ranges = &kConstants.entry[0][0];
+  for (uint32_t i = threadIdx.x; i < kTableIds * kSymbolSpan; i += kEntropyThreads) {
+    entries[i] = {Reciprocal(ranges[i] & 0xFFFF), ranges[i]};
+  }
+  __syncthreads();
+  unsigned char* arena = launch.arena_dev;
+  uint32_t* counter = reinterpret_cast<uint32_t*>(arena + launch.counter_at);
+  uint32_t n = threadIdx.x / 32 * gridDim.x + blockIdx.x;
+  while (n < launch.tiles) {
+    EncodeTileOf(launch, entries, reinterpret_cast<EncodeTile*>(arena + launch.tiles_at)[n]);
+    uint32_t taken = 0;
+    if (threadIdx.x % 32 == 0) taken = atomicAdd(counter, 1);
+    n = gridDim.x * kEntropyWarps + __shfl_sync(kEveryLane, taken, 0);
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchEntropy(const EncodeLaunch& launch, cudaStream_t stream) {
+  if (launch.tiles == 0) return cudaSuccess;
+  constexpr int kBytes = sizeof(Entry) * kTableIds * kSymbolSpan;
+  const cudaError_t error =
+      cudaFuncSetAttribute(EntropyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  const uint32_t blocks = 2 * launch.blocks;
+  EntropyKernel<<<blocks < launch.tiles ? blocks : launch.tiles, kEntropyThreads, kBytes, stream>>>(
+      launch);
+  return cudaGetLastError();
+}
+
+}  // namespace latticekv::cuda

@@ -1,0 +1,259 @@
+// The CUDA encoder gives the scalar encoder's bytes. Skipped where there is no device.
+// LATTICEKV_SEED sets the seed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+
+#include "core/codec/cuda/cuda_encoder.h"
+#include "tests/gpu/device_batch.h"
+#include "tests/gpu/gpu_layouts.h"
+#include "tests/support/mutation.h"
+#include "tests/support/sample_chunk.h"
+
+namespace latticekv {
+namespace {
+
+using testing::ContiguousPlanes;
+using testing::DeviceBuffer;
+using testing::FromEnvironment;
+using testing::MakeSampleChunk;
+using testing::MakeSampleProfile;
+using testing::NamedLayouts;
+using testing::OwnedArena;
+using testing::PinnedBuffer;
+using testing::Random;
+using testing::RandomLayout;
+using testing::SampleChunk;
+
+class CudaEncodeTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = testing::WhyNoDevice(); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+// What a frame's bytes differ by, for the message: the first byte and its place.
+std::string Difference(ByteSpan expected, ByteSpan got) {
+  const auto at = std::mismatch(expected.begin(), expected.end(), got.begin(), got.end()).first;
+  return "scalar " + std::to_string(expected.size()) + " bytes, device " +
+         std::to_string(got.size()) + ", first difference at " +
+         std::to_string(at - expected.begin());
+}
+
+struct Input {
+  const SampleChunk* chunk;
+  uint64_t start;
+  std::vector<uint32_t> exact_tokens;
+};
+
+// Encodes chunks as one batch, sources `shift` bytes off their natural alignment, and compares
+// every frame with the scalar encoder's.
+void ExpectSameFrames(const Layout& layout, const CudaEncodeSettings& settings,
+                      const std::vector<Input>& inputs, size_t shift = 0) {
+  std::vector<DeviceBuffer> sources;
+  std::vector<CudaEncodeChunk> chunks;
+  for (const Input& input : inputs) {
+    const ByteVector& raw = input.chunk->raw;
+    sources.emplace_back(raw.size() + shift);
+    std::byte* at = sources.back().data() + shift;
+    cudaMemcpy(at, raw.data(), raw.size(), cudaMemcpyHostToDevice);
+    chunks.push_back({input.chunk->tokens,
+                      input.start,
+                      input.exact_tokens,
+                      ContiguousPlanes(layout, input.chunk->tokens, at),
+                      {}});
+  }
+  const auto plan = CudaEncodePlan::Make(layout, settings, chunks);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  const auto frames = plan->Encode(owned.arena(), nullptr);
+  ASSERT_TRUE(frames.ok()) << frames.status();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EncodeOptions options;
+    options.preset = settings.preset;
+    options.stats = settings.stats;
+    options.profile = settings.profile;
+    options.start_position = inputs[i].start;
+    options.exact_tokens = inputs[i].exact_tokens;
+    const auto expected =
+        EncodeFrame(layout, inputs[i].chunk->tokens, inputs[i].chunk->views(), options);
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    ASSERT_TRUE((*frames)[i] == *expected)
+        << "chunk " << i << " of " << inputs[i].chunk->tokens << " tokens, preset "
+        << PresetName(settings.preset) << ", statistics " << static_cast<int>(settings.stats)
+        << ": " << Difference(*expected, (*frames)[i]);
+  }
+}
+
+TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    const ModelProfile energy_only = MakeSampleProfile(layout, 3, false);
+    std::vector<SampleChunk> chunks;
+    for (uint32_t tokens : {1, 33, 256}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
+    const std::vector<Input> inputs = {
+        {&chunks[0], 0, {}}, {&chunks[1], 100'003, {3, 9}}, {&chunks[2], 200'006, {3, 9, 255}}};
+    for (const Preset& preset : AllPresets()) {
+      for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
+        ExpectSameFrames(layout, {preset.id, stats, &profile}, inputs);
+      }
+      ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
+      ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, &energy_only}, inputs);
+    }
+  }
+}
+
+TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
+  const uint64_t seed = FromEnvironment("LATTICEKV_SEED", 20260105);
+  printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  Random random(seed);
+  for (int n = 0; n < 40; ++n) {
+    SCOPED_TRACE("layout " + std::to_string(n));
+    const Layout layout = RandomLayout(random);
+    ASSERT_TRUE(ValidateLayout(layout).ok()) << ValidateLayout(layout);
+    const SampleChunk chunk = MakeSampleChunk(layout, 1 + random.Below(200), random.Next());
+    const SampleChunk other = MakeSampleChunk(layout, 1 + random.Below(256), random.Next());
+    const std::vector<Input> inputs = {{&chunk, random.Below(2) * 131'071, {}}, {&other, 2, {0}}};
+    for (const Preset& preset : AllPresets()) {
+      ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
+    }
+    // f32 elements are 4 bytes: 4 off is aligned for every dtype, and for no wide load.
+    ExpectSameFrames(layout, {PresetId::kBalanced, StatsMode::kAuto, nullptr}, inputs, 4);
+  }
+}
+
+TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
+  for (const uint32_t rotary : {64u, 0u, 20u}) {
+    const RopeSpec rope = rotary ? RopeSpec{RopeStyle::kNeox, rotary, 10000.0} : RopeSpec{};
+    const Layout layout = MakeUniformLayout("test", 1, 2, 64, DType::kF32, rope);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    std::vector<SampleChunk> chunks;
+    Random random(1);
+    for (int kind = 0; kind < 8; ++kind) {
+      SampleChunk chunk{layout, 50, ByteVector(layout.token_bytes() * 50)};
+      for (size_t i = 0; i < chunk.raw.size() / 4; ++i) {
+        const float bell = random.Bell();
+        const float values[] = {0.0f,
+                                -0.0f,
+                                3.5f,
+                                1e-42f * static_cast<float>(i % 5),
+                                3e38f * ((i * 7 % 11) < 5 ? 1.0f : -1.0f),
+                                bell * (i % 997 == 0 ? 1e4f : 1.0f),
+                                i % 1013 == 0 ? std::numeric_limits<float>::quiet_NaN() : bell,
+                                i / 64 % 5 == 0 ? 0.0f : bell * (i % 64 == 7 ? 900.0f : 0.01f)};
+        StoreLe<float>(&chunk.raw[4 * i], values[kind]);
+      }
+      chunks.push_back(std::move(chunk));
+    }
+    std::vector<Input> inputs;
+    for (const SampleChunk& chunk : chunks) inputs.push_back({&chunk, 512, {}});
+    for (PresetId preset : {PresetId::kNear, PresetId::kHigh, PresetId::kTiny}) {
+      for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
+        ExpectSameFrames(layout, {preset, stats, &profile}, inputs);
+      }
+      ExpectSameFrames(layout, {preset, StatsMode::kAuto, nullptr}, inputs);
+    }
+  }
+}
+
+// Units under `auto` take statistics from every source, or the test above shows little.
+TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
+  const Layout layout =
+      MakeUniformLayout("test", 4, 4, 128, DType::kF16, {RopeStyle::kNeox, 128, 500000.0});
+  // A profile of these data, and one of others.
+  std::set<size_t> sizes;
+  const SampleChunk chunk = MakeSampleChunk(layout, 256, 7);
+  const std::vector<Input> inputs = {{&chunk, 1000, {}}};
+  for (uint64_t seed : {3, 4, 5}) {
+    const ModelProfile profile = MakeSampleProfile(layout, seed, true);
+    for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
+      ExpectSameFrames(layout, {PresetId::kBalanced, stats, &profile}, inputs);
+      EncodeOptions options;
+      options.preset = PresetId::kBalanced;
+      options.stats = stats;
+      options.profile = &profile;
+      options.start_position = 1000;
+      sizes.insert(EncodeFrame(layout, 256, chunk.views(), options)->size());
+    }
+  }
+  EXPECT_GT(sizes.size(), 3u);
+}
+
+// Sources in a paged cache in pinned memory, [blocks, heads, block_tokens, head_dim] (HND) or
+// [blocks, block_tokens, heads, head_dim] (NHD).
+TEST_F(CudaEncodeTest, PagedSourcesInBothOrders) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+  const uint32_t tokens = 50, first = 7, block_tokens = 16;
+  const uint32_t blocks[] = {5, 0, 3, 6};
+  const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);
+  EncodeOptions options;
+  options.preset = PresetId::kBalanced;
+  options.start_position = 256;
+  const auto expected = EncodeFrame(layout, tokens, chunk.views(), options);
+  ASSERT_TRUE(expected.ok());
+  const size_t vector = 128, block_stride = block_tokens * 3 * vector, cache = 8 * block_stride;
+  for (const bool hnd : {false, true}) {
+    const size_t token_stride = hnd ? vector : 3 * vector;
+    const size_t head_stride = hnd ? block_tokens * vector : vector;
+    const PinnedBuffer source(2 * cache);
+    std::fill_n(source.data(), source.size(), std::byte{0x5A});
+    CudaEncodeChunk task{tokens, 256, {}, {{}}, {blocks, block_tokens, first}};
+    for (size_t p = 0; p < 2; ++p) {
+      task.planes[0].push_back(
+          {source.data() + p * cache, token_stride, head_stride, block_stride});
+      for (uint32_t t = 0; t < tokens; ++t) {
+        for (size_t h = 0; h < 3; ++h) {
+          const uint32_t at = first + t;
+          std::copy_n(&chunk.raw[((p * tokens + t) * 3 + h) * vector], vector,
+                      source.data() + p * cache + blocks[at / block_tokens] * block_stride +
+                          at % block_tokens * token_stride + h * head_stride);
+        }
+      }
+    }
+    const auto plan =
+        CudaEncodePlan::Make(layout, {PresetId::kBalanced, StatsMode::kAuto, nullptr}, {&task, 1});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    const auto frames = plan->Encode(owned.arena(), nullptr);
+    ASSERT_TRUE(frames.ok()) << frames.status();
+    EXPECT_TRUE(frames->front() == *expected)
+        << (hnd ? "HND: " : "NHD: ") << Difference(*expected, frames->front());
+    task.table.blocks = std::span(blocks).first(3);
+    EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&task, 1}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_F(CudaEncodeTest, WrongBatchesAreRefused) {
+  const Layout layout = MakeUniformLayout("test", 1, 1, 64, DType::kF16, RopeSpec{});
+  const SampleChunk chunk = MakeSampleChunk(layout, 8, 1);
+  const DeviceBuffer source(chunk.raw.size());
+  CudaEncodeChunk task{8, 16, {}, ContiguousPlanes(layout, 8, source.data()), {}};
+  EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      CudaEncodePlan::Make(layout, {PresetId::kHigh, StatsMode::kProfile, nullptr}, {&task, 1})
+          .status()
+          .code(),
+      absl::StatusCode::kFailedPrecondition);
+  const auto plan = CudaEncodePlan::Make(layout, {}, {&task, 1});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  CudaArena arena = owned.arena();
+  --arena.device_bytes;
+  EXPECT_EQ(plan->Encode(arena, nullptr).status().code(), absl::StatusCode::kInvalidArgument);
+  task.exact_tokens = {8};
+  EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&task, 1}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  task.exact_tokens = {};
+  task.planes[0].pop_back();
+  EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&task, 1}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace latticekv
