@@ -27,6 +27,11 @@ FlagSpec PresetFlag() {
 
 FlagSpec ProfileFlag(const std::string& help) { return {"profile", "P.safetensors", help}; }
 
+FlagSpec ImportanceFlag() {
+  return {"importance", "",
+          "finer steps for tokens that got much attention; needs attention_mass in the cache"};
+}
+
 FlagSpec BackendFlag() {
   return {"backend", "NAME", "auto or scalar (default auto: the fastest of this build)"};
 }

@@ -15,6 +15,7 @@ namespace latticekv {
 
 FlagSpec PresetFlag();
 FlagSpec ProfileFlag(const std::string& help);
+FlagSpec ImportanceFlag();
 FlagSpec BackendFlag();
 FlagSpec ThreadsFlag();
 

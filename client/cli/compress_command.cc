@@ -32,10 +32,6 @@ absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments) {
 
 absl::Status CheckFlags(const Arguments& arguments, StatsMode stats) {
   LKV_RETURN_IF_ERROR(CheckBackend(arguments));
-  if (arguments.Has("importance")) {
-    return absl::UnimplementedError(
-        "--importance is not available in this version; compress without it");
-  }
   if (arguments.Has("profile")) return absl::OkStatus();
   if (arguments.Has("embed-profile")) return UsageError("--embed-profile needs --profile");
   if (stats == StatsMode::kProfile) return UsageError("--stats profile needs --profile");
@@ -43,13 +39,17 @@ absl::Status CheckFlags(const Arguments& arguments, StatsMode stats) {
 }
 
 absl::StatusOr<std::vector<ByteVector>> EncodeChunks(const CacheFile& cache, uint32_t chunk_tokens,
-                                                     const EncodeOptions& options, size_t threads) {
+                                                     const EncodeOptions& options, bool importance,
+                                                     size_t threads) {
   const size_t chunks = (size_t{cache.tokens} + chunk_tokens - 1) / chunk_tokens;
   std::vector<ByteVector> frames(chunks);
   Progress progress("compressing chunk", chunks);
   LKV_RETURN_IF_ERROR(ParallelFor(chunks, threads, [&](size_t i) -> absl::Status {
     EncodeOptions chunk = options;
     chunk.start_position = uint64_t{i} * chunk_tokens;
+    if (importance) {
+      LKV_ASSIGN_OR_RETURN(chunk.mass, cache.Mass(chunk.start_position));
+    }
     const auto tokens = static_cast<uint32_t>(
         std::min<uint64_t>(chunk_tokens, cache.tokens - chunk.start_position));
     LKV_ASSIGN_OR_RETURN(
@@ -124,7 +124,8 @@ absl::Status Compress(const Arguments& arguments) {
   if (profile) options.profile = &*profile;
   const auto start = std::chrono::steady_clock::now();
   LKV_ASSIGN_OR_RETURN(const std::vector<ByteVector> frames,
-                       EncodeChunks(cache, static_cast<uint32_t>(chunk_tokens), options, threads));
+                       EncodeChunks(cache, static_cast<uint32_t>(chunk_tokens), options,
+                                    arguments.Has("importance"), threads));
   CompressResult result;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
@@ -166,8 +167,7 @@ Command CompressCommand() {
              "profile's, or whichever is smaller (the default with --embed-profile)"},
             {"embed-profile", "", "put what decoding needs of the profile into the file"},
             {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
-            {"importance", "",
-             "finer steps for tokens with much attention mass (refused by this version)"},
+            ImportanceFlag(),
             BackendFlag(),
             ThreadsFlag(),
             JsonFlag()}},

@@ -30,6 +30,7 @@ std::vector<std::string> StageNames(uint32_t stages) {
   if (stages & kStageLattice) out.push_back("lattice (E8, 32-lane rANS)");
   if (stages & kStageRope) out.push_back("rope (keys before rotary embedding)");
   if (stages & kStageProfile) out.push_back("profile (statistics of the model profile)");
+  if (stages & kStageMass) out.push_back("mass (steps vary with the attention received)");
   return out;
 }
 

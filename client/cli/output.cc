@@ -70,16 +70,29 @@ double Ratio(uint64_t raw_bytes, uint64_t stored_bytes) {
 
 std::string QualityText(const Quality& quality) {
   if (quality.exact) return "exact";
-  return absl::StrFormat(quality.profiled ? "logit noise %.4f nats, value error %.4f"
-                                          : "key error %.4f (no query energy), value error %.4f",
-                         quality.logit_noise, quality.value_error);
+  std::string out =
+      absl::StrFormat(quality.profiled ? "logit noise %.4f nats, value error %.4f"
+                                       : "key error %.4f (no query energy), value error %.4f",
+                      quality.logit_noise, quality.value_error);
+  if (quality.mass_scaled) {
+    out += absl::StrFormat("; %.0f %% of the vectors, with little attention, %.4f and %.4f",
+                           100 * quality.coarse_share, quality.coarse_logit_noise,
+                           quality.coarse_value_error);
+  }
+  return out;
 }
 
 Json QualityJson(const Quality& quality) {
-  return {{"exact", quality.exact},
-          {"profiled", quality.profiled},
-          {"logit_noise", quality.logit_noise},
-          {"value_error", quality.value_error}};
+  Json out = {{"exact", quality.exact},
+              {"profiled", quality.profiled},
+              {"logit_noise", quality.logit_noise},
+              {"value_error", quality.value_error}};
+  if (quality.mass_scaled) {
+    out["coarse"] = {{"share", quality.coarse_share},
+                     {"logit_noise", quality.coarse_logit_noise},
+                     {"value_error", quality.coarse_value_error}};
+  }
+  return out;
 }
 
 std::string LayoutText(const Layout& layout) {
@@ -155,19 +168,33 @@ void QualitySum::Add(const Quality& quality, uint64_t tokens) {
   exact_ &= quality.exact;
   // What is exact has no error, with a profile or without.
   profiled_ &= quality.profiled || quality.exact;
-  const auto weight = static_cast<double>(tokens);
-  tokens_ += weight;
-  noise_ += weight * quality.logit_noise * quality.logit_noise;
-  error_ += weight * quality.value_error * quality.value_error;
+  mass_scaled_ |= quality.mass_scaled;
+  const double all = static_cast<double>(tokens), coarse = all * quality.coarse_share;
+  within_.Add(all - coarse, quality.logit_noise, quality.value_error);
+  coarse_.Add(coarse, quality.coarse_logit_noise, quality.coarse_value_error);
+}
+
+void QualitySum::Errors::Add(double of, double logit_noise, double value_error) {
+  weight += of;
+  noise += of * logit_noise * logit_noise;
+  error += of * value_error * value_error;
 }
 
 Quality QualitySum::Result() const {
+  const auto rms = [](double sum, double weight) {
+    return weight > 0 ? std::sqrt(sum / weight) : 0;
+  };
   Quality out;
-  if (tokens_ == 0) return out;
+  const double all = within_.weight + coarse_.weight;
+  if (all == 0) return out;
   out.exact = exact_;
   out.profiled = profiled_ && !exact_;
-  out.logit_noise = std::sqrt(noise_ / tokens_);
-  out.value_error = std::sqrt(error_ / tokens_);
+  out.logit_noise = rms(within_.noise, within_.weight);
+  out.value_error = rms(within_.error, within_.weight);
+  out.mass_scaled = mass_scaled_;
+  out.coarse_share = coarse_.weight / all;
+  out.coarse_logit_noise = rms(coarse_.noise, coarse_.weight);
+  out.coarse_value_error = rms(coarse_.error, coarse_.weight);
   return out;
 }
 

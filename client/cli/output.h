@@ -49,8 +49,12 @@ class QualitySum {
   Quality Result() const;
 
  private:
-  double tokens_ = 0, noise_ = 0, error_ = 0;
-  bool exact_ = true, profiled_ = true;
+  struct Errors {
+    double weight = 0, noise = 0, error = 0;
+    void Add(double of, double logit_noise, double value_error);
+  };
+  Errors within_, coarse_;  // Quality says what is which
+  bool exact_ = true, profiled_ = true, mass_scaled_ = false;
 };
 
 }  // namespace latticekv

@@ -1,6 +1,7 @@
 #include "client/src/cache_file.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -106,6 +107,25 @@ absl::StatusOr<PlaneSpec> PlaneOfTensor(const Tensor& tensor, PlaneRole role) {
   return plane;
 }
 
+absl::Status ReadAttentionMass(CacheFile& cache) {
+  const Tensor* tensor = cache.reader.Find("attention_mass");
+  if (tensor == nullptr) return absl::OkStatus();
+  const size_t layers = cache.layout.layers.size();
+  if (tensor->dtype != TensorDType::kF32 || tensor->shape.size() != 2 ||
+      tensor->shape[0] != layers || tensor->shape[1] < cache.tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("attention_mass is ", std::string(TensorDTypeName(tensor->dtype)), " ",
+                     Shape(*tensor), ", must be F32 [", layers, ", ", cache.tokens, "]"));
+  }
+  cache.attention_mass.resize(layers * cache.tokens);
+  for (size_t l = 0; l < layers; ++l) {
+    std::memcpy(&cache.attention_mass[l * cache.tokens],
+                tensor->data.data() + l * tensor->shape[1] * sizeof(float),
+                cache.tokens * sizeof(float));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadCache(CacheFile& cache) {
   const SafetensorsReader& reader = cache.reader;
   LKV_ASSIGN_OR_RETURN(const auto names, ReadPlaneNames(reader.metadata()));
@@ -138,6 +158,7 @@ absl::Status ReadCache(CacheFile& cache) {
   cache.layout.model = text("model");
   cache.layout.revision = text("revision");
   LKV_RETURN_IF_ERROR(ValidateLayout(cache.layout));
+  LKV_RETURN_IF_ERROR(ReadAttentionMass(cache));
   return ReadTokenIds(cache);
 }
 
@@ -153,6 +174,15 @@ std::vector<std::vector<PlaneView>> CacheFile::Views(uint64_t first_token) const
     }
   }
   return out;
+}
+
+absl::StatusOr<AttentionMass> CacheFile::Mass(uint64_t first_token) const {
+  if (attention_mass.empty()) {
+    return absl::InvalidArgumentError(
+        "the cache has no tensor attention_mass [layers, tokens]; write it, or go without it");
+  }
+  // The cache is a whole prefill: every token was seen by itself and those behind it.
+  return AttentionMass{attention_mass.data() + first_token, tokens, tokens - first_token};
 }
 
 uint64_t CacheFile::elements() const {

@@ -23,11 +23,15 @@ struct CacheFile {
   // The first `tokens` ids of the file; empty when it has none.
   std::vector<uint32_t> token_ids;
   TensorDType token_dtype = TensorDType::kI32;
+  // [layers][tokens], attention that each token received; empty when the file has none.
+  std::vector<float> attention_mass;
   // Sentences for the user, about what was assumed.
   std::vector<std::string> notices;
 
   // [layer][plane], beginning at `first_token`.
   std::vector<std::vector<PlaneView>> Views(uint64_t first_token = 0) const;
+  // From `first_token` on; INVALID_ARGUMENT without attention_mass.
+  absl::StatusOr<AttentionMass> Mass(uint64_t first_token = 0) const;
   uint64_t elements() const;
   uint64_t raw_bytes() const { return layout.token_bytes() * tokens; }
 };

@@ -36,6 +36,13 @@ double Rms(uint64_t sum, uint32_t vectors) {
 
 uint64_t SaturatingAdd(uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; }
 
+void AddErrors(const ErrorSums& e, ErrorSums& to) {
+  to.key_error_sum = SaturatingAdd(to.key_error_sum, e.key_error_sum);
+  to.value_error_sum = SaturatingAdd(to.value_error_sum, e.value_error_sum);
+  to.key_vectors += e.key_vectors;
+  to.value_vectors += e.value_vectors;
+}
+
 absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
                         const std::vector<std::vector<PlaneView>>& planes,
                         const EncodeOptions& options) {
@@ -63,7 +70,32 @@ absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
           absl::StrCat("exact token ", t, " is outside of the chunk of ", tokens));
     }
   }
+  const AttentionMass& mass = options.mass;
+  for (size_t l = 0; l < planes.size() && mass.data != nullptr; ++l) {
+    for (uint32_t t = 0; t < tokens; ++t) {
+      const float m = mass.data[l * mass.layer_stride + t];
+      if (std::isfinite(m) && m >= 0) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("attention mass of layer ", l, " token ", t, " is not a number from 0 on"));
+    }
+  }
   return absl::OkStatus();
+}
+
+// Below this, attention is noise: the tail of a softmax over many tokens.
+constexpr float kLeastMass = 1e-4f;
+// Added to the number of queries, so that one query's whim does not set the last tokens' steps.
+constexpr uint64_t kMassPriorQueries = 32;
+
+// 16 log2 of what each query gave to each of the layer's tokens.
+std::vector<int32_t> MassPerQuery16(const AttentionMass& mass, size_t layer, uint32_t tokens) {
+  std::vector<int32_t> out;
+  for (uint32_t t = 0; t < tokens; ++t) {
+    const float m = std::max(mass.data[layer * mass.layer_stride + t], kLeastMass);
+    const uint64_t queries = std::max<uint64_t>(mass.queries, t) - t + kMassPriorQueries;
+    out.push_back(FloatLog2Sixteenths(m) - Log2Sixteenths(queries));
+  }
+  return out;
 }
 
 absl::Status CheckProfile(const FrameHeader& header, const EncodeOptions& options) {
@@ -109,7 +141,8 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
-  const LatticeChoices choices{preset.logit_noise, options.stats, RawTokens(tokens, options)};
+  const bool mass = header.stages & kStageMass;
+  LatticeChoices choices{preset.logit_noise, options.stats, RawTokens(tokens, options)};
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     EncodedLayer layer;
     if (exact) {
@@ -120,7 +153,9 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
                                    rope,
                                    options.profile ? &options.profile->layers[l] : nullptr,
                                    header.value_unit_16,
-                                   kernels};
+                                   kernels,
+                                   mass};
+      if (mass) choices.mass_16 = MassPerQuery16(options.mass, l, tokens);
       layer = EncodeLatticeLayer(context, choices, planes[l]);
     }
     if (layer.uses_profile) UseProfile(*options.profile, header);
@@ -140,8 +175,15 @@ FrameInfo MakeInfo(const FrameHeader& header, uint64_t frame_bytes) {
   info.needs_profile = header.stages & kStageProfile;
   info.quality.exact = header.stages & kStageExact;
   info.quality.profiled = header.flags & kFlagProfiled;
-  info.quality.logit_noise = Rms(header.key_error_sum, header.key_vectors);
-  info.quality.value_error = Rms(header.value_error_sum, header.value_vectors);
+  const ErrorSums &errors = header.errors, &coarse = header.coarse;
+  info.quality.logit_noise = Rms(errors.key_error_sum, errors.key_vectors);
+  info.quality.value_error = Rms(errors.value_error_sum, errors.value_vectors);
+  info.quality.mass_scaled = header.stages & kStageMass;
+  info.quality.coarse_logit_noise = Rms(coarse.key_error_sum, coarse.key_vectors);
+  info.quality.coarse_value_error = Rms(coarse.value_error_sum, coarse.value_vectors);
+  const uint64_t rest = uint64_t{coarse.key_vectors} + coarse.value_vectors;
+  const uint64_t all = rest + errors.key_vectors + errors.value_vectors;
+  info.quality.coarse_share = all > 0 ? static_cast<double>(rest) / static_cast<double>(all) : 0;
   info.frame_bytes = frame_bytes;
   for (const LayerEntry& layer : header.layers) info.layer_bytes.push_back(layer.size_bytes);
   return info;
@@ -197,6 +239,7 @@ absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t toke
     header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
     if (!ChunkRope(layout, options.start_position, 0).empty()) header.stages |= kStageRope;
+    if (options.mass.data != nullptr) header.stages |= kStageMass;
   }
   return header;
 }
@@ -215,13 +258,11 @@ void UseProfile(const ModelProfile& profile, FrameHeader& header) {
 
 void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& e,
                       FrameHeader& header) {
-  header.key_error_sum = SaturatingAdd(header.key_error_sum, e.key_error_sum);
-  header.value_error_sum = SaturatingAdd(header.value_error_sum, e.value_error_sum);
-  header.key_vectors += e.key_vectors;
-  header.value_vectors += e.value_vectors;
+  AddErrors(e.within, header.errors);
+  AddErrors(e.coarse, header.coarse);
   header.layers.push_back({static_cast<uint32_t>(size_bytes), crc32c,
-                           RmsQ15(e.key_error_sum, e.key_vectors),
-                           RmsQ15(e.value_error_sum, e.value_vectors)});
+                           RmsQ15(e.within.key_error_sum, e.within.key_vectors),
+                           RmsQ15(e.within.value_error_sum, e.within.value_vectors)});
 }
 
 absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
@@ -273,6 +314,7 @@ absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& la
   out.layer_offsets_ = parsed.layer_offsets;
   for (const LayerEntry& layer : header.layers) out.layer_crcs_.push_back(layer.crc32c);
   out.value_unit_16_ = header.value_unit_16;
+  out.mass_ = header.stages & kStageMass;
   if (!out.info_.quality.exact) {
     out.rope_ = std::make_shared<ChunkRope>(layout, header.start_position, header.tokens);
   }
@@ -289,9 +331,9 @@ absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
                        CheckedLayer(frame_, layer_offsets_, layer, layer_crcs_[layer]));
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
-  const LatticeContext context{spec,           info_.tokens,
-                               *rope_,         profile_ ? &profile_->layers[layer] : nullptr,
-                               value_unit_16_, *kernels_};
+  const LatticeContext context{
+      spec,           info_.tokens, *rope_, profile_ ? &profile_->layers[layer] : nullptr,
+      value_unit_16_, *kernels_,    mass_};
   return DecodeLatticeLayer(context, bytes, planes);
 }
 

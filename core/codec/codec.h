@@ -60,6 +60,16 @@ absl::StatusOr<CodecBackend> ParseCodecBackend(std::string_view name);
 // same errors.
 absl::StatusOr<CodecBackend> ResolveCodecBackend(CodecBackend backend);
 
+// The attention that tokens received, for steps that are finer where readers look more often
+// (DESIGN 1.7). Element [layer * layer_stride + token] is the sum of the probabilities that queries
+// gave to the token, over query heads and queries; finite, not negative.
+struct AttentionMass {
+  const float* data = nullptr;  // null: unknown, all tokens are coded alike
+  size_t layer_stride = 0;
+  // Queries that could see the chunk's first token; one fewer saw each token behind it.
+  uint64_t queries = 0;
+};
+
 struct EncodeOptions {
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
@@ -71,6 +81,8 @@ struct EncodeOptions {
   // Further tokens of the chunk (0-based, increasing) to store exact.
   std::vector<uint32_t> exact_tokens;
   CodecBackend backend = CodecBackend::kAuto;
+  // Has no effect on exact frames.
+  AttentionMass mass;
 };
 
 inline constexpr uint32_t kSinkTokens = 4;
@@ -82,6 +94,13 @@ struct Quality {
   bool profiled = false;
   double logit_noise = 0;  // rms, nats
   double value_error = 0;  // rms, relative
+  // With attention mass: the numbers above are of the vectors whose steps are no coarser than the
+  // preset's, and these of the rest, whose tokens little attention went to.
+  bool mass_scaled = false;
+  double coarse_logit_noise = 0;
+  double coarse_value_error = 0;
+  // Share of the coded vectors that are of the rest.
+  double coarse_share = 0;
 };
 
 struct FrameInfo {
@@ -133,6 +152,7 @@ class FrameDecoder {
   std::shared_ptr<const ChunkRope> rope_;  // lattice frames
   int16_t value_unit_16_ = 0;
   const CpuKernels* kernels_ = nullptr;
+  bool mass_ = false;
 };
 
 // Decodes a whole frame into `raw`, laid out as RawChunkViews; sizes must agree.

@@ -30,6 +30,14 @@ inline int Log2Sixteenths(uint64_t v) {
   return 16 * top + j;
 }
 
+// round(16 log2 w) of a positive float.
+inline int FloatLog2Sixteenths(float w) {
+  const uint32_t bits = std::bit_cast<uint32_t>(w);
+  const int exponent = std::max<int>(bits >> 23, 1);
+  const uint64_t mantissa = (bits & 0x7FFFFF) | (bits >> 23 ? 0x800000u : 0u);
+  return Log2Sixteenths(std::max<uint64_t>(mantissa, 1)) + 16 * (exponent - 127 - 23);
+}
+
 // Internal linkage from here on, since files with different instruction sets include this.
 
 // Rounds |v| < 2^21 to the nearest integer, ties to even, by adding 1.5 * 2^23.

@@ -20,25 +20,66 @@ Digest ReadDigest(ByteReader& in) {
   return out;
 }
 
-// Optional sections: u16 type, u16 zero, u32 size, bytes. This version knows none and skips all.
-bool SkipSections(ByteSpan sections) {
-  ByteReader in(sections);
-  while (in.remaining() > 0) {
-    in.Get<uint16_t>();
-    const uint16_t zero = in.Get<uint16_t>();
-    in.GetBytes(in.Get<uint32_t>());
-    if (!in.ok() || zero != 0) return false;
+void PutErrors(const ErrorSums& e, ByteWriter& out) {
+  out.Put(e.key_error_sum);
+  out.Put(e.value_error_sum);
+  out.Put(e.key_vectors);
+  out.Put(e.value_vectors);
+}
+
+ErrorSums GetErrors(ByteReader& in) {
+  ErrorSums e;
+  e.key_error_sum = in.Get<uint64_t>();
+  e.value_error_sum = in.Get<uint64_t>();
+  e.key_vectors = in.Get<uint32_t>();
+  e.value_vectors = in.Get<uint32_t>();
+  return e;
+}
+
+void PutSection(FrameSection type, ByteSpan bytes, ByteWriter& out) {
+  out.Put<uint16_t>(type);
+  out.Put<uint16_t>(0);
+  out.Put(static_cast<uint32_t>(bytes.size()));
+  out.PutBytes(bytes);
+}
+
+ByteVector Sections(const FrameHeader& h) {
+  ByteWriter out;
+  if (h.stages & kStageMass) {
+    ByteWriter coarse;
+    PutErrors(h.coarse, coarse);
+    PutSection(kSectionCoarse, coarse.bytes(), out);
   }
-  return true;
+  return out.Take();
+}
+
+// u16 type, u16 zero, u32 size, bytes; unknown types are skipped. The sections that the stages ask
+// for must be there.
+bool ReadSections(ByteSpan sections, FrameHeader& h) {
+  ByteReader in(sections);
+  bool coarse = false;
+  while (in.remaining() > 0) {
+    const uint16_t type = in.Get<uint16_t>();
+    const uint16_t zero = in.Get<uint16_t>();
+    ByteReader body(in.GetBytes(in.Get<uint32_t>()));
+    if (!in.ok() || zero != 0) return false;
+    if (type == kSectionCoarse && h.stages & kStageMass) {
+      h.coarse = GetErrors(body);
+      if (coarse || !body.ok() || body.remaining() != 0) return false;
+      coarse = true;
+    }
+  }
+  return coarse == ((h.stages & kStageMass) != 0);
 }
 
 }  // namespace
 
 ByteVector SerializeFrameHeader(const FrameHeader& h) {
+  const ByteVector sections = Sections(h);
   ByteWriter out;
   out.Put(kFrameMagic);
   out.Put(kFrameMajor);
-  out.Put(kFrameMinor);
+  out.Put<uint8_t>(sections.empty() ? 0 : kFrameMinor);
   out.Put<uint16_t>(kFrameHeaderBytes);
   out.Put(h.stages);
   out.Put(h.preset);
@@ -51,11 +92,8 @@ ByteVector SerializeFrameHeader(const FrameHeader& h) {
   out.Put<uint16_t>(0);
   out.PutBytes(h.layout_fingerprint);
   out.PutBytes(h.profile_hash);
-  out.Put(h.key_error_sum);
-  out.Put(h.value_error_sum);
-  out.Put(h.key_vectors);
-  out.Put(h.value_vectors);
-  out.Put<uint32_t>(0);  // bytes of optional sections
+  PutErrors(h.errors, out);
+  out.Put(static_cast<uint32_t>(sections.size()));
   out.Put<uint32_t>(0);  // checksum, below
   for (const LayerEntry& layer : h.layers) {
     out.Put(layer.size_bytes);
@@ -63,6 +101,7 @@ ByteVector SerializeFrameHeader(const FrameHeader& h) {
     out.Put(layer.logit_noise_q15);
     out.Put(layer.value_error_q15);
   }
+  out.PutBytes(sections);
   StoreLe<uint32_t>(out.data() + kFrameHeaderBytes - 4, Crc32c(out.bytes()));
   return out.Take();
 }
@@ -93,10 +132,7 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
   const uint16_t reserved = in.Get<uint16_t>();
   h.layout_fingerprint = ReadDigest(in);
   h.profile_hash = ReadDigest(in);
-  h.key_error_sum = in.Get<uint64_t>();
-  h.value_error_sum = in.Get<uint64_t>();
-  h.key_vectors = in.Get<uint32_t>();
-  h.value_vectors = in.Get<uint32_t>();
+  h.errors = GetErrors(in);
   const size_t sections_bytes = in.Get<uint32_t>();
   const uint32_t crc = in.Get<uint32_t>();
 
@@ -133,7 +169,7 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
     h.layers.push_back(entry);
     out.layer_offsets.push_back(out.layer_offsets.back() + entry.size_bytes);
   }
-  if (!SkipSections(in.GetBytes(sections_bytes))) return Damaged("bad optional section");
+  if (!ReadSections(in.GetBytes(sections_bytes), h)) return Damaged("bad optional section");
   if (out.layer_offsets.back() != frame.size()) return Damaged("layer sizes and frame size differ");
   return out;
 }

@@ -14,7 +14,7 @@ namespace latticekv {
 
 inline constexpr uint32_t kFrameMagic = 0x46564B4C;  // "LKVF"
 inline constexpr uint8_t kFrameMajor = 1;
-inline constexpr uint8_t kFrameMinor = 0;
+inline constexpr uint8_t kFrameMinor = 1;  // of frames with optional sections; 0 without
 inline constexpr size_t kFrameHeaderBytes = 128;
 inline constexpr size_t kLayerEntryBytes = 12;
 
@@ -24,8 +24,15 @@ enum FrameStage : uint32_t {
   kStageLattice = 1u << 1,  // E8 lattice, parametric tables, 32-lane rANS
   kStageRope = 1u << 2,     // keys were stored before rotary embedding
   kStageProfile = 1u << 3,  // statistics or steps of the model profile are needed
+  kStageMass = 1u << 4,     // steps vary with the attention that a token received
 };
-inline constexpr uint32_t kKnownStages = kStageExact | kStageLattice | kStageRope | kStageProfile;
+inline constexpr uint32_t kKnownStages =
+    kStageExact | kStageLattice | kStageRope | kStageProfile | kStageMass;
+
+// Optional sections.
+enum FrameSection : uint16_t {
+  kSectionCoarse = 1,  // measured errors of the vectors with steps coarser than the preset's
+};
 
 enum FrameFlag : uint8_t {
   kFlagProfiled = 1u << 0,  // key_error_sum is logit noise, not relative key error
@@ -41,6 +48,14 @@ struct LayerEntry {
 // Squared errors are sums over vectors in units of 2^-kErrorFractionBits.
 inline constexpr int kErrorFractionBits = 28;
 
+// Measured errors of some vectors that are not stored raw: sums of their squares.
+struct ErrorSums {
+  uint64_t key_error_sum = 0;
+  uint64_t value_error_sum = 0;
+  uint32_t key_vectors = 0;
+  uint32_t value_vectors = 0;
+};
+
 struct FrameHeader {
   uint32_t stages = 0;
   uint8_t preset = 0;
@@ -50,10 +65,8 @@ struct FrameHeader {
   uint16_t tokens = 0;
   Digest layout_fingerprint{};
   Digest profile_hash{};
-  uint64_t key_error_sum = 0;
-  uint64_t value_error_sum = 0;
-  uint32_t key_vectors = 0;  // that are not stored raw
-  uint32_t value_vectors = 0;
+  ErrorSums errors;  // with kStageMass: of vectors whose steps are no coarser than the preset's
+  ErrorSums coarse;  // the rest of them
   std::vector<LayerEntry> layers;
 };
 

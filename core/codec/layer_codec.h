@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/codec/codec.h"
@@ -27,10 +28,10 @@ class ChunkRope {
 };
 
 struct LayerErrors {
-  // Sums over coded vectors, units of 2^-28: mean over channels of squared logit error (or squared
+  // Over coded vectors, units of 2^-28: mean over channels of squared logit error (or squared
   // relative key error when unprofiled), squared relative value error.
-  uint64_t key_error_sum = 0, value_error_sum = 0;
-  uint32_t key_vectors = 0, value_vectors = 0;
+  ErrorSums within;  // vectors whose steps are no coarser than the preset's: all without kStageMass
+  ErrorSums coarse;
 };
 
 // What the lattice stages of one layer need to know besides its data.
@@ -41,6 +42,8 @@ struct LatticeContext {
   const std::vector<PlaneProfile>* profile;  // null: none
   int16_t value_unit_16;
   const CpuKernels& kernels;
+  bool mass = false;                         // kStageMass
+  std::span<const int16_t> key_offset = {};  // with it: [tokens], quarter octaves
 
   // Null without a profile.
   const HeadProfile* head_profile(size_t plane, uint32_t head) const {
@@ -53,6 +56,8 @@ struct LatticeChoices {
   double logit_noise;
   StatsMode stats;
   std::vector<uint8_t> raw_tokens;
+  // With kStageMass: [tokens], 16 log2 of the attention that each query paid to the token.
+  std::vector<int32_t> mass_16 = {};
 };
 
 struct EncodedLayer {

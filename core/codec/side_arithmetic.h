@@ -16,6 +16,12 @@ inline constexpr int kMaxMeanQuarters = 1 << 20;
 // Of sent differences of steps and sigma indices: adding them cannot wrap 16 bits.
 inline constexpr int kMaxSideDifference = 8192;
 
+// Steps that vary from token to token: quarter octaves over the unit's or the channel's own step.
+inline constexpr int kMaxStepOffset = 24;
+// What a token's sigma indices (half octaves) gain where its steps are finer by -offset.
+constexpr int SigmaShift(int offset) { return (1 - offset) >> 1; }
+inline constexpr int kMaxSigmaShift = kMaxStepOffset / 2;
+
 // 2^(i/4) as a float: one of four constants times a power of two. The builtin, since C++17 has no
 // std::bit_cast.
 constexpr float StepFloat(int i) {

@@ -1,6 +1,7 @@
 #include "core/codec/tile_format.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "core/codec/entropy_tables.h"
 #include "core/codec/fixed_point.h"
@@ -167,12 +168,58 @@ void ResolveStatistics(const HeadProfile* profile, int16_t value_unit_16, UnitPl
   }
 }
 
+void ShiftSigmas(UnitPlan& plan) {
+  if (plan.offset.empty()) return;
+  const auto [finest, coarsest] = std::minmax_element(plan.offset.begin(), plan.offset.end());
+  plan.lowest_shift = SigmaShift(*coarsest);
+  plan.shifted_sigma.clear();
+  for (int shift = plan.lowest_shift; shift <= SigmaShift(*finest); ++shift) {
+    for (int16_t s : plan.sigma) {
+      plan.shifted_sigma.push_back(static_cast<int16_t>(ClampValue(s + shift, 0, kMaxSigmaIndex)));
+    }
+  }
+}
+
 bool PlanIsInRange(const UnitPlan& plan) {
   bool good = true;
+  for (int16_t o : plan.offset) good &= o >= -kMaxStepOffset && o <= kMaxStepOffset;
   for (int16_t s : plan.step) good &= s >= -kMaxStepIndex && s <= kMaxStepIndex;
   for (int32_t m : plan.mean) good &= m >= -2 * kMaxMeanQuarters && m <= 2 * kMaxMeanQuarters;
   for (int16_t s : plan.sigma) good &= s >= 0 && s <= kMaxSigmaIndex;
   return good;
+}
+
+void AppendTokenOffsets(std::span<const int16_t> offsets, ByteWriter& out) {
+  const auto [low, high] = std::minmax_element(offsets.begin(), offsets.end());
+  const int width = std::bit_width(static_cast<unsigned>(*high - *low));
+  out.Put(static_cast<int8_t>(*low));
+  out.Put(static_cast<uint8_t>(width));
+  ByteVector packed((offsets.size() * width + 7) / 8);
+  for (size_t i = 0; i < offsets.size() * width; ++i) {
+    const int bit = (offsets[i / width] - *low) >> (i % width) & 1;
+    packed[i / 8] |= static_cast<std::byte>(bit << (i % 8));
+  }
+  out.PutBytes(packed);
+}
+
+absl::StatusOr<std::vector<int16_t>> ReadTokenOffsets(uint32_t tokens, ByteReader& in) {
+  const int low = in.Get<int8_t>();
+  const size_t width = in.Get<uint8_t>();
+  bool good = in.ok() && width <= 6;
+  const size_t bits = good ? tokens * width : 0;
+  const ByteSpan packed = in.GetBytes((bits + 7) / 8);
+  std::vector<int16_t> out(tokens, static_cast<int16_t>(low));
+  for (size_t i = 0; i < packed.size() * 8; ++i) {
+    const int bit = std::to_integer<int>(packed[i / 8] >> (i % 8)) & 1;
+    if (i >= bits) {
+      good &= bit == 0;
+    } else {
+      out[i / width] = static_cast<int16_t>(out[i / width] + (bit << (i % width)));
+    }
+  }
+  for (int16_t o : out) good &= o >= -kMaxStepOffset && o <= kMaxStepOffset;
+  if (!in.ok() || !good) return absl::DataLossError("frame: damaged step offsets of a layer");
+  return out;
 }
 
 }  // namespace latticekv

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
+#include "core/codec/side_arithmetic.h"
 #include "core/layout/layout.h"
 #include "core/layout/model_profile.h"
 
@@ -74,8 +75,20 @@ struct UnitPlan {
   std::vector<uint16_t> coded;  // tokens that are coded, increasing
   std::vector<uint8_t> raw;     // [tokens] 1 where the vector is raw
   std::vector<int16_t> step;    // keys: per channel; values: per coded vector
-  std::vector<int32_t> mean;    // per channel, quarter steps
-  std::vector<int16_t> sigma;   // per channel, 0..kMaxSigmaIndex
+  // Frames with kStageMass: per coded vector, quarter octaves over the channel's step (keys) or the
+  // step base (values). Empty in others.
+  std::vector<int16_t> offset;
+  std::vector<int16_t> shifted_sigma;  // with offsets: [shift from the lowest on][channel]
+  int lowest_shift = 0;
+  std::vector<int32_t> mean;   // per channel, quarter steps
+  std::vector<int16_t> sigma;  // per channel, 0..kMaxSigmaIndex
+
+  // Sigma indices under which a coded vector's points are coded, for every one of them: where the
+  // row of coded vector `row` begins is in SigmaAt.
+  const std::vector<int16_t>& sigma_rows() const { return offset.empty() ? sigma : shifted_sigma; }
+  size_t SigmaAt(size_t row) const {
+    return offset.empty() ? 0 : (SigmaShift(offset[row]) - lowest_shift) * sigma.size();
+  }
 };
 
 // Header bytes of one unit, raw token list included.
@@ -94,8 +107,14 @@ void ResolveRows(uint32_t tokens, UnitPlan& plan);
 void ResolveSteps(const HeadProfile* profile, UnitPlan& plan);
 // Means and sigma indices without what the bitstream adds. Needs the final steps.
 void ResolveStatistics(const HeadProfile* profile, int16_t value_unit_16, UnitPlan& plan);
+// Fills what sigma_rows() gives, from offsets and final sigma indices.
+void ShiftSigmas(UnitPlan& plan);
 // False when a step, mean or sigma index is out of the format's range.
 bool PlanIsInRange(const UnitPlan& plan);
+
+// The step offsets of a layer's tokens, kStageMass: lowest, width and `width` bits each.
+void AppendTokenOffsets(std::span<const int16_t> offsets, ByteWriter& out);
+absl::StatusOr<std::vector<int16_t>> ReadTokenOffsets(uint32_t tokens, ByteReader& in);
 
 }  // namespace latticekv
 

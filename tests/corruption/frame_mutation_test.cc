@@ -32,6 +32,11 @@ std::vector<Subject> MakeSubjects(const Layout& layout, const ModelProfile& prof
         options.profile = &profile;
         options.start_position = tokens == 24 ? 0 : 512;
         out.push_back({layout, *EncodeFrame(layout, tokens, chunk.views(), options)});
+        if (preset == PresetId::kExact) continue;
+        std::vector<float> mass(tokens);  // the same for both layers
+        for (uint32_t t = 0; t < tokens; ++t) mass[t] = static_cast<float>(t * t % 37);
+        options.mass = {mass.data(), 0, tokens};
+        out.push_back({layout, *EncodeFrame(layout, tokens, chunk.views(), options)});
       }
     }
   }

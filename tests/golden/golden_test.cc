@@ -26,18 +26,29 @@ const std::string kFolder = std::string(LATTICEKV_SOURCE_DIR) + "/tests/golden/"
 struct Case {
   std::string name;
   SampleChunk chunk;
+  std::vector<float> mass;  // [layers][tokens], or empty
   EncodeOptions options;
   std::shared_ptr<ModelProfile> profile;
 };
 
 Case MakeCase(std::string name, const Layout& layout, uint32_t tokens, PresetId preset,
               StatsMode stats, bool profile, uint64_t start) {
-  Case c{std::move(name), MakeSampleChunk(layout, tokens, 2026), {}, nullptr};
+  Case c{std::move(name), MakeSampleChunk(layout, tokens, 2026), {}, {}, nullptr};
   if (profile) c.profile = std::make_shared<ModelProfile>(MakeSampleProfile(layout, 5, true));
   c.options.preset = preset;
   c.options.stats = stats;
   c.options.profile = c.profile.get();
   c.options.start_position = start;
+  return c;
+}
+
+Case WithMass(Case c) {
+  testing::Random random(7);
+  for (size_t i = 0; i < c.chunk.layout.layers.size() * c.chunk.tokens; ++i) {
+    c.mass.push_back(static_cast<float>(random.Below(1 << (random.Below(16) + 1))) / 256.0f);
+  }
+  // Vectors keep their storage when a case moves.
+  c.options.mass = {c.mass.data(), c.chunk.tokens, c.chunk.tokens + 100};
   return c;
 }
 
@@ -67,6 +78,16 @@ std::vector<Case> Cases() {
                          StatsMode::kOwn, false, 16));
   out.push_back(MakeCase("one_token", layout(1, 80, DType::kF16, {RopeStyle::kNeox, 80, 1e6}), 1,
                          PresetId::kBalanced, StatsMode::kOwn, true, 1024));
+  const Layout uniform = layout(2, 64, DType::kF16, neox);
+  for (PresetId preset : {PresetId::kNear, PresetId::kSmall}) {
+    const std::string name(PresetName(preset));
+    out.push_back(
+        WithMass(MakeCase("mass_own_" + name, uniform, 40, preset, StatsMode::kOwn, false, 0)));
+    out.push_back(WithMass(
+        MakeCase("mass_profile_" + name, uniform, 24, preset, StatsMode::kProfile, true, 256)));
+  }
+  out.push_back(WithMass(MakeCase("mass_auto_bf16_partial_rotary", hybrid, 33, PresetId::kBalanced,
+                                  StatsMode::kAuto, true, 131072)));
   return out;
 }
 

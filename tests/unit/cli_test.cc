@@ -350,7 +350,7 @@ TEST_F(CliTest, ErrorsExitWithOneAndOneLine) {
       {{"compress", File("missing"), File("x")}, "No such file"},
       {{"compress", File("text"), File("x")}, "safetensors"},
       {{"compress", File("cache"), File("no/where")}, "cannot create"},
-      {{"compress", File("cache"), File("x"), "--importance"}, "not available"},
+      {{"compress", File("cache"), File("x"), "--importance"}, "no tensor attention_mass"},
       {{"compress", File("cache"), File("x"), "--backend=cuda"}, "lacks the backend"},
       {{"compress", File("cache"), File("x"), "--profile", File("text")}, "safetensors"},
       {{"compress", File("cache"), File("x"), "--profile", File("cache")}, "query_energy"},

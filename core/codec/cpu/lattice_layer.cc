@@ -4,6 +4,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/prefetch.h"
+#include "core/codec/cpu/quantizer.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/cpu/tile_coder.h"
 #include "core/codec/cpu/unit_encoder.h"
@@ -40,6 +41,13 @@ ByteVector AssembleTile(const CpuKernels& kernels, std::span<const CodedUnit> un
   return out.Take();
 }
 
+// Those of keys are the layer's; those of values are sent with their steps.
+void SetOffsets(const LatticeContext& context, UnitPlan& plan) {
+  if (!context.mass) return;
+  const bool key = plan.unit.spec->role == PlaneRole::kKey;
+  for (uint16_t t : plan.coded) plan.offset.push_back(key ? context.key_offset[t] : 0);
+}
+
 // Reads headers and raw vectors of a tile; what is left of `in` are the coder's bytes.
 absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& context,
                                                     std::span<const UnitRef> refs,
@@ -54,6 +62,7 @@ absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& contex
     LKV_ASSIGN_OR_RETURN(units[i].plan.header,
                          ReadUnitHeader(context.tokens, ref, profiles.back(), in));
     ResolveRows(context.tokens, units[i].plan);
+    SetOffsets(context, units[i].plan);
   }
   for (const CodedUnit& u : units) {
     const UnitRef& ref = u.plan.unit;
@@ -114,9 +123,12 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
 
 }  // namespace
 
-EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoices& choices,
+EncodedLayer EncodeLatticeLayer(const LatticeContext& layer_context, const LatticeChoices& choices,
                                 const std::vector<PlaneView>& planes) {
   EncodedLayer out;
+  LatticeContext context = layer_context;
+  const std::vector<int16_t> key_offset = KeyOffsets(choices);
+  context.key_offset = key_offset;
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
   std::vector<CodedUnit> units;
   UnitData data;
@@ -130,6 +142,7 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
   ByteWriter bytes;
   std::vector<ByteVector> bodies;
   RansEncoder coder;
+  if (context.mass) AppendTokenOffsets(key_offset, bytes);
   bytes.Put(static_cast<uint16_t>(tiles.size()));
   std::span<const CodedUnit> rest(units);
   for (uint32_t count : tiles) {
@@ -147,10 +160,16 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& context, const LatticeChoi
   return out;
 }
 
-absl::Status DecodeLatticeLayer(const LatticeContext& context, ByteSpan bytes,
+absl::Status DecodeLatticeLayer(const LatticeContext& layer_context, ByteSpan bytes,
                                 const std::vector<MutablePlaneView>& planes) {
+  LatticeContext context = layer_context;
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
   ByteReader in(bytes);
+  std::vector<int16_t> key_offset;
+  if (context.mass) {
+    LKV_ASSIGN_OR_RETURN(key_offset, ReadTokenOffsets(context.tokens, in));
+    context.key_offset = key_offset;
+  }
   LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
   ByteVector words;
   for (const TileSpan& tile : tiles) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 
 #include "core/codec/cpu/channel_squares.h"
 #include "core/codec/cpu/kernels.h"
@@ -21,8 +22,12 @@ class UnitScale {
   ScaledRow Row(uint32_t t) const {
     const float* x = &data_.canonical[size_t{t} * dim_];
     if (!inverse_.empty()) return {x, inverse_.data(), 0, dim_};
-    return {x, nullptr, StepFloat(-steps_.value[t]), dim_};
+    return {x, nullptr, StepFloat(-(varies() ? steps_.value_base : steps_.value[t])), dim_};
   }
+  // Empty, or [tokens] quarter octaves by which a token's steps are coarser than Row's.
+  const std::vector<int16_t>& offset() const { return steps_.offset; }
+  bool varies() const { return !steps_.offset.empty(); }
+  int Shift(uint32_t t) const { return varies() ? SigmaShift(steps_.offset[t]) : 0; }
 
  private:
   const UnitData& data_;
@@ -65,14 +70,40 @@ std::vector<int32_t> OwnMeans(const Work& w) {
   return mean;
 }
 
+// A row and the means to subtract, both in the row's own steps.
+class ShiftedRow {
+ public:
+  explicit ShiftedRow(uint32_t dim) : mean_(dim), inverse_(dim) {}
+  ScaledRow Make(ScaledRow row, const std::vector<float>& mean, int offset) {
+    const float factor = StepFloat(-offset);
+    for (uint32_t c = 0; c < row.dim; ++c) mean_[c] = mean[c] * factor;
+    row.row_inverse *= factor;
+    if (row.inverse == nullptr) return row;
+    for (uint32_t c = 0; c < row.dim; ++c) inverse_[c] = row.inverse[c] * factor;
+    row.inverse = inverse_.data();
+    return row;
+  }
+  const float* mean() const { return mean_.data(); }
+
+ private:
+  std::vector<float> mean_, inverse_;
+};
+
 // Lattice points of all vectors that are not raw. Vectors too far away for integers become raw.
 void QuantizeRows(Work& w) {
-  std::vector<float> offset(w.dim);
-  for (uint32_t c = 0; c < w.dim; ++c) offset[c] = static_cast<float>(w.mean[c]) * 0.25f;
+  std::vector<float> mean(w.dim);
+  for (uint32_t c = 0; c < w.dim; ++c) mean[c] = static_cast<float>(w.mean[c]) * 0.25f;
   w.q2.resize(size_t{w.tokens} * w.dim);
+  ShiftedRow shifted(w.dim);
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
-    w.raw[t] = w.kernels.quantize_row(w.scale.Row(t), offset.data(), &w.q2[size_t{t} * w.dim]) != 0;
+    ScaledRow row = w.scale.Row(t);
+    const float* subtract = mean.data();
+    if (w.scale.varies()) {
+      row = shifted.Make(row, mean, w.scale.offset()[t]);
+      subtract = shifted.mean();
+    }
+    w.raw[t] = w.kernels.quantize_row(row, subtract, &w.q2[size_t{t} * w.dim]) != 0;
   }
 }
 
@@ -88,31 +119,55 @@ int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
 }
 
 void OwnSigmas(Work& w) {
-  ChannelSquares squares(w.dim);
+  std::map<int, ChannelSquares> by_shift;
   for (uint32_t t = 0; t < w.tokens; ++t) {
-    if (!w.raw[t]) w.kernels.add_squares(w.points(t), w.dim, squares.row());
+    if (w.raw[t]) continue;
+    ChannelSquares& squares = by_shift.try_emplace(w.scale.Shift(t), w.dim).first->second;
+    w.kernels.add_squares(w.points(t), w.dim, squares.row());
   }
-  const uint64_t n = CodedCount(w.raw);
+  // As the points would be under steps without their tokens' offsets, in units of
+  // 2^-kMaxSigmaShift: 256 squares of 2^28, shifted either way, stay below 2^60.
+  std::vector<uint64_t> sums(w.dim, 0);
+  const int unit = w.scale.varies() ? kMaxSigmaShift : 0;
+  for (auto& [shift, squares] : by_shift) {
+    for (uint32_t c = 0; c < w.dim; ++c) sums[c] += squares.sums()[c] << (unit - shift);
+  }
+  const uint64_t n = uint64_t{CodedCount(w.raw)} << unit;
   w.sigma.clear();
-  for (uint64_t sum : squares.sums()) w.sigma.push_back(SigmaFromSum(sum, n));
+  for (uint64_t sum : sums) w.sigma.push_back(SigmaFromSum(sum, n));
 }
+
+// How a channel's points are coded in vectors with one shift of their sigma indices.
+SigmaCode ShiftedCode(const Work& w, uint32_t channel, int shift) {
+  return SigmaCodeOf(ClampValue(w.sigma[channel] + shift, 0, kMaxSigmaIndex));
+}
+
+// What the tables hold of vectors with one shift.
+struct ShiftLimits {
+  std::vector<int16_t> low, high_whole, high_half;
+
+  ShiftLimits(const Work& w, int shift) : low(w.dim), high_whole(w.dim), high_half(w.dim) {
+    for (uint32_t c = 0; c < w.dim; ++c) {
+      const SigmaCode code = ShiftedCode(w, c, shift);
+      const int limit = SpreadLimit(code.spread);
+      low[c] = static_cast<int16_t>(-limit * (1 << code.low_bits) * 2);
+      high_half[c] = static_cast<int16_t>((limit << code.low_bits) * 2 - 1);
+      high_whole[c] = static_cast<int16_t>(code.low_bits ? high_half[c] - 1 : 2 * limit);
+    }
+  }
+  PointLimits view() const { return {low.data(), high_whole.data(), high_half.data()}; }
+};
 
 // Marks vectors with a point that its channel's table cannot hold. Returns how many are new.
 uint32_t MarkOutliers(Work& w) {
-  std::vector<int16_t> low(w.dim), high_whole(w.dim), high_half(w.dim);
-  for (uint32_t c = 0; c < w.dim; ++c) {
-    const SigmaCode code = SigmaCodeOf(w.sigma[c]);
-    const int limit = SpreadLimit(code.spread);
-    low[c] = static_cast<int16_t>(-limit * (1 << code.low_bits) * 2);
-    high_half[c] = static_cast<int16_t>((limit << code.low_bits) * 2 - 1);
-    high_whole[c] = static_cast<int16_t>(code.low_bits ? high_half[c] - 1 : 2 * limit);
-  }
-  const PointLimits limits{low.data(), high_whole.data(), high_half.data()};
+  std::map<int, ShiftLimits> by_shift;
   uint32_t marked = 0;
   w.halves = 0;
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
     const int16_t* q2 = w.points(t);
+    const int shift = w.scale.Shift(t);
+    const PointLimits limits = by_shift.try_emplace(shift, w, shift).first->second.view();
     w.raw[t] = w.kernels.is_outlier(q2, limits, w.dim) != 0;
     marked += w.raw[t];
     for (uint32_t c = 0; c < w.dim && !w.raw[t]; c += 8) w.halves += q2[c] & 1;
@@ -123,16 +178,22 @@ uint32_t MarkOutliers(Work& w) {
 // Doubled-point cost of all coded vectors under the tables, in 1/256 bit, cosets left out.
 uint64_t PointCost(const Work& w) {
   const ScopedStage timer(CodecStage::kCost);
-  std::vector<PointCode> codes(w.dim);
-  uint64_t row_bits = 0;  // raw bits
-  for (uint32_t c = 0; c < w.dim; ++c) {
-    const SigmaCode code = SigmaCodeOf(w.sigma[c]);
-    codes[c] = PointCodeOf(code);
-    row_bits += static_cast<uint64_t>(PointLowBits(code, static_cast<int>(c % 8)));
-  }
-  uint64_t cost = 256 * row_bits * CodedCount(w.raw);
+  struct RowCodes {
+    std::vector<PointCode> codes;
+    uint64_t bits = 0;  // raw ones of a row
+  };
+  std::map<int, RowCodes> by_shift;
+  uint64_t cost = 0;
   for (uint32_t t = 0; t < w.tokens; ++t) {
-    if (!w.raw[t]) cost += w.kernels.point_cost(w.points(t), codes.data(), w.dim);
+    if (w.raw[t]) continue;
+    const int shift = w.scale.Shift(t);
+    RowCodes& row = by_shift[shift];
+    for (uint32_t c = 0; row.codes.size() < w.dim; ++c) {
+      const SigmaCode code = ShiftedCode(w, c, shift);
+      row.codes.push_back(PointCodeOf(code));
+      row.bits += static_cast<uint64_t>(PointLowBits(code, static_cast<int>(c % 8)));
+    }
+    cost += 256 * row.bits + w.kernels.point_cost(w.points(t), row.codes.data(), w.dim);
   }
   return cost;
 }
@@ -160,6 +221,9 @@ void FillRows(const Work& w, CodedUnit& unit) {
     h.raw_tokens.clear();
   }
   ResolveRows(w.tokens, unit.plan);
+  for (uint16_t t : unit.plan.coded) {
+    if (w.scale.varies()) unit.plan.offset.push_back(w.scale.offset()[t]);
+  }
 }
 
 // The coded vectors' points, the raw ones' left out.
@@ -253,7 +317,10 @@ uint64_t FillSteps(const StepPlan& steps, StepSource key_source, CodedUnit& unit
     for (uint16_t t : plan.coded) plan.step.push_back(steps.value[t]);
     values.assign(plan.step.begin(), plan.step.end());
   }
-  if (h.step_source == StepSource::kSent) h.step_base = MiddleOf(values);
+  if (h.step_source == StepSource::kSent) {
+    const bool offsets = spec.role == PlaneRole::kValue && !steps.offset.empty();
+    h.step_base = offsets ? steps.value_base : MiddleOf(values);
+  }
   for (int32_t& v : values) v -= h.step_base;
   uint64_t cost = 0;
   h.step_code = ChooseSideCode(values, &cost);
@@ -277,6 +344,7 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
   h.sigma_code = ChooseSideCode(unit.sigma_values, &cost);
   plan.mean = w.mean;
   plan.sigma = w.sigma;
+  ShiftSigmas(plan);
   return cost;
 }
 

@@ -15,7 +15,12 @@ struct StepPlan {
   int16_t key_base = 0;      // sixteenths: what a profile's relative steps add to; else the index
   bool key_from_energy = false;
   std::vector<int16_t> value;  // [tokens] step index per vector, values
+  // With attention mass: [tokens] what is added to the keys' steps and to the values' base.
+  std::vector<int16_t> offset;
+  int16_t value_base = 0;
 };
+// The key offsets of a layer with attention mass: mass^-1/4, one for each token.
+std::vector<int16_t> KeyOffsets(const LatticeChoices& choices);
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data);
 

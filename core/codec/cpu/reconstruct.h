@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/codec/cpu/kernels.h"
+#include "core/codec/cpu/row_kernels.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/tile_format.h"
 #include "core/layout/rope.h"
@@ -40,11 +41,28 @@ class UnitReconstructor {
   void Row(size_t row, const int16_t* q2, float* out) {
     row_.q2 = q2;
     row_.angle = rope_ + size_t{plan_.coded[row]} * row_.pairs;
+    if (!plan_.offset.empty()) {
+      ShiftedRow(row, out);
+      return;
+    }
     if (row_.step == nullptr) row_.row_step = StepFloat(plan_.step[row]) * 0.25f;
     kernels_.rebuild_row(row_, canonical_.data(), out);
   }
 
  private:
+  // With step offsets: the lattice is scaled, the mean is not.
+  void ShiftedRow(size_t row, float* out) {
+    const float factor = StepFloat(plan_.offset[row]);
+    const float base = StepFloat(plan_.header.step_base) * 0.25f;  // of values
+    float* x = row_.order == nullptr ? out : canonical_.data();
+    for (uint32_t c = 0; c < row_.dim; ++c) {
+      const float point = static_cast<float>(2 * row_.q2[c]) * factor;
+      x[c] = (point + static_cast<float>(row_.mean[c])) * (row_.step ? row_.step[c] : base);
+    }
+    row_kernels::Rotate(row_.angle, row_.pairs, x);
+    for (uint32_t c = 0; c < row_.dim && row_.order != nullptr; ++c) out[row_.order[c]] = x[c];
+  }
+
   const CpuKernels& kernels_;
   const UnitPlan& plan_;
   const SinCos* rope_;

@@ -20,14 +20,6 @@ float IntegerScale(int exponent) {
 // The exponent that the clamped scale stands for.
 int ScaledExponent(int exponent) { return 14 - (std::clamp(127 + 14 - exponent, 1, 254) - 127); }
 
-// round(16 log2 w) of a positive float.
-int EnergyLog16(float w) {
-  const uint32_t bits = std::bit_cast<uint32_t>(w);
-  const int exponent = std::max<int>(bits >> 23, 1);
-  const uint64_t mantissa = (bits & 0x7FFFFF) | (bits >> 23 ? 0x800000u : 0u);
-  return Log2Sixteenths(std::max<uint64_t>(mantissa, 1)) + 16 * (exponent - 127 - 23);
-}
-
 // 32 log2 of the rms spread of a head's channels around their means, over the vectors not raw.
 int HeadSpreadLog32(const CpuKernels& kernels, const UnitData& data, uint32_t tokens,
                     uint32_t dim) {
@@ -59,12 +51,55 @@ int HeadSpreadLog32(const CpuKernels& kernels, const UnitData& data, uint32_t to
   return Log2Sixteenths(v) - Log2Sixteenths(count) + 32 * (ScaledExponent(exponent) - 14);
 }
 
+int64_t FloorDivide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+// Sixteenths of a quarter octave, around their mean over the vectors that are not raw, as offsets.
+std::vector<int16_t> OffsetsAroundMean(const std::vector<int32_t>& wish_16,
+                                       const std::vector<uint8_t>& raw) {
+  int64_t sum = 0, n = 0;
+  for (size_t t = 0; t < wish_16.size(); ++t) {
+    if (raw[t]) continue;
+    sum += wish_16[t];
+    ++n;
+  }
+  std::vector<int16_t> out(wish_16.size(), 0);
+  for (size_t t = 0; t < wish_16.size(); ++t) {
+    if (raw[t]) continue;
+    const int64_t offset = FloorDivide(wish_16[t] * n - sum + 8 * n, 16 * n);
+    out[t] = static_cast<int16_t>(ClampValue<int64_t>(offset, -kMaxStepOffset, kMaxStepOffset));
+  }
+  return out;
+}
+
+// Value steps with attention mass: the base is that of the tokens' mean norm, and offsets go with
+// mass^-1/4 norm^1/2. `norm_32` [tokens] is 32 log2 of the vectors' rms.
+void PlanMassSteps(const LatticeContext& context, const LatticeChoices& choices,
+                   const UnitData& data, const std::vector<int32_t>& norm_32, StepPlan& out) {
+  int64_t sum = 0, n = 0;
+  std::vector<int32_t> wish_16(context.tokens);
+  for (uint32_t t = 0; t < context.tokens; ++t) {
+    if (data.raw[t]) continue;
+    wish_16[t] = norm_32[t] - choices.mass_16[t];
+    sum += norm_32[t];
+    ++n;
+  }
+  out.offset = OffsetsAroundMean(wish_16, data.raw);
+  if (n == 0) return;
+  const int64_t base_8 = 2 * context.value_unit_16 + FloorDivide(sum, n);
+  constexpr int64_t kMaxBase = kMaxStepIndex - kMaxStepOffset;
+  out.value_base = static_cast<int16_t>(ClampValue((base_8 + 4) >> 3, -kMaxBase, kMaxBase));
+  for (uint32_t t = 0; t < context.tokens; ++t) {
+    out.value[t] = static_cast<int16_t>(out.value_base + out.offset[t]);
+  }
+}
+
 }  // namespace
 
 int16_t KeyBaseFromEnergy(double logit_noise, const HeadProfile& profile) {
   const int unit_16 = Sixteenths(logit_noise / kE8Rms);
-  return static_cast<int16_t>(std::clamp((2 * unit_16 - EnergyLog16(profile.mean_energy) + 1) >> 1,
-                                         -4 * kMaxStepIndex, 4 * kMaxStepIndex));
+  return static_cast<int16_t>(
+      std::clamp((2 * unit_16 - FloatLog2Sixteenths(profile.mean_energy) + 1) >> 1,
+                 -4 * kMaxStepIndex, 4 * kMaxStepIndex));
 }
 
 std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& profile) {
@@ -73,12 +108,19 @@ std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& pro
   return out;
 }
 
+std::vector<int16_t> KeyOffsets(const LatticeChoices& choices) {
+  std::vector<int32_t> wish_16;
+  for (int32_t m : choices.mass_16) wish_16.push_back(-m);
+  return OffsetsAroundMean(wish_16, choices.raw_tokens);
+}
+
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data) {
   const ScopedStage timer(CodecStage::kSteps);
   const uint32_t dim = unit.spec->head_dim;
   StepPlan out;
   if (unit.spec->role == PlaneRole::kKey) {
+    out.offset.assign(context.key_offset.begin(), context.key_offset.end());
     if (profile != nullptr && !profile->query_energy.empty()) {
       out.key_from_energy = true;
       out.key_base = KeyBaseFromEnergy(choices.logit_noise, *profile);
@@ -92,6 +134,7 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
     return out;
   }
   out.value.assign(context.tokens, 0);
+  std::vector<int32_t> norm_32(context.tokens, 0);
   for (uint32_t t = 0; t < context.tokens; ++t) {
     if (data.raw[t]) continue;
     const float* x = &data.canonical[size_t{t} * dim];
@@ -101,10 +144,11 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
       data.raw[t] = 1;  // no norm to be relative to
       continue;
     }
-    const int log_32 = 2 * context.value_unit_16 + Log2Sixteenths(energy) - Log2Sixteenths(dim) +
-                       32 * (ScaledExponent(exponent) - 14);
-    out.value[t] = ClampStep((log_32 + 4) >> 3);
+    norm_32[t] =
+        Log2Sixteenths(energy) - Log2Sixteenths(dim) + 32 * (ScaledExponent(exponent) - 14);
+    out.value[t] = ClampStep((2 * context.value_unit_16 + norm_32[t] + 4) >> 3);
   }
+  if (context.mass) PlanMassSteps(context, choices, data, norm_32, out);
   return out;
 }
 

@@ -1,6 +1,7 @@
 #include "core/codec/cpu/tile_coder.h"
 
 #include <algorithm>
+#include <array>
 
 #include "core/codec/side_arithmetic.h"
 
@@ -17,18 +18,19 @@ struct Group {
 
 // The codes of a unit's channels, as runs of rounds want them.
 struct UnitCodes {
-  std::vector<PointCode> channels;
-  std::vector<PointCode> windows;  // RoundRun::codes
+  std::vector<PointCode> channels;  // of the plan's sigma_rows()
+  std::vector<PointCode> windows;   // RoundRun::codes; none where they change from row to row
   uint32_t stride = 0;
   bool any_low_bits = false;
 };
 
 UnitCodes MakeUnitCodes(const UnitPlan& plan, bool backwards) {
   UnitCodes out;
-  for (int16_t s : plan.sigma) {
+  for (int16_t s : plan.sigma_rows()) {
     out.channels.push_back(PointCodeOf(SigmaCodeOf(s)));
     out.any_low_bits |= out.channels.back() >> kPointLowBitsShift != 0;
   }
+  if (!plan.offset.empty()) return out;
   const uint32_t groups = plan.unit.spec->head_dim / 8;
   out.stride = groups + kLanes - 1;
   for (uint32_t i = 0; i < 8; ++i) {
@@ -38,6 +40,11 @@ UnitCodes MakeUnitCodes(const UnitPlan& plan, bool backwards) {
     }
   }
   return out;
+}
+
+const PointCode* CodesOfGroup(const UnitCodes& codes, const UnitPlan& plan, size_t group) {
+  const size_t in_row = plan.sigma.size() / 8;
+  return &codes.channels[plan.SigmaAt(group / in_row) + group % in_row * 8];
 }
 
 // A stretch of a tile's groups: whole rounds of one unit, or one round of groups of several units
@@ -62,11 +69,11 @@ std::vector<Stretch<Point>> StretchesOf(std::span<Unit> units,
   };
   for (size_t u = 0; u < units.size(); ++u) {
     const uint32_t half = HalfCosetFrequency(units[u].plan.header.coset);
-    const size_t groups = units[u].q2.size() / 8, in_row = codes[u].channels.size() / 8;
+    const size_t groups = units[u].q2.size() / 8;
     size_t g = 0;
     const auto mix = [&](size_t end) {
       for (; g < groups && mixed.size() < end; ++g) {
-        mixed.push_back({&units[u].q2[8 * g], &codes[u].channels[g % in_row * 8], half});
+        mixed.push_back({&units[u].q2[8 * g], CodesOfGroup(codes[u], units[u].plan, g), half});
       }
       if (mixed.size() == kLanes) close();
     };
@@ -81,12 +88,32 @@ std::vector<Stretch<Point>> StretchesOf(std::span<Unit> units,
   return out;
 }
 
-RoundRun MakeRun(const UnitCodes& codes, uint32_t half_frequency, uint32_t rounds, size_t first,
-                 uint32_t* state) {
-  const auto groups = static_cast<uint32_t>(codes.channels.size() / 8);
-  return {
-      codes.windows.data(), codes.stride,   groups, static_cast<uint32_t>(first % groups), rounds,
-      codes.any_low_bits,   half_frequency, state};
+// Calls `run_rounds(run, first group)` for the rounds of a stretch of one unit, in order or
+// backwards: once, or for each round where the codes change from row to row.
+template <typename Point, typename RunRounds>
+void ForRuns(const Stretch<Point>& stretch, const UnitCodes& codes, const UnitPlan& plan,
+             uint32_t* state, bool backwards, RunRounds run_rounds) {
+  const uint32_t half = HalfCosetFrequency(plan.header.coset);
+  if (plan.offset.empty()) {
+    const auto groups = static_cast<uint32_t>(plan.sigma.size() / 8);
+    run_rounds(RoundRun{codes.windows.data(), codes.stride, groups,
+                        static_cast<uint32_t>(stretch.first % groups), stretch.rounds,
+                        codes.any_low_bits, half, state},
+               stretch.first);
+    return;
+  }
+  std::array<PointCode, 8 * kLanes> window;
+  for (uint32_t r = 0; r < stretch.rounds; ++r) {
+    const size_t round = backwards ? stretch.rounds - 1 - r : r;
+    const size_t first = stretch.first + round * kLanes;
+    for (size_t l = 0; l < kLanes; ++l) {
+      const PointCode* group = CodesOfGroup(codes, plan, first + l);
+      const size_t place = backwards ? kLanes - 1 - l : l;
+      for (size_t i = 0; i < 8; ++i) window[i * kLanes + place] = group[i];
+    }
+    run_rounds(RoundRun{window.data(), kLanes, kLanes, 0, 1, codes.any_low_bits, half, state},
+               first);
+  }
 }
 
 // Backwards, as the coder wants it.
@@ -152,11 +179,14 @@ bool DecodeUnitSide(CodedUnit& u, const HeadProfile* profile, int16_t value_unit
     AddKeySteps(u.step_values, plan);
   } else {
     AddTo(u.step_values, plan.step);
+    if (!plan.offset.empty()) AddTo(u.step_values, plan.offset);
   }
   ResolveStatistics(profile, value_unit_16, plan);
   AddTo(u.mean_values, plan.mean);
   AddTo(u.sigma_values, plan.sigma);
-  return PlanIsInRange(plan);
+  if (!PlanIsInRange(plan)) return false;
+  ShiftSigmas(plan);
+  return true;
 }
 
 void EncodeRound(std::span<const Group<const int16_t>> groups, RansEncoder& coder) {
@@ -248,11 +278,12 @@ void EncodeTileSymbols(const CpuKernels& kernels, std::span<const CodedUnit> uni
       continue;
     }
     const CodedUnit& u = units[stretch.unit];
-    EncodeRun run{MakeRun(codes[stretch.unit], HalfCosetFrequency(u.plan.header.coset),
-                          stretch.rounds, stretch.first, coder.state()),
-                  &u.q2[8 * stretch.first], coder.out()};
-    kernels.encode_rounds(run);
-    coder.out() = run.out;
+    ForRuns(stretch, codes[stretch.unit], u.plan, coder.state(), true,
+            [&](const RoundRun& rounds, size_t first) {
+              EncodeRun run{rounds, &u.q2[8 * first], coder.out()};
+              kernels.encode_rounds(run);
+              coder.out() = run.out;
+            });
   }
   for (size_t i = units.size(); i-- > 0;) {
     const CodedUnit& u = units[i];
@@ -276,11 +307,13 @@ bool DecodeTileSymbols(const CpuKernels& kernels, std::span<CodedUnit> units,
       DecodeRound(stretch.groups, coder);
     } else {
       CodedUnit& u = units[stretch.unit];
-      DecodeRun run{MakeRun(codes[stretch.unit], HalfCosetFrequency(u.plan.header.coset),
-                            stretch.rounds, stretch.first, coder.state()),
-                    &u.q2[8 * stretch.first], coder.next(), coder.end()};
-      kernels.decode_rounds(run);
-      coder.Advance(run.next);
+      ForRuns(stretch, codes[stretch.unit], u.plan, coder.state(), false,
+              [&](const RoundRun& rounds, size_t first) {
+                if (!coder.ok()) return;
+                DecodeRun run{rounds, &u.q2[8 * first], coder.next(), coder.end()};
+                kernels.decode_rounds(run);
+                coder.Advance(run.next);
+              });
     }
     if (!coder.ok()) return false;
   }

@@ -24,6 +24,18 @@ uint64_t RelativeError(uint64_t error, uint64_t norm) {
   return std::min(ratio, kMaxVectorError);
 }
 
+// Squared logit error of a vector whose steps are 2^(offset/4) of the channels' own, from squares
+// in its own steps.
+uint64_t ShiftedLogitError(const std::vector<uint32_t>& squares, const std::vector<uint32_t>& order,
+                           const std::vector<uint64_t>& weights, int offset) {
+  uint64_t sum = 0;
+  for (size_t c = 0; c < weights.size(); ++c) {
+    sum += std::min(squares[order[c]] * weights[c], kMaxChannelError);
+  }
+  const double scaled = static_cast<double>(sum / weights.size()) * StepFloat(2 * offset);
+  return static_cast<uint64_t>(std::min(scaled, static_cast<double>(kMaxVectorError)));
+}
+
 }  // namespace
 
 std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const std::vector<int16_t>& steps) {
@@ -104,30 +116,46 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   }
   const CpuKernels& kernels = context.kernels;
   UnitReconstructor reconstruct(kernels, plan, context.rope.Table(spec.rope));
-  std::vector<float> row(dim);
-  uint64_t sum = 0;
+  std::vector<float> row(dim), shifted_inverse(dim);
+  uint64_t sum = 0, coarse_sum = 0;
+  uint32_t coarse_vectors = 0;
   for (size_t i = 0; i < plan.coded.size(); ++i) {
+    const int offset = plan.offset.empty() ? 0 : plan.offset[i];
+    uint64_t& to = offset > 0 ? coarse_sum : sum;
+    coarse_vectors += offset > 0;
     const float* exact = &data.original[size_t{plan.coded[i]} * dim];
     reconstruct.Row(i, &unit.q2[i * dim], row.data());
     kernels.cast_row(spec.dtype, row.data(), dim);
-    if (profiled) {
+    if (profiled && plan.offset.empty()) {
       kernels.add_errors(row.data(), exact, inverse.data(), dim, squares.data());
       continue;
     }
-    const float unit_inverse = key ? inverse[0] : StepFloat(-plan.step[i]);
+    if (profiled) {
+      const float factor = StepFloat(-offset);
+      for (uint32_t c = 0; c < dim; ++c) shifted_inverse[c] = inverse[c] * factor;
+      std::fill(squares.begin(), squares.end(), 0);
+      kernels.add_errors(row.data(), exact, shifted_inverse.data(), dim, squares.data());
+      to += ShiftedLogitError(squares, order, weights, offset);
+      continue;
+    }
+    const float unit_inverse = StepFloat(key ? -plan.step[0] - offset : -plan.step[i]);
     uint64_t error = 0, norm = 0;
     kernels.add_relative(row.data(), exact, unit_inverse, dim, &error, &norm);
-    sum += RelativeError(error, norm);
+    to += RelativeError(error, norm);
   }
-  if (profiled) {
+  if (profiled && plan.offset.empty()) {
     for (uint32_t c = 0; c < dim; ++c) {
       sum += std::min(squares[order[c]] * weights[c], kMaxChannelError);
     }
     sum /= dim;
   }
-  const uint32_t vectors = static_cast<uint32_t>(plan.coded.size());
-  (key ? errors.key_error_sum : errors.value_error_sum) += sum;
-  (key ? errors.key_vectors : errors.value_vectors) += vectors;
+  const uint32_t within = static_cast<uint32_t>(plan.coded.size()) - coarse_vectors;
+  const auto add = [key](uint64_t error, uint32_t vectors, ErrorSums& to) {
+    (key ? to.key_error_sum : to.value_error_sum) += error;
+    (key ? to.key_vectors : to.value_vectors) += vectors;
+  };
+  add(sum, within, errors.within);
+  add(coarse_sum, coarse_vectors, errors.coarse);
 }
 
 }  // namespace latticekv

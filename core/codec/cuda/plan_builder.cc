@@ -37,6 +37,10 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
+  if (header.stages & kStageMass) {
+    return absl::UnimplementedError(
+        "the CUDA decoder does not know frames with attention mass; decode this one on the CPU");
+  }
   LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
   const bool needs_profile = header.stages & kStageProfile;
   now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
