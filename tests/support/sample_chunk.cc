@@ -39,6 +39,30 @@ SampleChunk MakeSampleChunk(const Layout& layout, uint32_t tokens, uint64_t seed
   return out;
 }
 
+namespace {
+
+// One energy per channel from one per pair of channels (i, i + dim/2), or (2i, 2i + 1) in
+// interleaved planes: what layouts with channels that are not rotated need.
+std::vector<float> EnergyPerChannel(const Layout& layout, const std::vector<float>& pairs) {
+  std::vector<float> out;
+  size_t at = 0;
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      if (plane.role != PlaneRole::kKey) continue;
+      const uint32_t half = plane.head_dim / 2;
+      for (uint32_t h = 0; h < plane.heads; ++h, at += half) {
+        for (uint32_t c = 0; c < plane.head_dim; ++c) {
+          const bool interleaved = plane.rope.style == RopeStyle::kInterleaved;
+          out.push_back(pairs[at + (interleaved ? c / 2 : c % half)]);
+        }
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics) {
   Random random(seed);
   ProfileStatistics s;
@@ -56,6 +80,7 @@ ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statist
       }
     }
   }
+  s.query_energy = EnergyPerChannel(layout, s.query_energy);
   return *MakeProfile(layout, s);
 }
 
