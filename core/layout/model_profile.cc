@@ -94,16 +94,6 @@ absl::StatusOr<size_t> FindPlane(const LayerSpec& layer, PlaneRole role) {
       "profile: every layer of the layout needs a key and a value plane");
 }
 
-// Then halves of a head are no rotary pairs, and one energy for two channels has no meaning.
-bool HasPartialRotary(const Layout& layout) {
-  for (const LayerSpec& layer : layout.layers) {
-    for (const PlaneSpec& plane : layer.planes) {
-      if (plane.rope.rotary_dims != 0 && plane.rope.rotary_dims != plane.head_dim) return true;
-    }
-  }
-  return false;
-}
-
 struct Slice {
   std::span<const float> values;
   size_t at = 0;
@@ -178,10 +168,6 @@ absl::StatusOr<ModelProfile> MakeProfile(const Layout& layout, const ProfileStat
   LKV_RETURN_IF_ERROR(
       CheckSize(s.query_energy.size(), key_channels / 2, key_channels, "query_energy"));
   const bool pairwise = s.query_energy.size() == key_channels / 2;
-  if (pairwise && HasPartialRotary(layout)) {
-    return absl::InvalidArgumentError(
-        "profile: where only some channels are rotated, query_energy needs one number per channel");
-  }
   LKV_RETURN_IF_ERROR(CheckSize(s.key_mean.size(), key_channels, 0, "key_mean"));
   LKV_RETURN_IF_ERROR(CheckSize(s.key_sigma.size(), key_channels, 0, "key_sigma"));
   LKV_RETURN_IF_ERROR(CheckSize(s.value_mean.size(), value_channels, 0, "value_mean"));
