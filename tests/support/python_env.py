@@ -52,9 +52,9 @@ def _install_package(python):
              env={**os.environ, "LATTICEKV_PROTO_DIR": os.path.join(SOURCE_DIR, "proto")})
 
 
-def ensure(name, extra_steps=(), system_site_packages=False):
-    """The interpreter of environment `name`, made or brought up to date. extra_steps: argument lists for pip install, in order.
-    RuntimeError when it cannot be had."""
+def ensure(name, extra_steps=(), base=None):
+    """The interpreter of environment `name`, made or brought up to date. extra_steps: argument lists for pip install, in order. base: an
+    interpreter whose own packages the environment sees. RuntimeError when it cannot be had."""
     if not BUILD_DIR:
         raise RuntimeError("LATTICEKV_BUILD_DIR is not set")
     home = os.path.join(BUILD_DIR, f"python-{name}")
@@ -63,10 +63,10 @@ def ensure(name, extra_steps=(), system_site_packages=False):
     with open(home + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         steps = [list(CLIENT_REQUIREMENTS), *map(list, extra_steps)]
-        wanted = hashlib.sha256(repr((steps, system_site_packages)).encode()).hexdigest()
+        wanted = hashlib.sha256(repr((steps, base)).encode()).hexdigest()
         if _stamp(home, "requirements") != wanted:
             shutil.rmtree(home, ignore_errors=True)
-            _run([sys.executable, "-m", "venv", *(["--system-site-packages"] if system_site_packages else []), home])
+            _run([base, "-m", "venv", "--system-site-packages", home] if base else [sys.executable, "-m", "venv", home])
             for step in steps:
                 _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
             _set_stamp(home, "requirements", wanted)
@@ -90,12 +90,15 @@ def _set_stamp(home, what, value):
         f.write(value)
 
 
-def enter(name, extra_steps=(), system_site_packages=False):
-    """Goes on with the running script under environment `name`; skips the test when it cannot be had. Call it first."""
+def enter(name, extra_steps=(), base=None, needs_module=None, hint=""):
+    """Goes on with the running script under environment `name`; skips the test when that cannot be had, or when `base` lacks
+    `needs_module`. Call it first."""
     if os.environ.get("LATTICEKV_PYTHON_ENV") == name:
         return
     try:
-        python = ensure(name, extra_steps, system_site_packages)
+        if needs_module and subprocess.run([base, "-c", f"import {needs_module}"], stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
+            skip(f"{base} has no {needs_module}; {hint}")
+        python = ensure(name, extra_steps, base)
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         skip(f"the Python packages it needs could not be installed ({error})")
     os.environ["LATTICEKV_PYTHON_ENV"] = name

@@ -16,7 +16,7 @@ from latticekv.errors import (BadReplyError, CorruptError, DeadlineError, Evicte
                               MemoryFullError, NotStoredError, OtherLayoutError, ProfileMissingError, QualityError, Reason, UnavailableError,
                               UnimplementedError, UnknownLayoutError)
 from latticekv.keys import chain_hashes, chunk_hash
-from latticekv.layout import DType, Layer, Layout, Plane, PlaneRole, Preset, RegisteredLayout, Rope, RopeStyle
+from latticekv.layout import DType, Layer, Layout, Plane, PlaneRole, Preset, RegisteredLayout, Rope, RopeScaling, RopeScalingKind, RopeStyle
 from latticekv.profile import ModelProfile
 from latticekv.retry import RetryPolicy
 
@@ -25,6 +25,6 @@ __all__ = [
     "BadReplyError", "BlockInfo", "BlockResult", "Client", "ClientOptions", "CorruptError", "DType", "DeadlineError", "EvictedTokensError",
     "InvalidArgumentError", "LatticeKVError", "Layer", "Layout", "LimitError", "LookupBlock", "LookupResult", "MemoryFullError", "ModelProfile",
     "NotStoredError", "OtherLayoutError", "Plane", "PlaneRole", "Prefix", "PrefixReader", "Preset", "ProfileMissingError", "PutResult", "Quality",
-    "QualityBounds", "QualityError", "Reason", "RegisteredLayout", "RetryPolicy", "Rope", "RopeStyle", "SessionSummary", "UnavailableError",
+    "QualityBounds", "QualityError", "Reason", "RegisteredLayout", "RetryPolicy", "Rope", "RopeScaling", "RopeScalingKind", "RopeStyle", "SessionSummary", "UnavailableError",
     "UnimplementedError", "UnknownLayoutError", "chain_hashes", "chunk_hash", "connect",
 ]

@@ -30,6 +30,13 @@ class RopeStyle(enum.IntEnum):
     INTERLEAVED = 2  # channel 2i pairs with 2i + 1
 
 
+class RopeScalingKind(enum.IntEnum):
+    LINEAR = 1
+    DYNAMIC_NTK = 2
+    LLAMA3 = 3
+    YARN = 4
+
+
 class Preset(enum.IntEnum):
     """What a copy costs a reader; see the table in README.md. DEFAULT leaves it to the daemon."""
 
@@ -44,12 +51,31 @@ class Preset(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """As the model's configuration gives it (docs/format/layout.md); fields that the kind does not use stay 0."""
+
+    kind: RopeScalingKind
+    factor: float = 0.0
+    original_positions: int = 0
+    sequence_positions: int = 0  # dynamic NTK: length of sequence that the base was computed for
+    low_freq_factor: float = 0.0
+    high_freq_factor: float = 0.0
+    beta_fast: float = 0.0
+    beta_slow: float = 0.0
+    truncate: bool = False
+    attention_factor: float = 0.0  # yarn; 0: not given
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Rotary embedding of the first `rotary_dims` channels of every head."""
 
     style: RopeStyle
     rotary_dims: int
     base: float = 10000.0
+    scaling: Optional[RopeScaling] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +128,9 @@ class Layout:
                     p.rope.style = int(plane.rope.style)
                     p.rope.rotary_dims = plane.rope.rotary_dims
                     p.rope.base = plane.rope.base
+                    if plane.rope.scaling is not None:
+                        for name, value in dataclasses.asdict(plane.rope.scaling).items():
+                            setattr(p.rope.scaling, name, value)
         return out
 
 

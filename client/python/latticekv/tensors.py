@@ -37,7 +37,7 @@ def rows(tensor: Any, begin: int, end: int) -> memoryview:
     """Tokens [begin, end) as contiguous little-endian bytes; copies only what is strided or on a device."""
     part = tensor[begin:end]
     if is_torch(part):
-        import torch  # type: ignore[import-not-found, unused-ignore]
+        import torch
         part = part.detach().cpu().contiguous()
         if part.dtype is torch.bfloat16:
             part = part.view(torch.int16)
@@ -52,7 +52,7 @@ def empty(plane: Plane, tokens: int) -> npt.NDArray[Any]:
 
 def as_torch(array: npt.NDArray[Any], plane: Plane) -> Any:
     """A torch tensor that shares the array's memory."""
-    import torch  # type: ignore[import-not-found, unused-ignore]
+    import torch
     if plane.dtype is DType.BF16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
