@@ -233,6 +233,18 @@ class VllmConnector(DaemonTest):
         self.assertLess(time.monotonic() - start, 10)
         engine.close()
 
+    def test_bfloat16_tensors_come_back_bit_for_bit(self):
+        with lkv.connect(self.server) as client:
+            layout = client.register_layout(lkv.Layout.uniform("bf16", layers=2, kv_heads=HEADS, head_dim=DIM, dtype=lkv.DType.BF16))
+            # As attention keeps them, heads before tokens: a strided view goes in.
+            planes = [[torch.randn(HEADS, 300, DIM).bfloat16().transpose(0, 1) for _ in range(2)] for _ in range(2)]
+            client.put(layout, self.tokens[:300], planes, preset=lkv.Preset.EXACT)
+            prefix = client.get(layout, tokens=torch.tensor(self.tokens[:300]), torch=True)
+            for got, want in zip(prefix.planes, planes):
+                for a, b in zip(got, want):
+                    self.assertEqual(a.dtype, torch.bfloat16)
+                    self.assertTrue(torch.equal(a, b))
+
     def test_what_it_does_not_support_is_refused_with_a_sentence(self):
         for model in ({"sliding_window": 4096}, {"kv_lora_rank": 512}):
             with self.assertRaisesRegex(ValueError, "supports full attention"):
