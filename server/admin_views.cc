@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/codec.h"
 #include "server/error_detail.h"
 #include "server/layout_proto.h"
 
@@ -113,7 +114,11 @@ void FillSessionSummary(CacheEngine& engine, const Session& session, v1::Session
 
 }  // namespace
 
-std::string_view CodecBackend() { return "scalar"; }
+std::string CodecInUse() {
+  // The engine did not start without one.
+  const auto backend = ResolveCodecBackend(CodecBackend::kAuto);
+  return std::string(CodecBackendName(backend.value_or(CodecBackend::kScalar)));
+}
 std::string_view ServerVersion() { return LATTICEKV_VERSION; }
 
 absl::StatusOr<v1::ListSessionsResponse> ListSessions(CacheEngine& engine,
@@ -271,7 +276,7 @@ v1::StatsResponse Stats(CacheEngine& engine) {
   out.set_decode_gbps(Ratio(metrics.decode_bytes.load(), metrics.decode_busy_ns.load()));
   out.set_uptime_ms(engine.clock().MonotonicMs() - engine.start_ms());
   out.set_version(std::string(ServerVersion()));
-  out.set_codec_backend(std::string(CodecBackend()));
+  out.set_codec_backend(CodecInUse());
   out.set_open_streams(static_cast<uint64_t>(std::max<int64_t>(0, metrics.open_streams.load())));
   out.set_draining(engine.draining());
   return out;

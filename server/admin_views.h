@@ -20,7 +20,7 @@ absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(CacheEngine& engine,
 v1::StatsResponse Stats(CacheEngine& engine);
 
 // Name of what encodes and decodes on this machine.
-std::string_view CodecBackend();
+std::string CodecInUse();
 std::string_view ServerVersion();
 
 }  // namespace latticekv

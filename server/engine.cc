@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/codec.h"
 #include "core/layout/chain_hash.h"
 #include "server/error_detail.h"
 #include "spdlog/spdlog.h"
@@ -34,6 +35,8 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
       });
   engine->admission_ = std::make_unique<UploadAdmission>(
       engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
+  // A wrong LATTICEKV_CPU_LEVEL is told now and not with every block.
+  LKV_RETURN_IF_ERROR(ResolveCodecBackend(CodecBackend::kAuto).status());
   const int threads = config.codec_threads > 0
                           ? config.codec_threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));

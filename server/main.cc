@@ -76,7 +76,7 @@ int Run(int argc, char** argv) {
   if (!server.ok()) return Fail(server.status(), kExitError);
   spdlog::info("latticekvd {} serves on {}; memory {} bytes, codec {} on {} threads",
                ServerVersion(), absl::StrJoin((*server)->addresses(), ", "),
-               flags->server.memory_bytes, CodecBackend(),
+               flags->server.memory_bytes, CodecInUse(),
                (*server)->engine().codec_pool().threads());
   if (!flags->port_file.empty()) {
     if (auto written = WritePortFile(flags->port_file, (*server)->addresses()); !written.ok()) {

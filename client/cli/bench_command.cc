@@ -1,7 +1,11 @@
 // latticekv bench codec: speed of encoding and decoding, and where the time goes.
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iostream>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +17,7 @@
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
 #include "client/cli/synthetic_cache.h"
+#include "client/src/parallel_for.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/stage_timer.h"
@@ -22,6 +27,7 @@ namespace {
 
 constexpr uint64_t kMaxBenchTokens = 1 << 20;
 constexpr uint64_t kMaxBenchSeconds = 3600;
+constexpr uint64_t kMaxBenchThreads = 1024;
 
 // What is encoded: a cache file or made-up chunks, held in memory.
 struct Workload {
@@ -31,6 +37,9 @@ struct Workload {
   uint32_t tokens = 0;
   uint32_t chunk_tokens = 0;
   std::optional<ModelProfile> profile;
+  StatsMode stats = StatsMode::kAuto;
+  CodecBackend backend = CodecBackend::kAuto;
+  size_t threads = 1;
 
   size_t chunk_count() const { return (tokens + chunk_tokens - 1) / chunk_tokens; }
   uint32_t TokensOf(size_t chunk) const {
@@ -55,12 +64,21 @@ struct PresetResult {
   PresetId preset;
   uint64_t frame_bytes = 0;
   Quality quality;
-  double encode_seconds = 0, decode_seconds = 0;  // for one pass over the workload
+  // CPU time of all threads for one pass over the workload, and time on the clock.
+  double encode_seconds = 0, decode_seconds = 0;
+  double encode_wall_seconds = 0, decode_wall_seconds = 0;
   StageTimes encode_stages, decode_stages;
 };
 
 double Seconds(std::chrono::steady_clock::time_point since) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+// Of the calling thread: what others do on the machine does not count.
+double CpuSeconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 absl::StatusOr<std::vector<PresetId>> ReadPresets(const Arguments& arguments) {
@@ -116,48 +134,57 @@ absl::StatusOr<Workload> MakeWorkload(const Arguments& arguments) {
   return out;
 }
 
-absl::StatusOr<std::vector<ByteVector>> EncodePass(const Workload& work, PresetId preset) {
-  std::vector<ByteVector> frames;
+absl::StatusOr<ByteVector> EncodeChunk(const Workload& work, PresetId preset, size_t chunk) {
   EncodeOptions options;
   options.preset = preset;
+  options.stats = work.stats;
+  options.backend = work.backend;
   if (work.profile) options.profile = &*work.profile;
-  for (size_t i = 0; i < work.chunk_count(); ++i) {
-    options.start_position = uint64_t{i} * work.chunk_tokens;
-    LKV_ASSIGN_OR_RETURN(ByteVector frame,
-                         EncodeFrame(work.layout, work.TokensOf(i), work.Views(i), options));
-    frames.push_back(std::move(frame));
-  }
-  return frames;
+  options.start_position = uint64_t{chunk} * work.chunk_tokens;
+  return EncodeFrame(work.layout, work.TokensOf(chunk), work.Views(chunk), options);
 }
 
-absl::Status DecodePass(const Workload& work, const std::vector<ByteVector>& frames,
-                        ByteVector& raw) {
-  for (size_t i = 0; i < frames.size(); ++i) {
-    LKV_ASSIGN_OR_RETURN(
-        const FrameDecoder decoder,
-        FrameDecoder::Open(frames[i], work.layout, work.profile ? &*work.profile : nullptr));
-    raw.resize(work.layout.token_bytes() * work.TokensOf(i));
-    LKV_RETURN_IF_ERROR(DecodeFrame(decoder, work.layout, raw));
+absl::Status DecodeChunk(const Workload& work, ByteSpan frame, size_t chunk, ByteVector& raw) {
+  LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder,
+                       FrameDecoder::Open(frame, work.layout,
+                                          work.profile ? &*work.profile : nullptr, work.backend));
+  raw.resize(work.layout.token_bytes() * work.TokensOf(chunk));
+  return DecodeFrame(decoder, work.layout, raw);
+}
+
+// Every chunk in turn, or, with several threads, each thread every chunk in turn from one of its
+// own: all have the same work and the whole of it is threads times the workload.
+template <typename Work>
+absl::Status Pass(const Workload& work, size_t thread, const Work& one) {
+  for (size_t i = 0; i < work.chunk_count(); ++i) {
+    LKV_RETURN_IF_ERROR(one((i + thread) % work.chunk_count()));
   }
   return absl::OkStatus();
 }
 
-// Repeats `pass` for `min_seconds`; the mean time of one pass, its stages in `stages`.
-template <typename Pass>
-absl::StatusOr<double> TimePasses(double min_seconds, const Pass& pass, StageTimes& stages) {
-  stage_times = &stages;
+struct PassTime {
+  double cpu_seconds, wall_seconds;  // of one thread's pass; of the pass of all
+};
+
+// Repeats passes on all threads for `min_seconds`. `make` gives each thread its function of a
+// chunk.
+template <typename Make>
+absl::StatusOr<PassTime> TimePasses(const Workload& work, double min_seconds, const Make& make) {
+  std::vector<double> cpu(work.threads), passes(work.threads);
   const auto start = std::chrono::steady_clock::now();
-  size_t passes = 0;
-  absl::Status status;
-  do {
-    status = pass();
-    ++passes;
-  } while (status.ok() && Seconds(start) < min_seconds);
-  const double seconds = Seconds(start);
-  stage_times = nullptr;
-  if (!status.ok()) return status;
-  for (double& stage : stages.seconds) stage /= static_cast<double>(passes);
-  return seconds / static_cast<double>(passes);
+  LKV_RETURN_IF_ERROR(ParallelFor(work.threads, work.threads, [&](size_t t) -> absl::Status {
+    const auto one = make();
+    const double before = CpuSeconds();
+    do {
+      LKV_RETURN_IF_ERROR(Pass(work, t, one));
+      ++passes[t];
+    } while (Seconds(start) < min_seconds);
+    cpu[t] = CpuSeconds() - before;
+    return absl::OkStatus();
+  }));
+  const double wall = Seconds(start);
+  const double all = std::accumulate(passes.begin(), passes.end(), 0.0);
+  return PassTime{std::accumulate(cpu.begin(), cpu.end(), 0.0) / all, wall / all};
 }
 
 absl::StatusOr<PresetResult> BenchPreset(const Workload& work, PresetId preset,
@@ -165,7 +192,11 @@ absl::StatusOr<PresetResult> BenchPreset(const Workload& work, PresetId preset,
   PresetResult out;
   out.preset = preset;
   // The first pass warms caches and gives the frames.
-  LKV_ASSIGN_OR_RETURN(const std::vector<ByteVector> frames, EncodePass(work, preset));
+  std::vector<ByteVector> frames(work.chunk_count());
+  LKV_RETURN_IF_ERROR(Pass(work, 0, [&](size_t i) -> absl::Status {
+    LKV_ASSIGN_OR_RETURN(frames[i], EncodeChunk(work, preset, i));
+    return absl::OkStatus();
+  }));
   QualitySum quality;
   for (const ByteVector& frame : frames) {
     LKV_ASSIGN_OR_RETURN(const FrameInfo info, ReadFrameInfo(frame));
@@ -173,16 +204,27 @@ absl::StatusOr<PresetResult> BenchPreset(const Workload& work, PresetId preset,
     quality.Add(info.quality, info.tokens);
   }
   out.quality = quality.Result();
-  ByteVector raw;
-  LKV_RETURN_IF_ERROR(DecodePass(work, frames, raw));
-  LKV_ASSIGN_OR_RETURN(
-      out.encode_seconds,
-      TimePasses(
-          min_seconds, [&] { return EncodePass(work, preset).status(); }, out.encode_stages));
-  LKV_ASSIGN_OR_RETURN(
-      out.decode_seconds,
-      TimePasses(
-          min_seconds, [&] { return DecodePass(work, frames, raw); }, out.decode_stages));
+  const auto encode = [&] {
+    return [&](size_t i) { return EncodeChunk(work, preset, i).status(); };
+  };
+  const auto decode = [&] {
+    return [&, raw = std::make_shared<ByteVector>()](size_t i) {
+      return DecodeChunk(work, frames[i], i, *raw);
+    };
+  };
+  LKV_ASSIGN_OR_RETURN(const PassTime encoded, TimePasses(work, min_seconds, encode));
+  LKV_ASSIGN_OR_RETURN(const PassTime decoded, TimePasses(work, min_seconds, decode));
+  out.encode_seconds = encoded.cpu_seconds;
+  out.encode_wall_seconds = encoded.wall_seconds;
+  out.decode_seconds = decoded.cpu_seconds;
+  out.decode_wall_seconds = decoded.wall_seconds;
+  // Stages apart, since listening costs time.
+  stage_times = &out.encode_stages;
+  absl::Status status = Pass(work, 0, encode());
+  stage_times = &out.decode_stages;
+  if (status.ok()) status = Pass(work, 0, decode());
+  stage_times = nullptr;
+  if (!status.ok()) return status;
   return out;
 }
 
@@ -209,6 +251,8 @@ void PrintBenchJson(const Workload& work, const std::vector<PresetResult>& resul
     presets.push_back({{"preset", PresetName(r.preset)},
                        {"encode_mb_per_s", MbPerS(work, r.encode_seconds)},
                        {"decode_mb_per_s", MbPerS(work, r.decode_seconds)},
+                       {"encode_all_mb_per_s", MbPerS(work, r.encode_wall_seconds)},
+                       {"decode_all_mb_per_s", MbPerS(work, r.decode_wall_seconds)},
                        {"bits_per_element", 8.0 * static_cast<double>(r.frame_bytes) /
                                                 static_cast<double>(work.elements())},
                        {"quality", QualityJson(r.quality)},
@@ -217,8 +261,8 @@ void PrintBenchJson(const Workload& work, const std::vector<PresetResult>& resul
                        {"encode_stage_seconds", StagesJson(r.encode_stages, r.encode_seconds)},
                        {"decode_stage_seconds", StagesJson(r.decode_stages, r.decode_seconds)}});
   }
-  PrintJson({{"backend", "scalar"},
-             {"threads", 1},
+  PrintJson({{"backend", CodecBackendName(work.backend)},
+             {"threads", work.threads},
              {"input", work.cache ? work.cache->reader.path() : "synthetic"},
              {"layout", LayoutJson(work.layout)},
              {"tokens", work.tokens},
@@ -251,13 +295,16 @@ void PrintStages(const char* title, const Workload& work, const std::vector<Pres
 void PrintBenchText(const Workload& work, const std::vector<PresetResult>& results) {
   PrintFields({{"layout", LayoutText(work.layout)},
                {"tokens", absl::StrCat(work.tokens, " in chunks of ", work.chunk_tokens)},
-               {"backend", "scalar, one core; MB/s of fp16 input"}});
+               {"backend", std::string(CodecBackendName(work.backend))},
+               {"threads", absl::StrCat(work.threads)},
+               {"MB/s", "of fp16 input; a core: by CPU time; all: by the clock, all threads"}});
   std::vector<std::vector<std::string>> rows = {
-      {"PRESET", "ENCODE MB/s", "DECODE MB/s", "BITS", "QUALITY"}};
+      {"PRESET", "ENCODE a core", "DECODE a core", "ENCODE all", "DECODE all", "BITS", "QUALITY"}};
   for (const PresetResult& r : results) {
     rows.push_back(
         {std::string(PresetName(r.preset)), Fixed(MbPerS(work, r.encode_seconds), 1),
-         Fixed(MbPerS(work, r.decode_seconds), 1),
+         Fixed(MbPerS(work, r.decode_seconds), 1), Fixed(MbPerS(work, r.encode_wall_seconds), 1),
+         Fixed(MbPerS(work, r.decode_wall_seconds), 1),
          Fixed(8.0 * static_cast<double>(r.frame_bytes) / static_cast<double>(work.elements()), 3),
          QualityText(r.quality)});
   }
@@ -270,11 +317,21 @@ void PrintBenchText(const Workload& work, const std::vector<PresetResult>& resul
 }
 
 absl::Status BenchCodec(const Arguments& arguments) {
-  LKV_RETURN_IF_ERROR(CheckBackend(arguments));
+  LKV_ASSIGN_OR_RETURN(const CodecBackend backend, ReadBackend(arguments));
+  LKV_ASSIGN_OR_RETURN(const StatsMode stats, ReadStats(arguments, "auto"));
+  const bool has_profile = arguments.Has("profile") || !arguments.Has("input");
+  if (stats == StatsMode::kProfile && !has_profile) {
+    return UsageError("--stats profile needs --profile");
+  }
+  LKV_ASSIGN_OR_RETURN(const uint64_t threads,
+                       arguments.GetNumber("threads", 1, 1, kMaxBenchThreads));
   LKV_ASSIGN_OR_RETURN(const std::vector<PresetId> presets, ReadPresets(arguments));
   LKV_ASSIGN_OR_RETURN(const uint64_t seconds,
                        arguments.GetNumber("seconds", 1, 0, kMaxBenchSeconds));
-  LKV_ASSIGN_OR_RETURN(const Workload work, MakeWorkload(arguments));
+  LKV_ASSIGN_OR_RETURN(Workload work, MakeWorkload(arguments));
+  work.stats = stats;
+  work.backend = backend;
+  work.threads = threads;
   std::vector<PresetResult> results;
   {
     Progress progress("measuring preset", presets.size());
@@ -300,7 +357,7 @@ Command BenchCodecCommand() {
            "",
            0,
            0,
-           "Measure encoding and decoding on one core, stage by stage.",
+           "Measure encoding and decoding a core, in CPU time, stage by stage.",
            {{"presets", "A,B", "presets to measure (default: all)"},
             {"input", "IN.safetensors", "measure on this cache instead of a made-up one"},
             ProfileFlag("model profile for --input"),
@@ -310,6 +367,8 @@ Command BenchCodecCommand() {
             {"tokens", "N", "tokens (default 1024)"},
             {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
             {"seconds", "N", "time for each preset and direction (default 1)"},
+            {"stats", "own|profile|auto", "channel statistics (default auto)"},
+            {"threads", "N", "threads at once (default 1)"},
             BackendFlag(),
             JsonFlag()}},
           BenchCodec};

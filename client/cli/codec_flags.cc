@@ -33,7 +33,8 @@ FlagSpec ImportanceFlag() {
 }
 
 FlagSpec BackendFlag() {
-  return {"backend", "NAME", "auto or scalar (default auto: the fastest of this build)"};
+  return {"backend", "NAME",
+          "auto, scalar, avx2 or avx512: same bytes, other speed (default auto: the fastest here)"};
 }
 
 FlagSpec ThreadsFlag() { return {"threads", "N", "threads to use (default: one for each core)"}; }
@@ -53,16 +54,24 @@ absl::StatusOr<std::optional<ModelProfile>> ReadProfile(const Arguments& argumen
   return out;
 }
 
-absl::Status CheckBackend(const Arguments& arguments) {
+absl::StatusOr<CodecBackend> ReadBackend(const Arguments& arguments) {
   const std::string name = arguments.Get("backend", "auto");
-  if (name == "auto" || name == "scalar") return absl::OkStatus();
-  if (name == "avx2" || name == "avx512" || name == "cuda") {
+  if (name == "cuda") {
     return absl::UnimplementedError(
-        absl::StrCat("this build lacks the backend ", name,
-                     "; use --backend scalar, which reads and writes the "
-                     "same bytes"));
+        "the command line lacks the backend cuda; use --backend auto, which reads and writes the "
+        "same bytes");
   }
-  return UsageError(absl::StrCat("unknown backend '", name, "'; use auto or scalar"));
+  const absl::StatusOr<CodecBackend> backend = ParseCodecBackend(name);
+  if (!backend.ok()) return UsageError(std::string(backend.status().message()));
+  return ResolveCodecBackend(*backend);
+}
+
+absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments, const std::string& otherwise) {
+  const std::string name = arguments.Get("stats", otherwise);
+  if (name == "own") return StatsMode::kOwn;
+  if (name == "profile") return StatsMode::kProfile;
+  if (name == "auto") return StatsMode::kAuto;
+  return UsageError(absl::StrCat("--stats is '", name, "', must be own, profile or auto"));
 }
 
 absl::StatusOr<size_t> ReadThreads(const Arguments& arguments) {

@@ -24,8 +24,11 @@ absl::StatusOr<PresetId> ReadPreset(const Arguments& arguments);
 // --profile for `layout`; nothing without it.
 absl::StatusOr<std::optional<ModelProfile>> ReadProfile(const Arguments& arguments,
                                                         const Layout& layout);
-// UNIMPLEMENTED for a backend this build lacks, UsageError for one that does not exist.
-absl::Status CheckBackend(const Arguments& arguments);
+// --backend as what it comes to on this machine. UsageError for one that does not exist;
+// FAILED_PRECONDITION or UNIMPLEMENTED for one that this machine or build lacks.
+absl::StatusOr<CodecBackend> ReadBackend(const Arguments& arguments);
+// --stats, `otherwise` without it.
+absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments, const std::string& otherwise);
 // --threads; all cores without it.
 absl::StatusOr<size_t> ReadThreads(const Arguments& arguments);
 

@@ -21,17 +21,7 @@ struct CompressResult {
   double seconds = 0;
 };
 
-absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments) {
-  // A file should be readable alone, unless it carries its profile.
-  const std::string name = arguments.Get("stats", arguments.Has("embed-profile") ? "auto" : "own");
-  if (name == "own") return StatsMode::kOwn;
-  if (name == "profile") return StatsMode::kProfile;
-  if (name == "auto") return StatsMode::kAuto;
-  return UsageError(absl::StrCat("--stats is '", name, "', must be own, profile or auto"));
-}
-
 absl::Status CheckFlags(const Arguments& arguments, StatsMode stats) {
-  LKV_RETURN_IF_ERROR(CheckBackend(arguments));
   if (arguments.Has("profile")) return absl::OkStatus();
   if (arguments.Has("embed-profile")) return UsageError("--embed-profile needs --profile");
   if (stats == StatsMode::kProfile) return UsageError("--stats profile needs --profile");
@@ -108,7 +98,10 @@ void PrintResult(const Arguments& arguments, const CacheFile& cache, const LkvHe
 
 absl::Status Compress(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const PresetId preset, ReadPreset(arguments));
-  LKV_ASSIGN_OR_RETURN(const StatsMode stats, ReadStats(arguments));
+  LKV_ASSIGN_OR_RETURN(const CodecBackend backend, ReadBackend(arguments));
+  // A file should be readable alone, unless it carries its profile.
+  LKV_ASSIGN_OR_RETURN(const StatsMode stats,
+                       ReadStats(arguments, arguments.Has("embed-profile") ? "auto" : "own"));
   LKV_RETURN_IF_ERROR(CheckFlags(arguments, stats));
   LKV_ASSIGN_OR_RETURN(const uint64_t chunk_tokens,
                        arguments.GetNumber("chunk", limits::kMaxChunkTokens,
@@ -121,6 +114,7 @@ absl::Status Compress(const Arguments& arguments) {
   EncodeOptions options;
   options.preset = preset;
   options.stats = stats;
+  options.backend = backend;
   if (profile) options.profile = &*profile;
   const auto start = std::chrono::steady_clock::now();
   LKV_ASSIGN_OR_RETURN(const std::vector<ByteVector> frames,

@@ -36,7 +36,7 @@ absl::Status DecodeChunk(const FrameDecoder& decoder, const Layout& layout, uint
 }
 
 absl::Status Decompress(const Arguments& arguments) {
-  LKV_RETURN_IF_ERROR(CheckBackend(arguments));
+  LKV_ASSIGN_OR_RETURN(const CodecBackend backend, ReadBackend(arguments));
   LKV_ASSIGN_OR_RETURN(const size_t threads, ReadThreads(arguments));
   LKV_ASSIGN_OR_RETURN(const LkvFile file, OpenLkv(arguments.positionals()[0]));
   const LkvHeader& header = file.content.header;
@@ -46,7 +46,7 @@ absl::Status Decompress(const Arguments& arguments) {
   QualitySum quality;
   for (size_t i = 0; i < file.content.frames.size(); ++i) {
     LKV_ASSIGN_OR_RETURN(FrameDecoder decoder,
-                         OpenLkvFrame(file.content, i, profile ? &*profile : nullptr));
+                         OpenLkvFrame(file.content, i, profile ? &*profile : nullptr, backend));
     quality.Add(decoder.info().quality, decoder.info().tokens);
     decoders.push_back(std::move(decoder));
   }

@@ -71,17 +71,33 @@ ByteVector MakeSyntheticChunk(const Layout& layout, uint64_t start, uint32_t tok
 }
 
 ModelProfile MakeSyntheticProfile(const Layout& layout) {
-  std::mt19937 random(kModelSeed);
+  std::mt19937 random(kModelSeed), model(kModelSeed);
   std::normal_distribution<float> normal;
-  ProfileStatistics statistics;
+  ProfileStatistics out;
   for (const LayerSpec& layer : layout.layers) {
     const PlaneSpec& key = layer.planes.front();
     for (uint32_t i = 0; i < key.heads * key.head_dim / 2; ++i) {
-      statistics.query_energy.push_back(std::exp(normal(random)));
+      out.query_energy.push_back(std::exp(normal(random)));
+    }
+    for (const PlaneSpec& plane : layer.planes) {
+      const bool is_key = plane.role == PlaneRole::kKey;
+      for (uint32_t h = 0; h < plane.heads; ++h) {
+        const Channels head = DrawChannels(plane, model);
+        float square = 0;
+        for (uint32_t c = 0; c < plane.head_dim; ++c) {
+          square += head.mean[c] * head.mean[c] + head.sigma[c] * head.sigma[c];
+        }
+        // Values are told over a token's rms.
+        const float unit = is_key ? 1.0f : std::sqrt(square / static_cast<float>(plane.head_dim));
+        for (uint32_t c = 0; c < plane.head_dim; ++c) {
+          (is_key ? out.key_mean : out.value_mean).push_back(head.mean[c] / unit);
+          (is_key ? out.key_sigma : out.value_sigma).push_back(head.sigma[c] / unit);
+        }
+      }
     }
   }
-  // The layout was validated and the energies fit it.
-  return *MakeProfile(layout, statistics);
+  // The layout was validated and the numbers fit it.
+  return *MakeProfile(layout, out);
 }
 
 }  // namespace latticekv

@@ -15,7 +15,7 @@ namespace latticekv {
 // arguments. Planes are f16.
 ByteVector MakeSyntheticChunk(const Layout& layout, uint64_t start, uint32_t tokens);
 
-// A profile with plausible query energies, without statistics.
+// A profile with plausible query energies and the statistics that the chunks are made with.
 ModelProfile MakeSyntheticProfile(const Layout& layout);
 
 }  // namespace latticekv

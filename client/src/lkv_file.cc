@@ -230,10 +230,10 @@ absl::Status WriteLkv(const std::string& path, LkvHeader header,
 }
 
 absl::StatusOr<FrameDecoder> OpenLkvFrame(const ParsedLkv& file, size_t index,
-                                          const ModelProfile* profile) {
+                                          const ModelProfile* profile, CodecBackend backend) {
   const LkvHeader& header = file.header;
   LKV_ASSIGN_OR_RETURN(FrameDecoder decoder,
-                       FrameDecoder::Open(file.frames[index], header.layout, profile));
+                       FrameDecoder::Open(file.frames[index], header.layout, profile, backend));
   const uint64_t start = uint64_t{index} * header.chunk_tokens;
   const uint64_t tokens = std::min<uint64_t>(header.chunk_tokens, header.tokens - start);
   if (decoder.info().start_position != start || decoder.info().tokens != tokens) {

@@ -69,7 +69,8 @@ absl::Status WriteLkv(const std::string& path, LkvHeader header,
 // A decoder for chunk `index`, checked against what the container says of it. `file` and `profile`
 // must outlive it.
 absl::StatusOr<FrameDecoder> OpenLkvFrame(const ParsedLkv& file, size_t index,
-                                          const ModelProfile* profile);
+                                          const ModelProfile* profile,
+                                          CodecBackend backend = CodecBackend::kAuto);
 
 }  // namespace latticekv
 

@@ -3,8 +3,9 @@
 #ifndef LATTICEKV_CORE_CODEC_STAGE_TIMER_H_
 #define LATTICEKV_CORE_CODEC_STAGE_TIMER_H_
 
+#include <time.h>
+
 #include <array>
-#include <chrono>
 #include <string_view>
 
 namespace latticekv {
@@ -34,24 +35,30 @@ struct StageTimes {
 // to.
 inline thread_local StageTimes* stage_times = nullptr;
 
-// Adds the time between construction and destruction to a stage.
+// Adds the CPU time between construction and destruction to a stage.
 class ScopedStage {
  public:
   explicit ScopedStage(CodecStage stage) : times_(stage_times), stage_(stage) {
-    if (times_ != nullptr) start_ = std::chrono::steady_clock::now();
+    if (times_ != nullptr) start_ = Now();
   }
   ~ScopedStage() {
     if (times_ == nullptr) return;
-    times_->seconds[static_cast<size_t>(stage_)] +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    times_->seconds[static_cast<size_t>(stage_)] += Now() - start_;
   }
   ScopedStage(const ScopedStage&) = delete;
   ScopedStage& operator=(const ScopedStage&) = delete;
 
  private:
+  // CPU time of this thread: what others do on the machine does not count.
+  static double Now() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  }
+
   StageTimes* const times_;
   const CodecStage stage_;
-  std::chrono::steady_clock::time_point start_;
+  double start_ = 0;
 };
 
 }  // namespace latticekv

@@ -7,6 +7,7 @@
 
 #include "core/codec/codec.h"
 #include "tests/support/mutation.h"
+#include "tests/support/random_layout.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
@@ -16,6 +17,7 @@ using testing::FromEnvironment;
 using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
 using testing::Random;
+using testing::RandomLayout;
 using testing::SampleChunk;
 
 // Parameter: a backend. Skipped where the processor lacks it.
@@ -55,16 +57,20 @@ void ExpectSameBytes(const SampleChunk& chunk, EncodeOptions options, CodecBacke
   ASSERT_TRUE(where == decoded.end()) << "decoded differs at byte " << where - decoded.begin();
 }
 
-// Every preset and source of statistics, with and without query energy.
+// Every preset and source of statistics, without query energy, and with attention mass.
 void ExpectSameBytesEveryWay(const SampleChunk& chunk, uint64_t seed, CodecBackend backend) {
   const ModelProfile profile = MakeSampleProfile(chunk.layout, seed, true);
+  Random random(seed);
+  std::vector<float> mass(chunk.layout.layers.size() * chunk.tokens);
+  for (float& m : mass) m = static_cast<float>(1u << random.Below(12)) / 64;
   for (const Preset& preset : AllPresets()) {
-    for (int mode = 0; mode < 4; ++mode) {
+    for (int mode = 0; mode < 5; ++mode) {
       SCOPED_TRACE(std::string(preset.name) + " statistics " + std::to_string(mode));
       EncodeOptions options;
       options.preset = preset.id;
-      options.profile = mode < 3 ? &profile : nullptr;
-      options.stats = mode < 3 ? static_cast<StatsMode>(mode) : StatsMode::kOwn;
+      options.profile = mode != 3 ? &profile : nullptr;
+      options.stats = mode < 3 ? static_cast<StatsMode>(mode) : StatsMode::kAuto;
+      if (mode == 4) options.mass = {mass.data(), chunk.tokens, chunk.tokens + 50};
       options.start_position = mode == 0 ? 0 : 100'003 * static_cast<uint64_t>(mode);
       if (chunk.tokens > 10) options.exact_tokens = {5, 9};
       ExpectSameBytes(chunk, options, backend);
@@ -99,32 +105,6 @@ TEST_P(CpuBackendTest, NamedLayouts) {
     ExpectSameBytesEveryWay(MakeSampleChunk(layout, s.tokens, 7), 3, GetParam());
     if (HasFatalFailure()) return;
   }
-}
-
-Layout RandomLayout(Random& random) {
-  Layout layout;
-  layout.model = "random";
-  const DType dtypes[] = {DType::kF16, DType::kBF16, DType::kF32};
-  const RopeStyle styles[] = {RopeStyle::kNone, RopeStyle::kNeox, RopeStyle::kInterleaved};
-  LayerSpec layer;
-  for (PlaneRole role : {PlaneRole::kKey, PlaneRole::kValue}) {
-    PlaneSpec plane;
-    plane.name = role == PlaneRole::kKey ? "k" : "v";
-    plane.role = role;
-    plane.heads = 1 + random.Below(4);
-    plane.head_dim = 8 * (1 + random.Below(20));
-    plane.dtype = dtypes[random.Below(3)];
-    if (role == PlaneRole::kKey) {
-      plane.rope.style = styles[random.Below(3)];
-      if (plane.rope.style != RopeStyle::kNone) {
-        plane.rope.rotary_dims = 2 * (1 + random.Below(plane.head_dim / 2));
-        plane.rope.base = 10000.0;
-      }
-    }
-    layer.planes.push_back(plane);
-  }
-  layout.layers.push_back(layer);
-  return layout;
 }
 
 TEST_P(CpuBackendTest, RandomLayoutsAndOutliers) {

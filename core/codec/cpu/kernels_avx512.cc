@@ -12,10 +12,20 @@
 namespace latticekv {
 namespace {
 
-// The first `count` of 16 or 32 elements.
-__mmask16 First16(uint32_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1);
+// The first `count` of 16 or 32 elements; kWhole: there are so many, and masks cost nothing.
+template <bool kWhole = false>
+LKV_INLINE __mmask16 First16(uint32_t count) {
+  return static_cast<__mmask16>(kWhole || count >= 16 ? 0xFFFF : (1u << count) - 1);
 }
+template <bool kWhole>
+LKV_INLINE __mmask32 First32(uint32_t count) {
+  return kWhole || count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+}
+// Calls the function for whole registers where the row is of these alone.
+#define LKV_BY_DIM(function, whole, ...) \
+  return (whole) ? function<true>(__VA_ARGS__) : function<false>(__VA_ARGS__)
+bool Whole(uint32_t dim) { return dim % 32 == 0; }
+bool Whole(uint32_t dim, uint32_t pairs) { return dim % 32 == 0 && pairs % 16 == 0; }
 
 // v < limit ? v : limit and then the same from below, as RoundClamped has it.
 __m512 Clamp(__m512 v, float limit) {
@@ -70,12 +80,12 @@ LKV_INLINE void LoadAngles(const SinCos* angle, uint32_t count, __m512& cos, __m
 }
 
 // Turns the pairs (x[i], x[i + pairs]) forwards, or backwards.
-template <bool kForwards>
+template <bool kForwards, bool kWhole = false>
 void Turn(const SinCos* angle, uint32_t pairs, float* x) {
   for (uint32_t i = 0; i < pairs; i += 16) {
-    const __mmask16 mask = First16(pairs - i);
+    const __mmask16 mask = First16<kWhole>(pairs - i);
     __m512 cos, sin;
-    LoadAngles(angle + i, pairs - i < 16 ? pairs - i : 16, cos, sin);
+    LoadAngles(angle + i, kWhole || pairs - i >= 16 ? 16 : pairs - i, cos, sin);
     const __m512 a = _mm512_maskz_loadu_ps(mask, x + i);
     const __m512 b = _mm512_maskz_loadu_ps(mask, x + i + pairs);
     const __m512 ac = _mm512_mul_ps(a, cos), bs = _mm512_mul_ps(b, sin);
@@ -104,15 +114,15 @@ struct Found {
 };
 
 // Canonical order is the layout's: one pass.
-template <DType kType>
+template <DType kType, bool kWhole>
 uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
   const size_t bytes = kType == DType::kF32 ? 4 : 2;
   const uint32_t pairs = row.pairs;
   Found found;
   for (uint32_t i = 0; i < pairs; i += 16) {
-    const __mmask16 mask = First16(pairs - i);
+    const __mmask16 mask = First16<kWhole>(pairs - i);
     __m512 cos, sin;
-    LoadAngles(row.angle + i, pairs - i < 16 ? pairs - i : 16, cos, sin);
+    LoadAngles(row.angle + i, kWhole || pairs - i >= 16 ? 16 : pairs - i, cos, sin);
     const __m512 a = LoadElements(kType, row.src + i * bytes, mask);
     const __m512 b = LoadElements(kType, row.src + (i + pairs) * bytes, mask);
     _mm512_mask_storeu_ps(stored + i, mask, a);
@@ -127,7 +137,7 @@ uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
     _mm512_mask_storeu_ps(canonical + i + pairs, mask, y);
   }
   for (uint32_t c = 2 * pairs; c < row.dim; c += 16) {
-    const __mmask16 mask = First16(row.dim - c);
+    const __mmask16 mask = First16<kWhole>(row.dim - c);
     const __m512 x = LoadElements(kType, row.src + c * bytes, mask);
     _mm512_mask_storeu_ps(stored + c, mask, x);
     _mm512_mask_storeu_ps(canonical + c, mask, x);
@@ -158,16 +168,21 @@ uint32_t LoadPermuted(const SourceRow& row, float* stored, float* canonical) {
   return found.flags();
 }
 
-uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
-  if (row.order != nullptr) return LoadPermuted(row, stored, canonical);
+template <bool kWhole>
+uint32_t LoadByType(const SourceRow& row, float* stored, float* canonical) {
   switch (row.dtype) {
     case DType::kF16:
-      return LoadInOrder<DType::kF16>(row, stored, canonical);
+      return LoadInOrder<DType::kF16, kWhole>(row, stored, canonical);
     case DType::kBF16:
-      return LoadInOrder<DType::kBF16>(row, stored, canonical);
+      return LoadInOrder<DType::kBF16, kWhole>(row, stored, canonical);
     default:
-      return LoadInOrder<DType::kF32>(row, stored, canonical);
+      return LoadInOrder<DType::kF32, kWhole>(row, stored, canonical);
   }
+}
+
+uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
+  if (row.order != nullptr) return LoadPermuted(row, stored, canonical);
+  LKV_BY_DIM(LoadByType, Whole(row.dim, row.pairs), row, stored, canonical);
 }
 
 // Adds the squares of 16 numbers in two halves.
@@ -177,13 +192,17 @@ LKV_INLINE __m512i AddSquaresWide(__m512i sum, __m512i v) {
                           _mm512_add_epi64(_mm512_mul_epu32(n, n), _mm512_mul_epu32(odd, odd)));
 }
 
-uint64_t Energy(const float* x, float scale, uint32_t dim) {
+template <bool kWhole>
+uint64_t EnergyOf(const float* x, float scale, uint32_t dim) {
   __m512i sum = _mm512_setzero_si512();
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __m512 v = _mm512_maskz_loadu_ps(First16(dim - c), x + c);
+    const __m512 v = _mm512_maskz_loadu_ps(First16<kWhole>(dim - c), x + c);
     sum = AddSquaresWide(sum, Round(_mm512_mul_ps(v, _mm512_set1_ps(scale))));
   }
   return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+}
+uint64_t Energy(const float* x, float scale, uint32_t dim) {
+  LKV_BY_DIM(EnergyOf, Whole(dim), x, scale, dim);
 }
 
 // 16 coordinates in steps.
@@ -193,14 +212,18 @@ LKV_INLINE __m512 Scaled(const ScaledRow& row, uint32_t c, __mmask16 mask) {
   return _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row.x + c), inverse);
 }
 
-void AddSixteenths(const ScaledRow& row, int32_t* sum) {
+template <bool kWhole>
+void AddSixteenthsOf(const ScaledRow& row, int32_t* sum) {
   for (uint32_t c = 0; c < row.dim; c += 16) {
-    const __mmask16 mask = First16(row.dim - c);
+    const __mmask16 mask = First16<kWhole>(row.dim - c);
     const __m512 y = _mm512_mul_ps(Scaled(row, c, mask), _mm512_set1_ps(16.0f));
     const __m512i z = Round(Clamp(y, kRoundLimit));
     _mm512_mask_storeu_epi32(sum + c, mask,
                              _mm512_add_epi32(_mm512_maskz_loadu_epi32(mask, sum + c), z));
   }
+}
+void AddSixteenths(const ScaledRow& row, int32_t* sum) {
+  LKV_BY_DIM(AddSixteenthsOf, Whole(row.dim), row, sum);
 }
 
 // The three exchanges that bring each of a group's eight 16-bit numbers to every place.
@@ -269,31 +292,36 @@ LKV_INLINE __m512i Units(const ScaledRow& row, const float* offset, uint32_t c, 
   return z;
 }
 
-uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) {
+template <bool kWhole>
+uint32_t QuantizeBy(const ScaledRow& row, const float* offset, int16_t* q2) {
   const __m512i low_words =
       _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
                        24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   __mmask16 beyond = 0;
   for (uint32_t c = 0; c < row.dim; c += 32) {
     const uint32_t left = row.dim - c;
-    const __m512i a = Units(row, offset, c, First16(left), beyond);
-    const __m512i b =
-        left > 16 ? Units(row, offset, c + 16, First16(left - 16), beyond) : _mm512_setzero_si512();
+    const __m512i a = Units(row, offset, c, First16<kWhole>(left), beyond);
+    const __m512i b = left > 16 ? Units(row, offset, c + 16, First16<kWhole>(left - 16), beyond)
+                                : _mm512_setzero_si512();
     const __m512i whole =
         _mm512_permutex2var_epi16(_mm512_srai_epi32(a, 8), low_words, _mm512_srai_epi32(b, 8));
     const __m512i fraction =
         _mm512_and_si512(_mm512_permutex2var_epi16(a, low_words, b), _mm512_set1_epi16(255));
-    const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+    const __mmask32 mask = First32<kWhole>(left);
     _mm512_mask_storeu_epi16(q2 + c, mask, NearestPoints(whole, fraction));
   }
   return beyond;
 }
+uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) {
+  LKV_BY_DIM(QuantizeBy, Whole(row.dim), row, offset, q2);
+}
 
-uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+template <bool kWhole>
+uint32_t IsOutlierOf(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
   __mmask32 out = 0;
   for (uint32_t c = 0; c < dim; c += 32) {
     const uint32_t left = dim - c;
-    const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+    const __mmask32 mask = First32<kWhole>(left);
     const __m512i q = _mm512_maskz_loadu_epi16(mask, q2 + c);
     const __m512i low = _mm512_maskz_loadu_epi16(mask, limits.low + c);
     const __m512i high =
@@ -303,6 +331,9 @@ uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
     out |= _mm512_cmplt_epi16_mask(q, low) | _mm512_cmpgt_epi16_mask(q, high);
   }
   return out;
+}
+uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+  LKV_BY_DIM(IsOutlierOf, Whole(dim), q2, limits, dim);
 }
 
 // Places in EntropyTables::packed of 16 coordinates; `last` are those with the last place of their
@@ -323,11 +354,12 @@ LKV_INLINE __m512i PackedPlaces(__m512i code, __m512i q2, __mmask16 last) {
       _mm512_add_epi32(_mm512_srav_epi32(k, low), _mm512_set1_epi32(kSymbolOffset)));
 }
 
-uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+template <bool kWhole>
+uint64_t PointCostOf(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   const uint32_t* packed = Tables().packed.data();
   __m512i cost = _mm512_setzero_si512();  // each at most 64 * 2^12
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __mmask16 mask = First16(dim - c);
+    const __mmask16 mask = First16<kWhole>(dim - c);
     const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, q2 + c));
     const __m512i places = PackedPlaces(_mm512_maskz_loadu_epi32(mask, codes + c), q, 0x8080);
     const __m512i entries =
@@ -336,11 +368,15 @@ uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   }
   return static_cast<uint64_t>(_mm512_reduce_add_epi32(cost));
 }
+uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+  LKV_BY_DIM(PointCostOf, Whole(dim), q2, codes, dim);
+}
 
-void RebuildVector(const LatticeRow& row, float* scratch, float* out) {
+template <bool kWhole>
+void RebuildBy(const LatticeRow& row, float* scratch, float* out) {
   float* x = row.order == nullptr ? out : scratch;
   for (uint32_t c = 0; c < row.dim; c += 16) {
-    const __mmask16 mask = First16(row.dim - c);
+    const __mmask16 mask = First16<kWhole>(row.dim - c);
     const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, row.q2 + c));
     const __m512i quarters =
         _mm512_add_epi32(_mm512_add_epi32(q, q), _mm512_maskz_loadu_epi32(mask, row.mean + c));
@@ -348,23 +384,31 @@ void RebuildVector(const LatticeRow& row, float* scratch, float* out) {
         row.step ? _mm512_maskz_loadu_ps(mask, row.step + c) : _mm512_set1_ps(row.row_step);
     _mm512_mask_storeu_ps(x + c, mask, _mm512_mul_ps(_mm512_cvtepi32_ps(quarters), step));
   }
-  Turn<true>(row.angle, row.pairs, x);
+  Turn<true, kWhole>(row.angle, row.pairs, x);
   if (row.order == nullptr) return;
   for (uint32_t c = 0; c < row.dim; ++c) out[row.order[c]] = x[c];
 }
+void RebuildVector(const LatticeRow& row, float* scratch, float* out) {
+  LKV_BY_DIM(RebuildBy, Whole(row.dim, row.pairs), row, scratch, out);
+}
 
-void StoreVector(DType dtype, const float* x, uint32_t dim, std::byte* dst) {
+template <bool kWhole>
+void StoreBy(DType dtype, const float* x, uint32_t dim, std::byte* dst) {
   const size_t bytes = DTypeBytes(dtype);
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __mmask16 mask = First16(dim - c);
+    const __mmask16 mask = First16<kWhole>(dim - c);
     StoreElements(dtype, _mm512_maskz_loadu_ps(mask, x + c), dst + c * bytes, mask);
   }
 }
+void StoreVector(DType dtype, const float* x, uint32_t dim, std::byte* dst) {
+  LKV_BY_DIM(StoreBy, Whole(dim), dtype, x, dim, dst);
+}
 
-void CastVector(DType dtype, float* x, uint32_t dim) {
+template <bool kWhole>
+void CastBy(DType dtype, float* x, uint32_t dim) {
   alignas(64) std::byte stored[64];
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __mmask16 mask = First16(dim - c);
+    const __mmask16 mask = First16<kWhole>(dim - c);
     const __m512 v = _mm512_maskz_loadu_ps(mask, x + c);
     if (dtype == DType::kF16) {
       const __m256i half =
@@ -376,6 +420,9 @@ void CastVector(DType dtype, float* x, uint32_t dim) {
     _mm512_mask_storeu_ps(x + c, mask, LoadElements(dtype, stored, 0xFFFF));
   }
 }
+void CastVector(DType dtype, float* x, uint32_t dim) {
+  LKV_BY_DIM(CastBy, Whole(dim), dtype, x, dim);
+}
 
 // Squared error in 1/256 step, at most 4095^2.
 __m512i SquaredErrors(__m512 error, __m512 inverse) {
@@ -384,10 +431,11 @@ __m512i SquaredErrors(__m512 error, __m512 inverse) {
   return _mm512_mullo_epi32(rounded, rounded);
 }
 
-void AddErrors(const float* back, const float* exact, const float* inverse, uint32_t dim,
-               uint32_t* squares) {
+template <bool kWhole>
+void AddErrorsOf(const float* back, const float* exact, const float* inverse, uint32_t dim,
+                 uint32_t* squares) {
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __mmask16 mask = First16(dim - c);
+    const __mmask16 mask = First16<kWhole>(dim - c);
     const __m512 error = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, back + c),
                                        _mm512_maskz_loadu_ps(mask, exact + c));
     const __m512i e = SquaredErrors(error, _mm512_maskz_loadu_ps(mask, inverse + c));
@@ -395,13 +443,18 @@ void AddErrors(const float* back, const float* exact, const float* inverse, uint
                              _mm512_add_epi32(e, _mm512_maskz_loadu_epi32(mask, squares + c)));
   }
 }
+void AddErrors(const float* back, const float* exact, const float* inverse, uint32_t dim,
+               uint32_t* squares) {
+  LKV_BY_DIM(AddErrorsOf, Whole(dim), back, exact, inverse, dim, squares);
+}
 
-void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
-                 uint64_t* error, uint64_t* norm) {
+template <bool kWhole>
+void AddRelativeOf(const float* back, const float* exact, float inverse, uint32_t dim,
+                   uint64_t* error, uint64_t* norm) {
   const __m512 scale = _mm512_set1_ps(inverse);
   __m512i e = _mm512_setzero_si512(), v = e;  // e: at most 64 * 2^24 each
   for (uint32_t c = 0; c < dim; c += 16) {
-    const __mmask16 mask = First16(dim - c);
+    const __mmask16 mask = First16<kWhole>(dim - c);
     const __m512 x = _mm512_maskz_loadu_ps(mask, exact + c);
     e = _mm512_add_epi32(
         e, SquaredErrors(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, back + c), x), scale));
@@ -412,6 +465,10 @@ void AddRelative(const float* back, const float* exact, float inverse, uint32_t 
                                         _mm512_and_si512(e, _mm512_set1_epi64(0xFFFFFFFF)));
   *error += static_cast<uint64_t>(_mm512_reduce_add_epi64(wide));
   *norm += static_cast<uint64_t>(_mm512_reduce_add_epi64(v));
+}
+void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
+                 uint64_t* error, uint64_t* norm) {
+  LKV_BY_DIM(AddRelativeOf, Whole(dim), back, exact, inverse, dim, error, norm);
 }
 
 // Rows of eight registers become columns within each 128 bits.

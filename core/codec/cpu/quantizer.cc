@@ -170,7 +170,10 @@ uint32_t MarkOutliers(Work& w) {
     const PointLimits limits = by_shift.try_emplace(shift, w, shift).first->second.view();
     w.raw[t] = w.kernels.is_outlier(q2, limits, w.dim) != 0;
     marked += w.raw[t];
-    for (uint32_t c = 0; c < w.dim && !w.raw[t]; c += 8) w.halves += q2[c] & 1;
+    if (w.raw[t]) continue;
+    uint32_t halves = 0;
+    for (uint32_t c = 0; c < w.dim; c += 8) halves += static_cast<uint32_t>(q2[c] & 1);
+    w.halves += halves;
   }
   return marked;
 }
