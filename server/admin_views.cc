@@ -7,6 +7,7 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/codec.h"
+#include "server/block_reader.h"
 #include "server/error_detail.h"
 #include "server/layout_proto.h"
 
@@ -64,7 +65,7 @@ void FillBlockSummary(CacheEngine& engine, const FoundBlock& found, v1::BlockSum
   out->set_stored_bytes(found.block->frame_bytes);
   out->set_preset(ToProto(m.preset));
   FillQuality(m.quality, out->mutable_quality());
-  out->set_tier(v1::TIER_MEMORY);
+  out->set_tier(ToProto(found.block->tier()));
   out->set_pinned(engine.store().IsPinned(found.block->key));
 }
 
@@ -219,7 +220,7 @@ absl::StatusOr<v1::BlockDetail> GetBlock(CacheEngine& engine, const v1::GetBlock
   }
   if (m.profile_hash != Digest{}) detail.set_profile_hash(ToHex(m.profile_hash));
   detail.set_frame_crc32c(absl::StrFormat("%08x", m.frame_crc32c));
-  const auto info = ReadFrameInfo(found->block->frame);
+  const auto info = StoredFrameInfo(*found->block);
   if (info.ok()) {
     for (uint32_t layer = 0; layer < info->layer_bytes.size(); ++layer) {
       v1::LayerSize* size = detail.add_layers();
@@ -247,6 +248,46 @@ absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(CacheEngine& engine,
   response.set_message(why.message());
   return response;
 }
+
+namespace {
+
+v1::DiskState ToProto(StoreHealth::State state) {
+  switch (state) {
+    case StoreHealth::State::kOk:
+      return v1::DISK_STATE_OK;
+    case StoreHealth::State::kNoDisk:
+      return v1::DISK_STATE_NO_DISK;
+    case StoreHealth::State::kMemoryOnly:
+      return v1::DISK_STATE_MEMORY_ONLY;
+  }
+  return v1::DISK_STATE_UNSPECIFIED;
+}
+
+void FillDiskStats(CacheEngine& engine, const StoreStats& store, v1::StatsResponse* out) {
+  const StoreHealth health = engine.DiskHealth();
+  out->set_disk_state(ToProto(health.state));
+  out->set_disk_reason(health.reason);
+  if (health.state == StoreHealth::State::kNoDisk) return;
+  // What is only on disk has no place in the memory's account.
+  out->set_ratio(Ratio(out->raw_bytes(), engine.catalog().frame_bytes()));
+  out->set_disk_blocks(store.disk_blocks);
+  out->set_disk_used_bytes(store.disk_used_bytes);
+  out->set_disk_peak_bytes(store.disk_peak_bytes);
+  out->set_disk_capacity_bytes(store.disk_capacity_bytes);
+  out->set_disk_index_bytes(store.disk_index_bytes);
+  out->set_segments(store.segments);
+  out->set_evicted_to_disk(store.evicted_to_disk);
+  out->set_promoted_blocks(store.promoted_blocks);
+  out->set_disk_evicted_blocks(store.disk_evicted_blocks);
+  out->set_durable_blocks(store.durable_blocks);
+  out->set_recovered_blocks(store.recovered_blocks);
+  out->set_lost_blocks(store.lost_blocks);
+  out->set_damaged_records(store.corrupt_dropped);
+  out->set_disk_errors(store.disk_errors);
+  out->set_journal_bytes(engine.journal_stats().bytes);
+}
+
+}  // namespace
 
 v1::StatsResponse Stats(CacheEngine& engine) {
   const StoreStats store = engine.store().Stats();
@@ -279,6 +320,7 @@ v1::StatsResponse Stats(CacheEngine& engine) {
   out.set_codec_backend(CodecInUse());
   out.set_open_streams(static_cast<uint64_t>(std::max<int64_t>(0, metrics.open_streams.load())));
   out.set_draining(engine.draining());
+  FillDiskStats(engine, store, &out);
   return out;
 }
 

@@ -33,6 +33,29 @@ Digest LayoutFreeHash(std::string_view name_space, const std::optional<Digest>& 
   return ChunkHash(Sha256Of(AsBytes(name_space)), parent_hash, tokens, salt);
 }
 
+void BlockCatalog::Add(const StoredBlockPtr& block, const BlockMetadata& m, int64_t expires_ms) {
+  const BlockKey& key = block->key;
+  Entry entry;
+  entry.quality_rank = block->quality_rank;
+  entry.fingerprint = m.fingerprint;
+  entry.raw_bytes = m.raw_bytes;
+  entry.frame_bytes = block->frame_bytes;
+  entry.layout_free_hash = m.layout_free_hash;
+  entry.expires_ms = expires_ms;
+  if (!m.token_ids.empty()) {
+    entry.group = SiblingGroup(m.name_space, m.fingerprint, block->parent, m.salt);
+    entry.token_ids = m.token_ids;
+    children_[*entry.group][m.token_ids] = key;
+  }
+  if (m.layout_free_hash) {
+    layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, key);
+  }
+  raw_bytes_ += m.raw_bytes;
+  frame_bytes_ += block->frame_bytes;
+  removals_.erase(key);
+  entries_.emplace(key, std::move(entry));
+}
+
 void BlockCatalog::OnStored(const StoredBlockPtr& block, const BlockMetadata& m, int64_t ttl_ms) {
   const BlockKey& key = block->key;
   {
@@ -41,33 +64,28 @@ void BlockCatalog::OnStored(const StoredBlockPtr& block, const BlockMetadata& m,
     const auto there = entries_.find(key);
     if (there != entries_.end() && there->second.quality_rank > block->quality_rank) return;
     Remove(key);
-    Entry entry;
-    entry.quality_rank = block->quality_rank;
-    entry.fingerprint = m.fingerprint;
-    entry.raw_bytes = m.raw_bytes;
-    entry.layout_free_hash = m.layout_free_hash;
-    if (ttl_ms > 0) entry.expires_ms = clock_->WallMs() + ttl_ms;
-    if (!m.token_ids.empty()) {
-      entry.group = SiblingGroup(m.name_space, m.fingerprint, block->parent, m.salt);
-      entry.token_ids = m.token_ids;
-      children_[*entry.group][m.token_ids] = key;
-    }
-    if (m.layout_free_hash) {
-      layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, key);
-    }
-    raw_bytes_ += m.raw_bytes;
-    removals_.erase(key);
-    entries_.emplace(key, std::move(entry));
+    Add(block, m, ttl_ms > 0 ? clock_->WallMs() + ttl_ms : 0);
     static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
   }
   // Its removal may have been reported before it was known here.
   OnRemoved(key, RemovalReason::kEvicted);
 }
 
+void BlockCatalog::OnRecovered(const StoredBlockPtr& block, const BlockMetadata& m) {
+  {
+    MutexLock lock(mutex_);
+    if (entries_.contains(block->key)) return;  // put again meanwhile
+    Add(block, m, kExpiryUnknown);
+  }
+  OnRemoved(block->key, RemovalReason::kEvicted);
+}
+
 void BlockCatalog::ExtendTtl(const BlockKey& key, int64_t ttl_ms) {
   MutexLock lock(mutex_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || it->second.expires_ms == 0) return;
+  // The store knows how long it lives, maybe for longer than this.
+  if (it->second.expires_ms == kExpiryUnknown && ttl_ms > 0) return;
   const int64_t expires_ms = ttl_ms > 0 ? clock_->WallMs() + ttl_ms : 0;
   if (expires_ms != 0 && expires_ms <= it->second.expires_ms) return;
   it->second.expires_ms = expires_ms;
@@ -87,6 +105,7 @@ void BlockCatalog::Remove(const BlockKey& key) {
   if (it == entries_.end()) return;
   const Entry& entry = it->second;
   raw_bytes_ -= entry.raw_bytes;
+  frame_bytes_ -= entry.frame_bytes;
   if (entry.group) {
     const auto group = children_.find(*entry.group);
     if (group != children_.end()) {

@@ -27,6 +27,8 @@ class BlockCatalog {
 
   // After the store took a block. `ttl_ms` 0: it does not expire.
   void OnStored(const StoredBlockPtr& block, const BlockMetadata& metadata, int64_t ttl_ms);
+  // A block that was found on disk at the start.
+  void OnRecovered(const StoredBlockPtr& block, const BlockMetadata& metadata);
   // A block that was there already is wanted for `ttl_ms` more (0: for good). Never shortens.
   void ExtendTtl(const BlockKey& key, int64_t ttl_ms);
   // The block expires `ttl_ms` from now, whatever was before.
@@ -56,6 +58,7 @@ class BlockCatalog {
   std::optional<std::pair<v1::Reason, std::string>> ExplainRemoval(const BlockKey& key) const;
 
   uint64_t raw_bytes() const { return raw_bytes_.load(std::memory_order_relaxed); }
+  uint64_t frame_bytes() const { return frame_bytes_.load(std::memory_order_relaxed); }
 
   // Bytes that the catalog keeps for a block of `tokens` tokens; part of the block's reservation.
   static size_t EntryBytes(size_t tokens) { return 512 + tokens * sizeof(uint32_t); }
@@ -64,7 +67,7 @@ class BlockCatalog {
   struct Entry {
     uint32_t quality_rank = 0;
     Digest fingerprint{};
-    uint64_t raw_bytes = 0;
+    uint64_t raw_bytes = 0, frame_bytes = 0;
     int64_t expires_ms = 0;  // 0: never
     std::optional<Digest> layout_free_hash;
     std::optional<Digest> group;  // in children_, with `token_ids`
@@ -72,6 +75,10 @@ class BlockCatalog {
   };
   using Ids = std::map<std::vector<uint32_t>, BlockKey>;
 
+  static constexpr int64_t kExpiryUnknown = -1;  // of a recovered block: the store has it
+
+  void Add(const StoredBlockPtr& block, const BlockMetadata& metadata, int64_t expires_ms)
+      LKV_REQUIRES(mutex_);
   void Remove(const BlockKey& key) LKV_REQUIRES(mutex_);
   void Remember(const BlockKey& key, v1::Reason reason, std::string_view message)
       LKV_REQUIRES(mutex_);
@@ -86,7 +93,7 @@ class BlockCatalog {
   std::unordered_map<BlockKey, std::pair<v1::Reason, std::string>, DigestHash> removals_
       LKV_GUARDED_BY(mutex_);
   std::deque<BlockKey> removal_order_ LKV_GUARDED_BY(mutex_);
-  std::atomic<uint64_t> raw_bytes_{0};
+  std::atomic<uint64_t> raw_bytes_{0}, frame_bytes_{0};
 };
 
 // Chain hash with no layout in it: the parent's, the chunk's ids, the salt.

@@ -92,6 +92,8 @@ uint32_t QualityRank(PresetId preset) {
 
 v1::Preset ToProto(PresetId preset) { return static_cast<v1::Preset>(preset); }
 
+v1::Tier ToProto(Tier tier) { return tier == Tier::kDisk ? v1::TIER_DISK : v1::TIER_MEMORY; }
+
 void FillQuality(const Quality& quality, v1::Quality* out) {
   out->set_exact(quality.exact);
   out->set_profiled(quality.profiled);
@@ -109,7 +111,7 @@ void FillBlockInfo(const BlockMetadata& m, const StoredBlock& block, bool pinned
   out->set_raw_bytes(m.raw_bytes);
   out->set_preset(ToProto(m.preset));
   FillQuality(m.quality, out->mutable_quality());
-  out->set_tier(v1::TIER_MEMORY);
+  out->set_tier(ToProto(block.tier()));
   out->set_pinned(pinned);
 }
 

@@ -43,6 +43,7 @@ absl::StatusOr<BlockMetadata> ParseMetadata(ByteSpan bytes);
 uint32_t QualityRank(PresetId preset);
 
 v1::Preset ToProto(PresetId preset);
+v1::Tier ToProto(Tier tier);
 void FillQuality(const Quality& quality, v1::Quality* out);
 void FillBlockInfo(const BlockMetadata& metadata, const StoredBlock& block, bool pinned,
                    v1::BlockInfo* out);

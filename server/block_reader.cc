@@ -1,15 +1,22 @@
 #include "server/block_reader.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/frame_format.h"
 #include "server/error_detail.h"
 
 namespace latticekv {
 namespace {
+
+// Header, table and optional sections of most frames.
+constexpr size_t kFramePrefixReadBytes = 4096;
+// Of the memory, for blocks that one request brings in from disk; it reads the rest layer by layer.
+constexpr size_t kPromotedShare = 4;
 
 v1::ErrorDetail Miss(v1::Reason reason, std::string message) {
   v1::ErrorDetail miss;
@@ -49,6 +56,27 @@ absl::StatusOr<std::vector<Digest>> HashesOf(CacheEngine& engine, std::string_vi
   return hashes;
 }
 
+// The leading bytes of a frame on disk, up to its first layer.
+absl::StatusOr<ByteVector> ReadFramePrefix(const StoredBlock& block) {
+  ByteVector prefix(std::min<size_t>(block.frame_bytes, kFramePrefixReadBytes));
+  LKV_RETURN_IF_ERROR(block.ReadFrame(0, prefix));
+  if (prefix.size() < kFrameHeaderBytes) return prefix;
+  const uint64_t wanted = FramePrefixBytes(prefix);
+  if (wanted <= prefix.size() || wanted > block.frame_bytes) return prefix;
+  prefix.resize(wanted);
+  LKV_RETURN_IF_ERROR(block.ReadFrame(0, prefix));
+  return prefix;
+}
+
+absl::StatusOr<FrameDecoder> OpenDecoder(const ReadBlock& block) {
+  if (!block.on_disk()) {
+    return FrameDecoder::Open(block.block->frame, *block.layout, block.profile.get());
+  }
+  LKV_ASSIGN_OR_RETURN(const ByteVector prefix, ReadFramePrefix(*block.block));
+  return FrameDecoder::OpenPrefix(prefix, block.block->frame_bytes, *block.layout,
+                                  block.profile.get());
+}
+
 // Sets layout, profile and decoder, or the reason why the block cannot be served.
 void OpenBlock(CacheEngine& engine, ReadBlock* out) {
   const auto lose = [&](v1::ErrorDetail miss) {
@@ -59,16 +87,19 @@ void OpenBlock(CacheEngine& engine, ReadBlock* out) {
   if (!out->layout) {
     return lose(Miss(v1::REASON_UNKNOWN_LAYOUT, "its layout is not registered; register it again"));
   }
-  const auto info = ReadFrameInfo(out->block->frame);
-  if (info.ok() && info->needs_profile) {
-    out->profile = engine.layouts().FindProfile(out->metadata.fingerprint, info->profile_hash);
+  const Digest& profile_hash = out->metadata.profile_hash;
+  if (profile_hash != Digest{}) {
+    out->profile = engine.layouts().FindProfile(out->metadata.fingerprint, profile_hash);
     if (!out->profile) {
-      return lose(Miss(v1::REASON_PROFILE_MISSING,
-                       absl::StrCat("it needs profile ", ToHex(info->profile_hash),
-                                    "; register it with the layout")));
+      return lose(Miss(
+          v1::REASON_PROFILE_MISSING,
+          absl::StrCat("it needs profile ", ToHex(profile_hash), "; register it with the layout")));
     }
   }
-  auto decoder = FrameDecoder::Open(out->block->frame, *out->layout, out->profile.get());
+  auto decoder = OpenDecoder(*out);
+  if (absl::IsUnavailable(decoder.status())) {
+    return lose(Miss(v1::REASON_DISK, std::string(decoder.status().message())));
+  }
   if (!decoder.ok() || decoder->info().tokens != out->metadata.tokens) {
     engine.DropCorrupt(out->block, std::string(decoder.status().message()));
     return lose(Miss(v1::REASON_CORRUPT, "the stored bytes were damaged and were dropped"));
@@ -103,19 +134,13 @@ void Resolve(CacheEngine& engine, std::string_view name_space,
   }
   // What was found is held, and stays right when it is replaced or evicted now.
   out->block = found->block;
-  const StoredBlockPtr read = engine.store().Get(key);
-  if (out->block->tier() != Tier::kMemory) {
-    if (!read || read->version != out->block->version || read->tier() != Tier::kMemory) {
-      out->miss = read ? Miss(v1::REASON_MEMORY_FULL,
-                              "there is no memory to read it from disk into; try again later")
-                       : engine.ExplainAbsence(key);
-      out->block.reset();
-      return;
-    }
-    out->block = read;
-  }
   out->metadata = std::move(found->metadata);
   out->pinned = engine.store().IsPinned(key);
+  if (out->on_disk()) {
+    engine.store().Touch(key);
+  } else {
+    engine.store().Get(key);
+  }
   OpenBlock(engine, out);
 }
 
@@ -133,6 +158,20 @@ void EndAtHole(const ReadPlan& plan, ReadBlock* block) {
   block->miss = Miss(v1::REASON_NOT_STORED,
                      absl::StrCat("the chunk before position ", block->metadata.start_position,
                                   " is not stored; put it again"));
+}
+
+// Chooses what comes into memory whole, and begins to read it ahead of the sender.
+void Promote(CacheEngine& engine, ReadPlan* plan) {
+  size_t left = engine.config().memory_bytes / kPromotedShare;
+  std::vector<BlockKey> keys;
+  for (const auto& block : plan->blocks) {
+    if (!block->on_disk()) continue;
+    if (block->block->frame_bytes > left) break;
+    left -= block->block->frame_bytes;
+    block->promote = true;
+    keys.push_back(block->block->key);
+  }
+  if (!keys.empty()) engine.store().ReadAhead(keys);
 }
 
 }  // namespace
@@ -182,7 +221,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
               : std::min<uint64_t>(layers, uint64_t{plan.first_layer} + request.layer_count());
       plan.end_layer = std::max(plan.end_layer, end);
       block->payload_bytes =
-          plan.frames ? block->block->frame.size()
+          plan.frames ? block->block->frame_bytes
                       : block->layer_offsets[end] - block->layer_offsets[plan.first_layer];
       ++engine.metrics().gets;
     } else {
@@ -190,7 +229,28 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
     }
     plan.blocks.push_back(std::move(block));
   }
+  const bool all_layers = request.first_layer() == 0 && request.layer_count() == 0;
+  if (all_layers && !plan.frames) Promote(engine, &plan);
   return plan;
+}
+
+absl::StatusOr<FrameInfo> StoredFrameInfo(const StoredBlock& block) {
+  if (block.tier() == Tier::kMemory) return ReadFrameInfo(block.frame);
+  LKV_ASSIGN_OR_RETURN(const ByteVector prefix, ReadFramePrefix(block));
+  return ReadFrameInfo(prefix, block.frame_bytes);
+}
+
+StoredBlockPtr ReadBlock::InMemory(TieredStore& store) const {
+  if (!on_disk()) return block;
+  if (!promote) return nullptr;
+  MutexLock lock(mutex_);
+  if (!std::exchange(tried_, true)) {
+    StoredBlockPtr read = store.Get(block->key);
+    if (read && read->version == block->version && read->tier() == Tier::kMemory) {
+      promoted_ = std::move(read);
+    }
+  }
+  return promoted_;
 }
 
 void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out) {
@@ -210,6 +270,38 @@ size_t LayerBytes(const ReadBlock& block, uint32_t layer) {
   return block.layer_offsets[layer + 1] - block.layer_offsets[layer];
 }
 
+size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer) {
+  const size_t bytes = LayerBytes(block, layer);
+  if (bytes == 0 || !block.on_disk()) return bytes;
+  return bytes + block.decoder->info().layer_bytes[layer];
+}
+
+namespace {
+
+absl::Status DecodeInto(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
+                        const std::vector<MutablePlaneView>& views) {
+  if (!block.on_disk()) {
+    const BusyTimer timer(engine.metrics().decode_busy_ns);
+    return block.decoder->DecodeLayer(layer, views);
+  }
+  const uint64_t offset = block.decoder->layer_offset(layer);
+  const size_t size = block.decoder->info().layer_bytes[layer];
+  const StoredBlockPtr in_memory = block.InMemory(engine.store());
+  ByteVector read;
+  ByteSpan bytes;
+  if (in_memory) {
+    bytes = ByteSpan(in_memory->frame).subspan(offset, size);
+  } else {
+    read.resize(size);
+    LKV_RETURN_IF_ERROR(block.block->ReadFrame(offset, read));
+    bytes = read;
+  }
+  const BusyTimer timer(engine.metrics().decode_busy_ns);
+  return block.decoder->DecodeLayerBytes(layer, bytes, views);
+}
+
+}  // namespace
+
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer) {
   const uint32_t tokens = block.metadata.tokens;
@@ -220,13 +312,12 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
     buffers[p].resize(planes[p].token_bytes() * tokens);
     views.push_back(ContiguousPlane(planes[p], reinterpret_cast<std::byte*>(buffers[p].data())));
   }
-  {
-    const BusyTimer timer(engine.metrics().decode_busy_ns);
-    const absl::Status decoded = block.decoder->DecodeLayer(layer, views);
-    if (!decoded.ok()) {
+  const absl::Status decoded = DecodeInto(engine, block, layer, views);
+  if (!decoded.ok()) {
+    if (!absl::IsUnavailable(decoded)) {
       engine.DropCorrupt(block.block, std::string(decoded.message()));
-      return decoded;
     }
+    return decoded;
   }
   engine.metrics().decode_bytes += LayerBytes(block, layer);
 
@@ -253,17 +344,23 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
   return parts;
 }
 
-absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block) {
-  if (Crc32c(block.block->frame) == block.metadata.frame_crc32c) return absl::OkStatus();
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block, ByteVector* read) {
+  ByteSpan frame = block.block->frame;
+  if (block.on_disk()) {
+    read->resize(block.block->frame_bytes);
+    const absl::Status status = block.block->ReadFrame(0, *read);
+    if (absl::IsUnavailable(status)) return status;
+    frame = status.ok() ? ByteSpan(*read) : ByteSpan();
+  }
+  if (Crc32c(frame) == block.metadata.frame_crc32c) return absl::OkStatus();
   engine.DropCorrupt(block.block, "frame checksum");
   return absl::DataLossError("the stored frame's checksum is wrong");
 }
 
-v1::GetPart FramePart(const ReadBlock& block, uint64_t offset) {
-  const ByteVector& frame = block.block->frame;
+v1::GetPart FramePart(uint32_t index, ByteSpan frame, uint64_t offset) {
   const size_t size = std::min<size_t>(limits::kMaxPartBytes, frame.size() - offset);
   v1::GetPart part;
-  part.set_index(block.index);
+  part.set_index(index);
   part.set_offset(offset);
   part.set_data(frame.data() + offset, size);
   part.set_crc32c(Crc32c(AsBytes(part.data())));
@@ -279,7 +376,9 @@ absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& stored) {
   ReadBlock block;
   block.block = stored;
   block.metadata = *std::move(metadata);
-  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block));
+  ByteVector read;
+  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block, &read));
+  read = {};
   OpenBlock(engine, &block);
   if (!block.block) {
     return block.miss.reason() == v1::REASON_CORRUPT

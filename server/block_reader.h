@@ -7,16 +7,18 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/base/mutex.h"
 #include "latticekv/v1/blocks.pb.h"
 #include "server/engine.h"
 
 namespace latticekv {
 
-// One block of a request. Keeps the bytes alive for as long as it lives.
+// One block of a request. Keeps the bytes, in memory or on disk, readable for as long as it lives.
 struct ReadBlock {
   uint32_t index = 0;
   Digest content_hash{};
   StoredBlockPtr block;  // null: `miss` says why
+  bool promote = false;  // on disk, and to be brought into memory when it is first decoded
   BlockMetadata metadata;
   bool pinned = false;
   v1::ErrorDetail miss;
@@ -25,6 +27,16 @@ struct ReadBlock {
   std::optional<FrameDecoder> decoder;  // of raw reads
   uint64_t payload_bytes = 0;           // of the parts asked for
   std::vector<uint64_t> layer_offsets;  // of raw reads, within the block's raw payload; layers + 1
+
+  bool on_disk() const { return block && block->tier() == Tier::kDisk; }
+  // The block in memory, read from disk on the first call if it is to be promoted and there is
+  // room; null: read its layers with ReadFrame. Thread-safe.
+  StoredBlockPtr InMemory(TieredStore& store) const;
+
+ private:
+  mutable Mutex mutex_;
+  mutable bool tried_ LKV_GUARDED_BY(mutex_) = false;
+  mutable StoredBlockPtr promoted_ LKV_GUARDED_BY(mutex_);
 };
 
 struct ReadPlan {
@@ -38,11 +50,16 @@ struct ReadPlan {
 // on the codec threads. INVALID_ARGUMENT, NOT_FOUND (session) or RESOURCE_EXHAUSTED (too many).
 absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksRequest& request);
 
+// What a stored frame says of itself, from either tier.
+absl::StatusOr<FrameInfo> StoredFrameInfo(const StoredBlock& block);
+
 // The message that precedes the parts.
 void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out);
 
 // Raw bytes of one layer of a block.
 size_t LayerBytes(const ReadBlock& block, uint32_t layer);
+// Memory that decoding the layer takes, its raw bytes included.
+size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
 
 // Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when
 // the frame is damaged: it was counted and dropped from the store then. Thread-safe for different
@@ -50,11 +67,12 @@ size_t LayerBytes(const ReadBlock& block, uint32_t layer);
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer);
 
-// Compares a frame with the checksum taken when it was stored; DATA_LOSS as above.
-absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block);
+// Compares a frame with the checksum taken when it was stored; DATA_LOSS as above. The bytes of a
+// frame on disk go into `read`.
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block, ByteVector* read);
 
-// Bytes [offset, offset + kMaxPartBytes) of the frame.
-v1::GetPart FramePart(const ReadBlock& block, uint64_t offset);
+// Bytes [offset, offset + kMaxPartBytes) of block `index`'s frame.
+v1::GetPart FramePart(uint32_t index, ByteSpan frame, uint64_t offset);
 
 // Decodes every layer of a stored block; DATA_LOSS as above. For Verify.
 absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& block);

@@ -123,7 +123,7 @@ void FillAck(const BlockPlan& plan, const StoredBlock& block, const BlockMetadat
              v1::BlockAck* ack) {
   ack->set_index(plan.index);
   ack->set_content_hash(DigestToBytes(m.content_hash));
-  ack->set_stored_bytes(block.frame.size());
+  ack->set_stored_bytes(block.frame_bytes);
   ack->set_raw_bytes(m.raw_bytes);
   FillQuality(m.quality, ack->mutable_quality());
   ack->set_state(v1::BLOCK_STATE_MEMORY);
@@ -250,7 +250,14 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
   block.reservation.ShrinkTo(bytes);
   if (cancelled.load()) return absl::CancelledError("the stream was cancelled");
 
-  LKV_ASSIGN_OR_RETURN(const PutResult put, engine.store().Put(std::move(block)));
+  // A durable block's acknowledgement comes from FinishDurable, which is told of this write.
+  PutOptions options;
+  if (target.durable) {
+    options.durability = Durability::kDurable;
+    options.on_durable = [](const absl::Status&) {};
+  }
+  LKV_ASSIGN_OR_RETURN(const PutResult put,
+                       engine.store().Put(std::move(block), std::move(options)));
   v1::BlockAck ack;
   if (put.stored) {
     engine.catalog().OnStored(put.block, m, target.ttl_ms);
@@ -296,9 +303,10 @@ absl::StatusOr<BlockPlan> PlanBlock(CacheEngine& engine, const PutTarget& target
     return ErrorWith(absl::StatusCode::kUnavailable, v1::REASON_DRAINING,
                      "the daemon is shutting down; put the block again when it is back");
   }
-  if (target.durable) {
-    return absl::FailedPreconditionError(
-        "this daemon has no disk tier configured, so no block becomes durable; wait for MEMORY");
+  if (target.durable && engine.config().disk_dir.empty()) {
+    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_DISK,
+                     "this daemon has no disk tier, so no block becomes durable; start it with "
+                     "--disk_dir and --disk_bytes or wait for MEMORY");
   }
   BlockPlan plan;
   BlockMetadata& m = plan.metadata;
@@ -359,6 +367,33 @@ v1::BlockAck StoreBlock(CacheEngine& engine, const PutTarget& target, const Bloc
                  std::string(ack.status().message()));
   }
   return ErrorAck(plan.index, AsText(plan.metadata.content_hash), ack.status());
+}
+
+void FinishDurable(CacheEngine& engine, const BlockPlan& plan, v1::BlockAck ack, AckDone done) {
+  if (ack.has_error()) {
+    done(std::move(ack));
+    return;
+  }
+  const auto finish = [ack = std::move(ack), done = std::move(done)](const absl::Status& status) {
+    v1::BlockAck out = ack;
+    if (status.ok()) {
+      out.set_state(v1::BLOCK_STATE_DURABLE);
+    } else {
+      *out.mutable_error() = DetailOf(WithReason(
+          absl::Status(status.code(), absl::StrCat("the block is in memory and not durable: ",
+                                                   std::string(status.message()))),
+          v1::REASON_DISK));
+    }
+    done(std::move(out));
+  };
+  // The session's and the layout's records were appended before this.
+  engine.store().MakeDurable(plan.key, [&engine, finish](const absl::Status& status) {
+    if (status.ok()) {
+      engine.WhenStateDurable(finish);
+    } else {
+      finish(status);
+    }
+  });
 }
 
 v1::BlockAck ErrorAck(uint32_t index, std::string_view content_hash, const absl::Status& error) {

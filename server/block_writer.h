@@ -3,6 +3,7 @@
 #define LATTICEKV_SERVER_BLOCK_WRITER_H_
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -48,10 +49,17 @@ std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& ta
                                         const BlockPlan& plan);
 
 // Encodes (or checks) the payload and makes the block visible, unless `cancelled` by then. Runs on
-// the codec threads. `ticket` covers plan.memory_bytes and is given back.
+// the codec threads. `ticket` covers plan.memory_bytes and is given back. With a durable target the
+// disk begins to take the block, and the acknowledgement must go through FinishDurable.
 v1::BlockAck StoreBlock(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan,
                         ByteVector payload, UploadTicket ticket,
                         const std::atomic<bool>& cancelled);
+
+// Gives `done` the acknowledgement when block, session and layout survive power loss, or with an
+// error when they do not: the block is in memory only then. Waits on no thread; `done` is called
+// from a thread of the store or at once.
+using AckDone = std::function<void(v1::BlockAck)>;
+void FinishDurable(CacheEngine& engine, const BlockPlan& plan, v1::BlockAck ack, AckDone done);
 
 v1::BlockAck ErrorAck(uint32_t index, std::string_view content_hash, const absl::Status& error);
 

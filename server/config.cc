@@ -17,6 +17,7 @@ namespace latticekv {
 namespace {
 
 constexpr size_t kMinMemoryBytes = 1 << 20;
+constexpr uint64_t kMinDiskBytes = 1 << 20;
 constexpr int kMaxCodecThreads = 1024;
 constexpr size_t kMaxSocketPathBytes = sizeof(sockaddr_un::sun_path) - 1;
 
@@ -89,6 +90,14 @@ absl::Status ValidateConfig(const ServerConfig& config) {
   if (config.memory_bytes < kMinMemoryBytes) {
     return absl::InvalidArgumentError(absl::StrCat("--memory_bytes is ", config.memory_bytes,
                                                    "; it must be at least ", kMinMemoryBytes));
+  }
+  if (config.disk_dir.empty() != (config.disk_bytes == 0)) {
+    return absl::InvalidArgumentError(
+        "--disk_dir and --disk_bytes go together; give both, or neither to store in memory only");
+  }
+  if (!config.disk_dir.empty() && config.disk_bytes < kMinDiskBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--disk_bytes is ", config.disk_bytes,
+                                                   "; it must be at least ", kMinDiskBytes));
   }
   if (config.codec_threads < 0 || config.codec_threads > kMaxCodecThreads) {
     return absl::InvalidArgumentError(absl::StrCat("--codec_threads is ", config.codec_threads,

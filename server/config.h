@@ -18,6 +18,8 @@ struct ServerConfig {
   std::vector<std::string> listen;  // `unix:PATH` or `HOST:PORT`; empty: DefaultListen()
   bool insecure = false;            // allow plaintext TCP on other than loopback addresses
   size_t memory_bytes = size_t{1} << 30;
+  std::string disk_dir;  // empty: blocks are kept in memory only
+  uint64_t disk_bytes = 0;
   int codec_threads = 0;  // 0: one per hardware thread
   PresetId default_preset = kDefaultPreset;
 

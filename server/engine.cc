@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
@@ -9,16 +10,30 @@
 #include "core/codec/codec.h"
 #include "core/layout/chain_hash.h"
 #include "server/error_detail.h"
+#include "server/state_records.h"
 #include "spdlog/spdlog.h"
 
 namespace latticekv {
+namespace {
+
+// Catalog after a start, scrubs.
+constexpr size_t kMaxBackgroundJobs = 16;
+
+}  // namespace
 
 CacheEngine::CacheEngine(const ServerConfig& config)
     : config_(config), start_ms_(config.clock->MonotonicMs()), sessions_(config.clock) {}
 
 CacheEngine::~CacheEngine() {
+  stopping_.store(true);
   monitor_.reset();
+  background_.reset();
   codec_pool_.reset();
+  if (config_.disk_dir.empty()) return;
+  // Last words of blocks and of the journal; what cannot be written now was never acknowledged.
+  if (const absl::Status flushed = Flush(); !flushed.ok()) {
+    spdlog::warn("not everything could be written to disk: {}", std::string(flushed.message()));
+  }
 }
 
 absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerConfig& config) {
@@ -27,12 +42,19 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   StoreOptions options;
   options.memory_bytes = config.memory_bytes;
   options.clock = config.clock;
+  options.disk_dir = config.disk_dir;
+  options.disk_bytes = config.disk_bytes;
   LKV_ASSIGN_OR_RETURN(engine->store_, TieredStore::Open(options));
+  if (!config.disk_dir.empty() && engine->store_->Health().state == StoreHealth::State::kNoDisk) {
+    return absl::UnimplementedError(
+        "this build's store has no disk tier; leave --disk_dir and --disk_bytes out");
+  }
   engine->catalog_ = std::make_unique<BlockCatalog>(engine->store_.get(), config.clock);
   engine->store_->SetRemovalListener(
       [catalog = engine->catalog_.get()](const BlockKey& key, RemovalReason reason) {
         catalog->OnRemoved(key, reason);
       });
+  LKV_RETURN_IF_ERROR(engine->OpenJournal());
   engine->admission_ = std::make_unique<UploadAdmission>(
       engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
   // A wrong LATTICEKV_CPU_LEVEL is told now and not with every block.
@@ -41,11 +63,115 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
                           ? config.codec_threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
+  engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
     e->admission_->Poke();
     e->sessions_.Sweep();
+    e->WatchDiskHealth();
   });
+  if (!config.disk_dir.empty()) {
+    static_cast<void>(engine->background_->Submit(CodecPool::Kind::kDecode,
+                                                  [e = engine.get()] { e->FillCatalog(); }));
+  }
   return engine;
+}
+
+absl::Status CacheEngine::OpenJournal() {
+  if (config_.disk_dir.empty()) return absl::OkStatus();
+  size_t refused = 0;
+  LKV_ASSIGN_OR_RETURN(journal_, Journal::Open(
+                                     FileSystem::Default(), config_.disk_dir,
+                                     [&](ByteSpan record) {
+                                       const absl::Status applied =
+                                           ApplyRecord(record, layouts_, sessions_);
+                                       if (applied.ok()) return;
+                                       ++refused;
+                                       spdlog::warn("journal: {}", std::string(applied.message()));
+                                     },
+                                     [this](const Journal::Emit& emit) {
+                                       layouts_.EmitAll(emit);
+                                       sessions_.EmitAll(emit);
+                                     }));
+  layouts_.RecordIn(journal_.get());
+  sessions_.RecordIn(journal_.get());
+  const size_t gone =
+      sessions_.DropEmpty([this](const BlockKey& key) { return store_->Contains(key); });
+  const StoreStats store = store_->Stats();
+  const JournalStats journal = journal_->Stats();
+  spdlog::info(
+      "disk tier in {}: {} blocks, {} bytes of {}; {} layouts, {} sessions, {} sessions ended "
+      "since none "
+      "of their blocks is there",
+      config_.disk_dir, store.recovered_blocks, store.disk_used_bytes, store.disk_capacity_bytes,
+      layouts_.size(), sessions_.size(), gone);
+  if (store.corrupt_dropped + journal.damaged_bytes + refused > 0) {
+    spdlog::warn(
+        "lost at recovery: {} damaged records of blocks; {} damaged bytes and {} records of the "
+        "journal",
+        store.corrupt_dropped, journal.damaged_bytes, refused);
+  }
+  return absl::OkStatus();
+}
+
+void CacheEngine::FillCatalog() {
+  constexpr size_t kPage = 64;
+  std::optional<BlockKey> after;
+  for (size_t seen = kPage; seen == kPage && !stopping_.load();) {
+    std::vector<StoredBlockPtr> page;
+    store_->List(after, kPage, [&](const StoredBlockPtr& block) {
+      page.push_back(block);
+      return true;
+    });
+    seen = page.size();
+    for (const StoredBlockPtr& block : page) {
+      after = block->key;
+      const auto metadata = ParseMetadata(block->metadata);
+      if (metadata.ok()) catalog_->OnRecovered(block, *metadata);
+    }
+  }
+}
+
+StoreHealth CacheEngine::DiskHealth() {
+  StoreHealth health = store_->Health();
+  if (health.state != StoreHealth::State::kOk || !journal_) return health;
+  const absl::Status journal = journal_->Stats().health;
+  if (journal.ok()) return health;
+  return {StoreHealth::State::kMemoryOnly,
+          absl::StrCat("the journal of layouts and sessions takes no writes: ",
+                       std::string(journal.message()))};
+}
+
+void CacheEngine::WatchDiskHealth() {
+  if (!journal_) return;
+  const StoreHealth health = DiskHealth();
+  const bool ok = health.state == StoreHealth::State::kOk;
+  MutexLock lock(health_mutex_);
+  if (std::exchange(disk_ok_, ok) == ok) return;
+  if (ok) {
+    spdlog::info("the disk takes writes again");
+  } else {
+    spdlog::error("blocks are kept in memory only: {}", health.reason);
+  }
+  if (disk_listener_) disk_listener_(ok);
+}
+
+void CacheEngine::SetDiskListener(std::function<void(bool)> listener) {
+  MutexLock lock(health_mutex_);
+  disk_listener_ = std::move(listener);
+  if (disk_listener_) disk_listener_(disk_ok_);
+}
+
+void CacheEngine::WhenStateDurable(Journal::Done done) {
+  if (journal_) {
+    journal_->WhenDurable(std::move(done));
+  } else {
+    done(absl::OkStatus());
+  }
+}
+
+absl::Status CacheEngine::Flush() {
+  LKV_RETURN_IF_ERROR(store_->Flush());
+  return journal_->Flush();
 }
 
 BlockKey CacheEngine::KeyOf(std::string_view name_space, const Digest& content_hash) const {

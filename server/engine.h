@@ -3,11 +3,13 @@
 #define LATTICEKV_SERVER_ENGINE_H_
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/store/journal.h"
 #include "core/store/tiered_store.h"
 #include "server/block_catalog.h"
 #include "server/codec_pool.h"
@@ -48,6 +50,20 @@ class CacheEngine {
   const Clock& clock() const { return *config_.clock; }
   int64_t start_ms() const { return start_ms_; }
 
+  // Health of disk and journal together: why the daemon keeps in memory only, if it does.
+  StoreHealth DiskHealth();
+  JournalStats journal_stats() const { return journal_ ? journal_->Stats() : JournalStats(); }
+  // `listener` is told now and at every change whether the disk takes writes (true without a disk).
+  // Empty: nobody.
+  void SetDiskListener(std::function<void(bool)> listener);
+  // `done` is told when layouts and sessions as they are now survive power loss.
+  void WhenStateDurable(Journal::Done done);
+  // Writes what only memory holds to disk. FAILED_PRECONDITION without a disk.
+  absl::Status Flush();
+  // Long work that reads the disk, one at a time.
+  CodecPool& background() { return *background_; }
+  bool stopping() const { return stopping_.load(); }
+
   bool draining() const { return draining_.load(); }
   // No new uploads from now on. Idempotent.
   void StartDrain() { draining_.store(true); }
@@ -67,17 +83,29 @@ class CacheEngine {
  private:
   explicit CacheEngine(const ServerConfig& config);
 
+  // Reads the journal, and from then on writes every change into it.
+  absl::Status OpenJournal();
+  // Tells the catalog of the blocks that were found on disk.
+  void FillCatalog();
+  void WatchDiskHealth();
+
   const ServerConfig config_;
   const int64_t start_ms_;
   std::atomic<bool> draining_{false};
+  std::atomic<bool> stopping_{false};
   Metrics metrics_;
   LayoutRegistry layouts_;
   SessionRegistry sessions_;
+  std::unique_ptr<Journal> journal_;  // after what it says, before the store, whose threads call it
   std::unique_ptr<TieredStore> store_;
   std::unique_ptr<BlockCatalog> catalog_;
   std::unique_ptr<UploadAdmission> admission_;
   // Last: their threads use all of the above.
   std::unique_ptr<CodecPool> codec_pool_;
+  std::unique_ptr<CodecPool> background_;
+  Mutex health_mutex_;
+  bool disk_ok_ LKV_GUARDED_BY(health_mutex_) = true;
+  std::function<void(bool)> disk_listener_ LKV_GUARDED_BY(health_mutex_);
   std::unique_ptr<StreamMonitor> monitor_;
 };
 

@@ -20,8 +20,11 @@ ABSL_FLAG(
     "and 127.0.0.1:7447.");
 ABSL_FLAG(uint64_t, memory_bytes, uint64_t{1} << 30,
           "Hard cap on memory for stored blocks and for everything in flight.");
-ABSL_FLAG(std::string, disk_dir, "", "Directory of the disk tier; not available in this version.");
-ABSL_FLAG(uint64_t, disk_bytes, 0, "Cap of the disk tier; not available in this version.");
+ABSL_FLAG(
+    std::string, disk_dir, "",
+    "Directory of the disk tier, made if it is missing; one daemon a directory. Default: none, "
+    "blocks are kept in memory only.");
+ABSL_FLAG(uint64_t, disk_bytes, 0, "Hard cap on the bytes in --disk_dir.");
 ABSL_FLAG(int, codec_threads, 0,
           "Threads that compress and decompress; 0: one per hardware thread.");
 ABSL_FLAG(bool, insecure, false,
@@ -58,11 +61,6 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
     return absl::InvalidArgumentError(
         absl::StrCat("unexpected argument '", rest[1], "'; latticekvd takes only flags (--help)"));
   }
-  if (!absl::GetFlag(FLAGS_disk_dir).empty() || absl::GetFlag(FLAGS_disk_bytes) != 0) {
-    return absl::InvalidArgumentError(
-        "--disk_dir and --disk_bytes need the disk tier, which this version does not have; leave "
-        "them out to store in memory only");
-  }
   DaemonFlags flags;
   const std::string listen = absl::GetFlag(FLAGS_listen);
   if (listen.empty()) {
@@ -72,6 +70,8 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
   }
   flags.server.insecure = absl::GetFlag(FLAGS_insecure);
   flags.server.memory_bytes = absl::GetFlag(FLAGS_memory_bytes);
+  flags.server.disk_dir = absl::GetFlag(FLAGS_disk_dir);
+  flags.server.disk_bytes = absl::GetFlag(FLAGS_disk_bytes);
   flags.server.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   LKV_ASSIGN_OR_RETURN(flags.server.default_preset,
                        ParsePreset(absl::GetFlag(FLAGS_default_preset)));

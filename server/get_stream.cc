@@ -70,8 +70,11 @@ void GetStream::ScheduleLocked() {
   while (!finished_ && AdvanceLocked()) {
     // A frame lies in the store already: the window pays for the part that is copied out of it.
     const ReadBlock& block = *plan_.blocks[next_block_];
-    const size_t bytes = plan_.frames ? std::min(limits::kMaxPartBytes, block.block->frame.size())
-                                      : LayerBytes(block, next_layer_);
+    // One on disk is read whole, to be checked before its first byte is sent.
+    const size_t frame_bytes = block.block->frame_bytes;
+    const size_t bytes = !plan_.frames     ? LayerMemoryBytes(block, next_layer_)
+                         : block.on_disk() ? frame_bytes
+                                           : std::min(limits::kMaxPartBytes, frame_bytes);
     if (!items_.empty() && window_bytes_ + bytes > engine_.config().decode_ahead_bytes) return;
     auto reservation = engine_.store().Reserve(bytes);
     if (!reservation.ok()) {
@@ -115,8 +118,9 @@ void GetStream::Decode(const ItemPtr& item) {
   }
   absl::Status status;
   std::deque<v1::GetPart> parts;
+  ByteVector frame;
   if (request_.encoding() == v1::ENCODING_FRAME) {
-    status = CheckStoredFrame(engine_, *block);
+    status = CheckStoredFrame(engine_, *block, &frame);
   } else {
     auto decoded = ReadLayer(engine_, *block, item->layer);
     status = decoded.status();
@@ -127,6 +131,7 @@ void GetStream::Decode(const ItemPtr& item) {
   }
   MutexLock lock(mutex_);
   item->parts = std::move(parts);
+  item->frame = std::move(frame);
   item->status = status;
   item->ready = true;
   PumpLocked();
@@ -140,8 +145,9 @@ void GetStream::PopFrontLocked() {
 bool GetStream::NextPartLocked(Item& item) {
   const ReadBlock& block = *plan_.blocks[item.block];
   if (plan_.frames) {
-    if (item.frame_offset >= block.block->frame.size()) return false;
-    *response_.mutable_part() = FramePart(block, item.frame_offset);
+    const ByteSpan frame = block.on_disk() ? ByteSpan(item.frame) : ByteSpan(block.block->frame);
+    if (item.frame_offset >= frame.size()) return false;
+    *response_.mutable_part() = FramePart(block.index, frame, item.frame_offset);
     item.frame_offset += response_.part().data().size();
     return true;
   }
@@ -161,6 +167,7 @@ bool GetStream::NextMessageLocked() {
     Item& item = *items_.front();
     if (item.status.ok() && !dead_[item.block] && NextPartLocked(item)) return true;
     const bool report = !item.status.ok() && !dead_[item.block];
+    const absl::Status why = item.status;
     const uint32_t index = item.block;
     PopFrontLocked();
     if (!report) continue;
@@ -169,9 +176,15 @@ bool GetStream::NextMessageLocked() {
     v1::BlockOpen* failed = response_.mutable_failed();
     failed->set_index(index);
     failed->mutable_block()->set_content_hash(DigestToBytes(plan_.blocks[index]->content_hash));
-    failed->mutable_miss()->set_reason(v1::REASON_CORRUPT);
-    failed->mutable_miss()->set_message(
-        "the stored bytes were damaged and were dropped; drop what was sent of this block");
+    if (absl::IsUnavailable(why)) {
+      failed->mutable_miss()->set_reason(v1::REASON_DISK);
+      failed->mutable_miss()->set_message(absl::StrCat(
+          std::string(why.message()), "; drop what was sent of this block and ask again later"));
+    } else {
+      failed->mutable_miss()->set_reason(v1::REASON_CORRUPT);
+      failed->mutable_miss()->set_message(
+          "the stored bytes were damaged and were dropped; drop what was sent of this block");
+    }
     return true;
   }
   return false;

@@ -112,18 +112,26 @@ absl::Status PutStream::HandleHeader(const v1::BlockHeader& header) {
                                    ? WithReason(plan.status(), v1::REASON_BAD_PAYLOAD)
                                    : plan.status();
     *response.mutable_ack() = ErrorAck(header.index(), header.content_hash(), error);
-  } else if (auto ack = AckIfStored(engine_, *target_, *plan)) {
-    *response.mutable_ack() = *std::move(ack);
   } else {
-    auto upload = std::make_shared<Upload>();
-    upload->plan = *std::move(plan);
-    {
-      MutexLock lock(mutex_);
-      if (finished_) return absl::OkStatus();
-      uploads_[header.index()] = upload;
+    auto ack = AckIfStored(engine_, *target_, *plan);
+    if (ack && !target_->durable) {
+      *response.mutable_ack() = *std::move(ack);
+    } else {
+      auto upload = std::make_shared<Upload>();
+      upload->plan = *std::move(plan);
+      if (ack) upload->state = Upload::State::kEncoding;
+      {
+        MutexLock lock(mutex_);
+        if (finished_) return absl::OkStatus();
+        uploads_[header.index()] = upload;
+      }
+      if (ack) {
+        Acknowledge(upload, *std::move(ack));
+      } else {
+        RequestCredit(upload);
+      }
+      return absl::OkStatus();
     }
-    RequestCredit(upload);
-    return absl::OkStatus();
   }
   MutexLock lock(mutex_);
   SendLocked(std::move(response));
@@ -252,9 +260,20 @@ void PutStream::Encode(const UploadPtr& upload) {
   }
   v1::BlockAck ack = StoreBlock(engine_, *target_, upload->plan, std::move(payload),
                                 std::move(ticket), upload->cancelled);
-  std::vector<UploadTicket> garbage;
-  MutexLock lock(mutex_);
-  if (!upload->cancelled.load()) CompleteLocked(upload, std::move(ack), &garbage);
+  Acknowledge(upload, std::move(ack));
+}
+
+void PutStream::Acknowledge(const UploadPtr& upload, v1::BlockAck ack) {
+  auto complete = [self = shared_from_this(), upload](v1::BlockAck finished) {
+    std::vector<UploadTicket> garbage;
+    MutexLock lock(self->mutex_);
+    if (!upload->cancelled.load()) self->CompleteLocked(upload, std::move(finished), &garbage);
+  };
+  if (target_->durable) {
+    FinishDurable(engine_, upload->plan, std::move(ack), std::move(complete));
+  } else {
+    complete(std::move(ack));
+  }
 }
 
 void PutStream::CompleteLocked(const UploadPtr& upload, v1::BlockAck ack,

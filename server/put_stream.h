@@ -62,6 +62,8 @@ class PutStream final : public grpc::ServerBidiReactor<v1::PutBlocksRequest, v1:
   absl::Status AppendPart(const UploadPtr& upload, const v1::BlockPart& part);
   void StartEncoding(const UploadPtr& upload);
   void Encode(const UploadPtr& upload);
+  // Acknowledges when the target's state is reached; nothing of the stream waits meanwhile.
+  void Acknowledge(const UploadPtr& upload, v1::BlockAck ack);
   // Takes the upload out and acknowledges it. The ticket and bytes that it still held are moved to
   // `garbage`, to be destroyed without the lock.
   void CompleteLocked(const UploadPtr& upload, v1::BlockAck ack, std::vector<UploadTicket>* garbage)

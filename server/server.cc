@@ -20,6 +20,8 @@ namespace latticekv {
 namespace {
 
 constexpr char kCacheServiceName[] = "latticekv.v1.KvCache";
+// Not a service: NOT_SERVING while the disk takes no writes and blocks are kept in memory only.
+constexpr char kDiskTierName[] = "latticekv.v1.DiskTier";
 constexpr char kAdminServiceName[] = "latticekv.v1.Admin";
 
 void SetChannelOptions(grpc::ServerBuilder& builder) {
@@ -105,6 +107,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& given)
   if (auto* health = server->grpc_->server->GetHealthCheckService()) {
     health->SetServingStatus(kCacheServiceName, true);
     health->SetServingStatus(kAdminServiceName, true);
+    if (!config.disk_dir.empty()) {
+      server->engine_->SetDiskListener(
+          [health](bool ok) { health->SetServingStatus(kDiskTierName, ok); });
+    }
   }
   return server;
 }
@@ -117,6 +123,7 @@ void Server::Stop(int64_t timeout_ms) {
   if (!grpc_ || !grpc_->server || grpc_->stopped) return;
   grpc_->stopped = true;
   engine_->StartDrain();
+  engine_->SetDiskListener({});
   if (auto* health = grpc_->server->GetHealthCheckService()) health->SetServingStatus(false);
   grpc_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
   grpc_->server->Wait();

@@ -1,6 +1,8 @@
 #include "server/service_admin.h"
 
 #include "server/admin_views.h"
+#include "server/error_detail.h"
+#include "server/grpc_status.h"
 #include "server/unary.h"
 #include "server/verify_stream.h"
 #include "spdlog/spdlog.h"
@@ -45,16 +47,27 @@ grpc::ServerUnaryReactor* AdminService::ExplainMiss(grpc::CallbackServerContext*
 
 grpc::ServerWriteReactor<v1::VerifyProgress>* AdminService::Verify(
     grpc::CallbackServerContext* context, const v1::VerifyRequest* request) {
-  return VerifyStream::Start(engine_);
+  return VerifyStream::Start(engine_, *request);
 }
 
 grpc::ServerUnaryReactor* AdminService::Flush(grpc::CallbackServerContext* context,
                                               const v1::FlushRequest* request,
                                               v1::FlushResponse* response) {
-  return Answer(context,
-                absl::StatusOr<v1::FlushResponse>(absl::UnimplementedError(
-                    "this daemon keeps blocks in memory only, so there is no disk to flush to")),
-                response);
+  if (engine_.config().disk_dir.empty()) {
+    return Answer(context,
+                  absl::StatusOr<v1::FlushResponse>(absl::FailedPreconditionError(
+                      "this daemon keeps blocks in memory only, so there is no disk to flush to")),
+                  response);
+  }
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const bool taken = engine_.background().Submit(CodecPool::Kind::kEncode, [this, reactor] {
+    reactor->Finish(ToGrpcStatus(WithReason(engine_.Flush(), v1::REASON_DISK)));
+  });
+  if (!taken) {
+    reactor->Finish(ToGrpcStatus(
+        absl::ResourceExhaustedError("too much disk work waits already; flush again later")));
+  }
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context,

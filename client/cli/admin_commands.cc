@@ -204,9 +204,33 @@ Json StatsJson(const ServerStats& s) {
           {"decode_gbps", s.decode_gbps},
           {"open_streams", s.open_streams},
           {"draining", s.draining},
+          {"disk_state", s.disk_state},
+          {"disk_reason", s.disk_reason},
+          {"disk_blocks", s.disk_blocks},
+          {"disk_used_bytes", s.disk_used_bytes},
+          {"disk_peak_bytes", s.disk_peak_bytes},
+          {"disk_capacity_bytes", s.disk_capacity_bytes},
+          {"disk_index_bytes", s.disk_index_bytes},
+          {"segments", s.segments},
+          {"evicted_to_disk", s.evicted_to_disk},
+          {"promoted_blocks", s.promoted_blocks},
+          {"disk_evicted_blocks", s.disk_evicted_blocks},
+          {"durable_blocks", s.durable_blocks},
+          {"recovered_blocks", s.recovered_blocks},
+          {"lost_blocks", s.lost_blocks},
+          {"damaged_records", s.damaged_records},
+          {"disk_errors", s.disk_errors},
+          {"journal_bytes", s.journal_bytes},
           {"uptime_ms", s.uptime_ms},
           {"version", s.version},
           {"codec_backend", s.codec_backend}};
+}
+
+std::string DiskText(const ServerStats& s) {
+  if (s.disk_state == "no disk") return "none";
+  return absl::StrCat(s.disk_state, s.disk_reason.empty() ? "" : ": ", s.disk_reason, ", ",
+                      s.disk_blocks, " blocks, ", BytesText(s.disk_used_bytes), " of ",
+                      BytesText(s.disk_capacity_bytes));
 }
 
 absl::Status ShowStats(const Arguments& arguments) {
@@ -226,6 +250,7 @@ absl::Status ShowStats(const Arguments& arguments) {
                {"memory", absl::StrCat(BytesText(s.memory_used_bytes), " of ",
                                        BytesText(s.memory_capacity_bytes), ", peak ",
                                        BytesText(s.memory_peak_bytes))},
+               {"disk", DiskText(s)},
                {"puts", absl::StrCat(s.puts, ", ", s.duplicate_puts, " already stored")},
                {"gets", absl::StrCat(s.gets, ", ", s.misses, " misses")},
                {"evicted", absl::StrCat(s.evicted_blocks, " blocks, ", BytesText(s.evicted_bytes))},
@@ -258,19 +283,33 @@ absl::Status VerifyBlocks(const Arguments& arguments) {
     Progress progress("checking block", 0);
     uint64_t shown = 0;
     LKV_ASSIGN_OR_RETURN(result, client.Verify([&](const VerifyResult& now) {
-      progress.Add(now.blocks_checked - std::exchange(shown, now.blocks_checked));
+      const uint64_t checked = now.blocks_checked + now.disk_records_checked;
+      progress.Add(checked - std::exchange(shown, checked));
     }));
   }
   if (arguments.Has("json")) {
-    PrintJson(
-        {{"blocks_checked", result.blocks_checked}, {"blocks_corrupt", result.blocks_corrupt}});
+    PrintJson({{"blocks_checked", result.blocks_checked},
+               {"blocks_corrupt", result.blocks_corrupt},
+               {"disk_records_checked", result.disk_records_checked},
+               {"disk_records_corrupt", result.disk_records_corrupt},
+               {"disk_records_unreadable", result.disk_records_unreadable},
+               {"disk_bytes_checked", result.disk_bytes_checked}});
   } else {
-    PrintFields({{"checked", absl::StrCat(result.blocks_checked, " blocks")},
-                 {"corrupt", absl::StrCat(result.blocks_corrupt, " blocks")}});
+    PrintFields({{"checked", absl::StrCat(result.blocks_checked, " blocks in memory, ",
+                                          result.disk_records_checked, " records on disk, ",
+                                          BytesText(result.disk_bytes_checked))},
+                 {"corrupt", absl::StrCat(result.blocks_corrupt, " blocks in memory, ",
+                                          result.disk_records_corrupt, " records on disk")},
+                 {"unreadable", absl::StrCat(result.disk_records_unreadable, " records on disk")}});
   }
-  if (result.blocks_corrupt == 0) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat(result.blocks_corrupt, " blocks were corrupt; the server dropped them"));
+  const uint64_t corrupt = result.blocks_corrupt + result.disk_records_corrupt;
+  if (corrupt > 0) {
+    return absl::DataLossError(
+        absl::StrCat(corrupt, " blocks were corrupt; the server dropped them"));
+  }
+  if (result.disk_records_unreadable == 0) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(result.disk_records_unreadable,
+                                             " records could not be read from disk; look at it"));
 }
 
 }  // namespace

@@ -212,7 +212,9 @@ absl::StatusOr<VerifyResult> ConnectionImpl::Verify(
     bool done = false;
     v1::VerifyProgress message;
     while (stream->Read(message)) {
-      result = {message.blocks_checked(), message.blocks_corrupt()};
+      result = {message.blocks_checked(),          message.blocks_corrupt(),
+                message.disk_records_checked(),    message.disk_records_corrupt(),
+                message.disk_records_unreadable(), message.disk_bytes_checked()};
       done = message.done();
       if (progress) progress(result);
     }

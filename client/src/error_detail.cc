@@ -29,6 +29,8 @@ absl::StatusCode CodeOf(ErrorReason reason) {
       return absl::StatusCode::kResourceExhausted;
     case ErrorReason::kBadPayload:
       return absl::StatusCode::kInvalidArgument;
+    case ErrorReason::kDisk:
+      return absl::StatusCode::kFailedPrecondition;
     case ErrorReason::kDraining:
       return absl::StatusCode::kUnavailable;
     case ErrorReason::kUnspecified:

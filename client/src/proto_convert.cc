@@ -198,6 +198,21 @@ BlockDetail FromProto(const v1::BlockDetail& p) {
   return out;
 }
 
+namespace {
+
+const char* DiskStateName(v1::DiskState state) {
+  switch (state) {
+    case v1::DISK_STATE_OK:
+      return "ok";
+    case v1::DISK_STATE_MEMORY_ONLY:
+      return "memory only";
+    default:
+      return "no disk";
+  }
+}
+
+}  // namespace
+
 ServerStats FromProto(const v1::StatsResponse& p) {
   ServerStats out;
   out.blocks = p.blocks();
@@ -226,6 +241,23 @@ ServerStats FromProto(const v1::StatsResponse& p) {
   out.codec_backend = p.codec_backend();
   out.open_streams = p.open_streams();
   out.draining = p.draining();
+  out.disk_state = DiskStateName(p.disk_state());
+  out.disk_reason = p.disk_reason();
+  out.disk_blocks = p.disk_blocks();
+  out.disk_used_bytes = p.disk_used_bytes();
+  out.disk_peak_bytes = p.disk_peak_bytes();
+  out.disk_capacity_bytes = p.disk_capacity_bytes();
+  out.disk_index_bytes = p.disk_index_bytes();
+  out.segments = p.segments();
+  out.evicted_to_disk = p.evicted_to_disk();
+  out.promoted_blocks = p.promoted_blocks();
+  out.disk_evicted_blocks = p.disk_evicted_blocks();
+  out.durable_blocks = p.durable_blocks();
+  out.recovered_blocks = p.recovered_blocks();
+  out.lost_blocks = p.lost_blocks();
+  out.damaged_records = p.damaged_records();
+  out.disk_errors = p.disk_errors();
+  out.journal_bytes = p.journal_bytes();
   return out;
 }
 

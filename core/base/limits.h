@@ -56,6 +56,7 @@ inline constexpr size_t kWriteBatchBytes = 16 << 20;
 inline constexpr size_t kMaxReadAheadBlocks = 4096;
 inline constexpr int64_t kWriteBackWaitMs = 2'000;
 inline constexpr int64_t kDiskRetryMs = 1'000;
+inline constexpr uint64_t kScrubBytesPerSecond = 64 << 20;
 
 // Files.
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;

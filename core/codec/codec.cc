@@ -295,21 +295,33 @@ absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint
 }
 
 absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame) {
-  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
-  return MakeInfo(parsed.header, frame.size());
+  return ReadFrameInfo(frame, frame.size());
+}
+
+absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan prefix, uint64_t frame_bytes) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(prefix, frame_bytes));
+  return MakeInfo(parsed.header, frame_bytes);
 }
 
 absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& layout,
                                                 const ModelProfile* profile, CodecBackend backend) {
-  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
+  LKV_ASSIGN_OR_RETURN(FrameDecoder out, OpenPrefix(frame, frame.size(), layout, profile, backend));
+  out.frame_ = frame;
+  return out;
+}
+
+absl::StatusOr<FrameDecoder> FrameDecoder::OpenPrefix(ByteSpan prefix, uint64_t frame_bytes,
+                                                      const Layout& layout,
+                                                      const ModelProfile* profile,
+                                                      CodecBackend backend) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(prefix, frame_bytes));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(
       CheckFrameFits(header, LayoutFingerprint(layout), layout.layers.size(), profile));
   FrameDecoder out;
   LKV_ASSIGN_OR_RETURN(out.kernels_, KernelsFor(backend));
-  out.info_ = MakeInfo(header, frame.size());
+  out.info_ = MakeInfo(header, frame_bytes);
   if (out.info_.needs_profile) out.profile_ = profile;
-  out.frame_ = frame;
   out.layout_ = &layout;
   out.layer_offsets_ = parsed.layer_offsets;
   for (const LayerEntry& layer : header.layers) out.layer_crcs_.push_back(layer.crc32c);
@@ -323,12 +335,21 @@ absl::StatusOr<FrameDecoder> FrameDecoder::Open(ByteSpan frame, const Layout& la
 
 absl::Status FrameDecoder::DecodeLayer(uint32_t layer,
                                        const std::vector<MutablePlaneView>& planes) const {
+  if (layer >= info_.layers || frame_.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("the frame at hand has no layer ", layer));
+  }
+  const uint64_t offset = layer_offsets_[layer];
+  return DecodeLayerBytes(layer, frame_.subspan(offset, layer_offsets_[layer + 1] - offset),
+                          planes);
+}
+
+absl::Status FrameDecoder::DecodeLayerBytes(uint32_t layer, ByteSpan bytes,
+                                            const std::vector<MutablePlaneView>& planes) const {
   if (layer >= info_.layers || planes.size() != layout_->layers[layer].planes.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("the layout has no layer ", layer, " with ", planes.size(), " planes"));
   }
-  LKV_ASSIGN_OR_RETURN(const ByteSpan bytes,
-                       CheckedLayer(frame_, layer_offsets_, layer, layer_crcs_[layer]));
+  LKV_RETURN_IF_ERROR(CheckLayer(bytes, layer, layer_crcs_[layer]));
   const LayerSpec& spec = layout_->layers[layer];
   if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
   const LatticeContext context{

@@ -125,6 +125,8 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
 // Reads header and tables of a frame, not its layers: works without layout or profile.
 // DATA_LOSS: damaged or not a frame; UNIMPLEMENTED: a stage or version this build does not know.
 absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan frame);
+// The same from the leading bytes of a frame of `frame_bytes`, FramePrefixBytes of them at least.
+absl::StatusOr<FrameInfo> ReadFrameInfo(ByteSpan prefix, uint64_t frame_bytes);
 
 // A frame that was checked against its layout, ready to decode layer by layer. Refers to `frame`,
 // `layout` and `profile`, which must outlive it. Const methods are thread-safe.
@@ -136,10 +138,21 @@ class FrameDecoder {
                                            const ModelProfile* profile,
                                            CodecBackend backend = CodecBackend::kAuto);
 
+  // The same from the leading bytes of a frame of `frame_bytes` (FramePrefixBytes of them at
+  // least), for layers that are read one by one; refers to nothing of `prefix` later.
+  static absl::StatusOr<FrameDecoder> OpenPrefix(ByteSpan prefix, uint64_t frame_bytes,
+                                                 const Layout& layout, const ModelProfile* profile,
+                                                 CodecBackend backend = CodecBackend::kAuto);
+
   const FrameInfo& info() const { return info_; }
+  // Where a layer's bytes begin in the frame; info().layer_bytes has their number.
+  uint64_t layer_offset(uint32_t layer) const { return layer_offsets_[layer]; }
   // Decodes one layer into `planes` ([plane] in the layout's order), every element of it.
   // DATA_LOSS when the layer's bytes are damaged; what was written by then is unspecified.
   absl::Status DecodeLayer(uint32_t layer, const std::vector<MutablePlaneView>& planes) const;
+  // The same from the layer's own bytes, which the caller read.
+  absl::Status DecodeLayerBytes(uint32_t layer, ByteSpan bytes,
+                                const std::vector<MutablePlaneView>& planes) const;
 
  private:
   FrameDecoder() = default;

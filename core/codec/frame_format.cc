@@ -9,6 +9,8 @@
 namespace latticekv {
 namespace {
 
+constexpr size_t kLayerCountOffset = 28;  // of the u16 in the header
+
 absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("frame: ", what));
 }
@@ -107,8 +109,18 @@ ByteVector SerializeFrameHeader(const FrameHeader& h) {
 }
 
 absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
+  return ParseFrameHeader(frame, frame.size());
+}
+
+uint64_t FramePrefixBytes(ByteSpan header) {
+  const uint64_t layers = LoadLe<uint16_t>(header.data() + kLayerCountOffset);
+  const uint64_t sections_bytes = LoadLe<uint32_t>(header.data() + kFrameHeaderBytes - 8);
+  return kFrameHeaderBytes + layers * kLayerEntryBytes + sections_bytes;
+}
+
+absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame, uint64_t frame_bytes) {
   if (frame.size() < kFrameHeaderBytes) return Damaged("shorter than a header");
-  if (frame.size() > limits::kMaxFrameBytes) return Damaged("larger than kMaxFrameBytes");
+  if (frame_bytes > limits::kMaxFrameBytes) return Damaged("larger than kMaxFrameBytes");
   ByteReader in(frame);
   if (in.Get<uint32_t>() != kFrameMagic) return Damaged("bad magic, this is not a frame");
   const int major = in.Get<uint8_t>();
@@ -170,16 +182,21 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame) {
     out.layer_offsets.push_back(out.layer_offsets.back() + entry.size_bytes);
   }
   if (!ReadSections(in.GetBytes(sections_bytes), h)) return Damaged("bad optional section");
-  if (out.layer_offsets.back() != frame.size()) return Damaged("layer sizes and frame size differ");
+  if (out.layer_offsets.back() != frame_bytes) return Damaged("layer sizes and frame size differ");
   return out;
+}
+
+absl::Status CheckLayer(ByteSpan bytes, uint32_t layer, uint32_t crc32c) {
+  if (Crc32c(bytes) == crc32c) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("frame: layer ", layer, " has a wrong checksum"));
 }
 
 absl::StatusOr<ByteSpan> CheckedLayer(ByteSpan frame, std::span<const uint64_t> layer_offsets,
                                       uint32_t layer, uint32_t crc32c) {
   const uint64_t begin = layer_offsets[layer];
   const ByteSpan bytes = frame.subspan(begin, layer_offsets[layer + 1] - begin);
-  if (Crc32c(bytes) == crc32c) return bytes;
-  return absl::DataLossError(absl::StrCat("frame: layer ", layer, " has a wrong checksum"));
+  if (const absl::Status sound = CheckLayer(bytes, layer, crc32c); !sound.ok()) return sound;
+  return bytes;
 }
 
 }  // namespace latticekv

@@ -80,7 +80,14 @@ struct ParsedFrame {
 // Checks everything but the layers' own bytes; `frame` must be the whole frame. DATA_LOSS or
 // UNIMPLEMENTED (newer version, unknown stage).
 absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame);
+// The same from the leading bytes of a frame of `frame_bytes`, FramePrefixBytes of them at least.
+absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan prefix, uint64_t frame_bytes);
 
+// Bytes before the first layer, told from the frame's first kFrameHeaderBytes; not checked.
+uint64_t FramePrefixBytes(ByteSpan header);
+
+// DATA_LOSS when the checksum of a layer's bytes is not `crc32c`.
+absl::Status CheckLayer(ByteSpan bytes, uint32_t layer, uint32_t crc32c);
 // One layer's bytes of a parsed frame; DATA_LOSS when their checksum is not `crc32c`.
 absl::StatusOr<ByteSpan> CheckedLayer(ByteSpan frame, std::span<const uint64_t> layer_offsets,
                                       uint32_t layer, uint32_t crc32c);

@@ -46,6 +46,8 @@ class Daemon:
         self.socket = "unix:" + os.path.join(directory, "d.sock")
         self.log_path = os.path.join(directory, "latticekvd.log")
         port_file = os.path.join(directory, "port")
+        if os.path.exists(port_file):
+            os.remove(port_file)  # of a daemon before this one
         self.log = open(self.log_path, "w")
         self.process = subprocess.Popen(
             [binary("latticekvd"), f"--listen={self.socket},127.0.0.1:0", f"--memory_bytes={memory_bytes}",
@@ -68,7 +70,6 @@ class Daemon:
             return None
 
     def output(self):
-        self.log.flush()
         with open(self.log_path) as f:
             return f.read()
 
@@ -93,8 +94,7 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        if not self.log.closed:
-            self.log.flush()
+        self.log.close()
 
 
 class DaemonTest(unittest.TestCase):

@@ -76,6 +76,15 @@ struct ServerStats {
   std::string version, codec_backend;
   uint64_t open_streams = 0;
   bool draining = false;
+
+  // The disk tier; all zero without one.
+  std::string disk_state;   // "ok", "no disk" or "memory only"
+  std::string disk_reason;  // a sentence, when blocks are kept in memory only
+  uint64_t disk_blocks = 0, disk_used_bytes = 0, disk_peak_bytes = 0, disk_capacity_bytes = 0;
+  uint64_t disk_index_bytes = 0, segments = 0;
+  uint64_t evicted_to_disk = 0, promoted_blocks = 0, disk_evicted_blocks = 0;
+  uint64_t durable_blocks = 0, recovered_blocks = 0, lost_blocks = 0;
+  uint64_t damaged_records = 0, disk_errors = 0, journal_bytes = 0;
 };
 
 struct ListRequest {
@@ -100,8 +109,12 @@ struct MissExplanation {
 };
 
 struct VerifyResult {
-  uint64_t blocks_checked = 0;
+  uint64_t blocks_checked = 0;  // in memory
   uint64_t blocks_corrupt = 0;
+  uint64_t disk_records_checked = 0;
+  uint64_t disk_records_corrupt = 0;
+  uint64_t disk_records_unreadable = 0;
+  uint64_t disk_bytes_checked = 0;
 };
 
 }  // namespace latticekv

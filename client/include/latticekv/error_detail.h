@@ -25,6 +25,7 @@ enum class ErrorReason : int {
   kMemoryFull = 10,
   kDraining = 11,
   kExpired = 12,
+  kDisk = 13,
 };
 
 // "NOT_STORED"; "REASON_<number>" for a value this version does not know.
