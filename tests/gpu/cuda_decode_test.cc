@@ -139,7 +139,7 @@ TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
 
 TEST_F(CudaDecodeTest, HardInputGivesTheSameBytes) {
   const Layout layout =
-      MakeUniformLayout("test", 1, 2, 64, DType::kF32, {RopeStyle::kNeox, 64, 10000.0});
+      MakeUniformLayout("test", 1, 2, 64, DType::kF32, {RopeStyle::kNeox, 64, 10000.0, {}});
   std::vector<ByteVector> frames;
   Random random(1);
   for (int kind = 0; kind < 6; ++kind) {
@@ -165,7 +165,7 @@ TEST_F(CudaDecodeTest, HardInputGivesTheSameBytes) {
 // head_dim] (NHD), blocks in any order.
 TEST_F(CudaDecodeTest, PagedDestinationsInBothOrders) {
   const Layout layout =
-      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
   const uint32_t tokens = 50, first = 7, block_tokens = 16;
   const uint32_t blocks[] = {5, 0, 3, 6};
   const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);
@@ -225,7 +225,7 @@ TEST_F(CudaDecodeTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
   Layout layout;
   LayerSpec layer;
   layer.planes.push_back(
-      {"k", PlaneRole::kKey, 2, 16, DType::kF16, {RopeStyle::kInterleaved, 8, 10000.0}});
+      {"k", PlaneRole::kKey, 2, 16, DType::kF16, {RopeStyle::kInterleaved, 8, 10000.0, {}}});
   layer.planes.push_back({"v", PlaneRole::kValue, 2, 24, DType::kBF16, RopeSpec{}});
   layout.layers.assign(2, layer);
   const ModelProfile profile = MakeSampleProfile(layout, 3, true);

@@ -127,7 +127,7 @@ TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
 
 TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
   for (const uint32_t rotary : {64u, 0u, 20u}) {
-    const RopeSpec rope = rotary ? RopeSpec{RopeStyle::kNeox, rotary, 10000.0} : RopeSpec{};
+    const RopeSpec rope = rotary ? RopeSpec{RopeStyle::kNeox, rotary, 10000.0, {}} : RopeSpec{};
     const Layout layout = MakeUniformLayout("test", 1, 2, 64, DType::kF32, rope);
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     std::vector<SampleChunk> chunks;
@@ -162,7 +162,7 @@ TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
 // Units under `auto` take statistics from every source, or the test above shows little.
 TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
   const Layout layout =
-      MakeUniformLayout("test", 4, 4, 128, DType::kF16, {RopeStyle::kNeox, 128, 500000.0});
+      MakeUniformLayout("test", 4, 4, 128, DType::kF16, {RopeStyle::kNeox, 128, 500000.0, {}});
   // A profile of these data, and one of others.
   std::set<size_t> sizes;
   const SampleChunk chunk = MakeSampleChunk(layout, 256, 7);
@@ -186,7 +186,7 @@ TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
 // [blocks, block_tokens, heads, head_dim] (NHD).
 TEST_F(CudaEncodeTest, PagedSourcesInBothOrders) {
   const Layout layout =
-      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
   const uint32_t tokens = 50, first = 7, block_tokens = 16;
   const uint32_t blocks[] = {5, 0, 3, 6};
   const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);

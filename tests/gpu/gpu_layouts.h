@@ -19,20 +19,20 @@ inline std::vector<Layout> NamedLayouts() {
   };
   const RopeStyle neox = RopeStyle::kNeox, woven = RopeStyle::kInterleaved;
   const Shape shapes[] = {
-      {2, 64, DType::kF16, {neox, 64, 10000.0}},
-      {2, 128, DType::kF16, {neox, 128, 500000.0}},
-      {1, 128, DType::kBF16, {woven, 128, 1e4}},
-      {3, 80, DType::kF32, {neox, 40, 10000.0}},
-      {1, 96, DType::kF16, {woven, 48, 10000.0}},
-      {1, 192, DType::kF16, {neox, 64, 10000.0}},
-      {1, 256, DType::kBF16, {neox, 256, 1e6}},
-      {2, 80, DType::kBF16, {neox, 80, 10000.0}},
-      {1, 64, DType::kF32, {woven, 32, 10000.0}},
-      {1, 576, DType::kBF16, {neox, 64, 10000.0}},
+      {2, 64, DType::kF16, {neox, 64, 10000.0, {}}},
+      {2, 128, DType::kF16, {neox, 128, 500000.0, {}}},
+      {1, 128, DType::kBF16, {woven, 128, 1e4, {}}},
+      {3, 80, DType::kF32, {neox, 40, 10000.0, {}}},
+      {1, 96, DType::kF16, {woven, 48, 10000.0, {}}},
+      {1, 192, DType::kF16, {neox, 64, 10000.0, {}}},
+      {1, 256, DType::kBF16, {neox, 256, 1e6, {}}},
+      {2, 80, DType::kBF16, {neox, 80, 10000.0, {}}},
+      {1, 64, DType::kF32, {woven, 32, 10000.0, {}}},
+      {1, 576, DType::kBF16, {neox, 64, 10000.0, {}}},
       {5, 8, DType::kF32, RopeSpec{}},
-      {3, 24, DType::kF16, {woven, 6, 10000.0}},
-      {2, 256, DType::kF16, {neox, 64, 10000.0}},
-      {2, 16, DType::kF16, {neox, 16, 10000.0}},
+      {3, 24, DType::kF16, {woven, 6, 10000.0, {}}},
+      {2, 256, DType::kF16, {neox, 64, 10000.0, {}}},
+      {2, 16, DType::kF16, {neox, 16, 10000.0, {}}},
   };
   std::vector<Layout> out;
   for (const Shape& s : shapes) {

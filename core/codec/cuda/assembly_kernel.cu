@@ -49,14 +49,6 @@ __global__ void PlaceKernel(EncodeLaunch launch) {
         tiles[layer.first_tile + i].begin = at;
         at += tiles[layer.first_tile + i].size_bytes;
       }
-      const auto* units =
-          reinterpret_cast<const EncodeUnit*>(arena + launch.units_at) + layer.first_unit;
-      for (uint32_t u = 0; u < layer.units; ++u) {
-        const auto& unit = *reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
-        (units[u].is_key ? r.key_error_sum : r.value_error_sum) += unit.error_sum;
-        (units[u].is_key ? r.key_vectors : r.value_vectors) += unit.coded_count;
-        r.uses_profile |= unit.uses_profile;
-      }
       results[l] = r;
     }
     __syncthreads();
@@ -147,11 +139,13 @@ __global__ void __launch_bounds__(kThreads) CopyKernel(EncodeLaunch launch) {
 
 // CRC32C, reflected. Polynomials over GF(2) modulo the generator, bit 31 the constant term.
 constexpr uint32_t kPolynomial = 0x82F63B78u;
-constexpr uint32_t kLaneBytes = 128, kPieceBytes = 32 * kLaneBytes;
+// A warp takes pieces of 32 rounds of 32 words, a word a lane and round.
+constexpr int kPieceRounds = 32;
+constexpr int64_t kPieceBytes = 32 * 4 * kPieceRounds;
 
 struct ChecksumConstants {
-  uint32_t table[4][256];    // a byte that 0 to 3 more follow
-  uint32_t lane_shift[32];   // x^(8 * kLaneBytes * n)
+  uint32_t round[4][256];    // byte 0 to 3 of a word, times x^(32 * 32): a round later
+  uint32_t lane_shift[32];   // x^(32 * (32 - lane)): behind a lane's word in the last round
   uint32_t piece_shift[32];  // x^(8 * kPieceBytes * 2^n)
   uint32_t byte_shift[32];   // x^(8 * 2^n)
 };
@@ -168,24 +162,19 @@ __host__ __device__ constexpr uint32_t Multiply(uint32_t a, uint32_t b) {
 
 constexpr ChecksumConstants MakeChecksumConstants() {
   ChecksumConstants out{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? kPolynomial : 0);
-    out.table[0][i] = crc;
-  }
-  for (int k = 1; k < 4; ++k) {
-    for (uint32_t i = 0; i < 256; ++i) {
-      const uint32_t crc = out.table[k - 1][i];
-      out.table[k][i] = crc >> 8 ^ out.table[0][crc & 255];
-    }
-  }
   out.byte_shift[0] = 1u << 23;  // x^8
   for (int i = 1; i < 32; ++i) {
     out.byte_shift[i] = Multiply(out.byte_shift[i - 1], out.byte_shift[i - 1]);
   }
-  out.lane_shift[0] = 1u << 31;
-  for (int i = 1; i < 32; ++i) {
-    out.lane_shift[i] = Multiply(out.lane_shift[i - 1], out.byte_shift[7]);
+  out.lane_shift[31] = out.byte_shift[2];
+  for (int i = 30; i >= 0; --i) {
+    out.lane_shift[i] = Multiply(out.lane_shift[i + 1], out.byte_shift[2]);
+  }
+  // A byte's eight coefficients are those of x^7 to x^0 from its lowest bit on, byte 0 the highest.
+  for (int k = 0; k < 4; ++k) {
+    for (uint32_t i = 0; i < 256; ++i) {
+      out.round[k][i] = Multiply(i << 8 * k, out.byte_shift[7]);
+    }
   }
   out.piece_shift[0] = out.byte_shift[12];
   for (int i = 1; i < 32; ++i) {
@@ -193,7 +182,7 @@ constexpr ChecksumConstants MakeChecksumConstants() {
   }
   return out;
 }
-static_assert(kLaneBytes == 1u << 7 && kPieceBytes == 1u << 12);
+static_assert(kPieceBytes == 1 << 12);
 __device__ const ChecksumConstants kChecksum = MakeChecksumConstants();
 
 // v * x^(8 * unit * n) with powers[i] = x^(8 * unit * 2^i).
@@ -204,35 +193,69 @@ __device__ uint32_t Shift(uint32_t v, uint64_t n, const uint32_t* powers) {
   return v;
 }
 
+// The word at byte `at` of `bytes`, zeros before the first byte.
+__device__ uint32_t WordAt(const unsigned char* bytes, int64_t at) {
+  if (at <= -4) return 0;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(bytes + at);
+  const uint32_t* aligned = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+  const uint32_t shift = address % 4 * 8;
+  const uint32_t word = shift == 0 ? aligned[0] : __funnelshift_r(aligned[0], aligned[1], shift);
+  return at >= 0 ? word : word & 0xFFFFFFFFu << -8 * at;
+}
+
+// A layer's sums of errors.
+__device__ void SumErrors(const EncodeLaunch& launch, const EncodeLayer& layer, LayerResult& r) {
+  __shared__ unsigned long long errors[2];
+  __shared__ uint32_t vectors[2], uses_profile;
+  if (threadIdx.x < 2) errors[threadIdx.x] = vectors[threadIdx.x] = 0;
+  if (threadIdx.x == 0) uses_profile = 0;
+  __syncthreads();
+  const unsigned char* arena = launch.arena_dev;
+  const auto* units =
+      reinterpret_cast<const EncodeUnit*>(arena + launch.units_at) + layer.first_unit;
+  for (uint32_t u = threadIdx.x; u < layer.units; u += kThreads) {
+    const auto& unit = *reinterpret_cast<const UnitResult*>(arena + units[u].result_at);
+    atomicAdd(&errors[units[u].is_key], static_cast<unsigned long long>(unit.error_sum));
+    atomicAdd(&vectors[units[u].is_key], static_cast<uint32_t>(unit.coded_count));
+    if (unit.uses_profile) atomicOr(&uses_profile, 1u);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  r.value_error_sum = errors[0];
+  r.key_error_sum = errors[1];
+  r.value_vectors = vectors[0];
+  r.key_vectors = vectors[1];
+  r.uses_profile = uses_profile;
+}
+
 // A block a layer, a warp a piece of 4 KiB counted from the layer's end: zeros before the layer's
 // first byte change nothing, so that only the first piece is shorter.
 __global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) {
-  __shared__ uint32_t table[4][256];
+  __shared__ uint32_t round[4][256];
   __shared__ uint32_t total;
   for (uint32_t i = threadIdx.x; i < 1024; i += kThreads) {
-    table[i / 256][i % 256] = kChecksum.table[i / 256][i % 256];
+    round[i / 256][i % 256] = kChecksum.round[i / 256][i % 256];
   }
   if (threadIdx.x == 0) total = 0;
-  __syncthreads();
   auto& result = reinterpret_cast<LayerResult*>(launch.arena_dev + launch.results_at)[blockIdx.x];
+  SumErrors(launch,
+            reinterpret_cast<const EncodeLayer*>(launch.arena_dev + launch.layers_at)[blockIdx.x],
+            result);
   const unsigned char* bytes = launch.arena_dev + launch.output_at + result.begin;
   const int64_t size = result.size_bytes;
   const uint32_t lane = threadIdx.x % 32;
-  const uint32_t lane_shift = kChecksum.lane_shift[31 - lane];
+  const uint32_t lane_shift = kChecksum.lane_shift[lane];
   uint32_t sum = 0;
   for (int64_t piece = threadIdx.x / 32; piece * kPieceBytes < size; piece += kThreads / 32) {
-    const int64_t end = size - piece * kPieceBytes - (31 - lane) * int64_t{kLaneBytes};
-    int64_t at = end - kLaneBytes;
-    if (at < 0) at = 0;
+    const int64_t begin = size - (piece + 1) * kPieceBytes + 4 * static_cast<int64_t>(lane);
     uint32_t crc = 0;
-    for (; at < end && (reinterpret_cast<uintptr_t>(bytes + at) & 3) != 0; ++at) {
-      crc = crc >> 8 ^ table[0][(crc ^ bytes[at]) & 255];
+#pragma unroll 8
+    for (int n = 0; n < kPieceRounds; ++n) {
+      const uint32_t v = crc ^ WordAt(bytes, begin + 128 * n);
+      crc = n == kPieceRounds - 1 ? v
+                                  : round[0][v & 255] ^ round[1][v >> 8 & 255] ^
+                                        round[2][v >> 16 & 255] ^ round[3][v >> 24];
     }
-    for (; at + 4 <= end; at += 4) {
-      const uint32_t v = crc ^ *reinterpret_cast<const uint32_t*>(bytes + at);
-      crc = table[3][v & 255] ^ table[2][v >> 8 & 255] ^ table[1][v >> 16 & 255] ^ table[0][v >> 24];
-    }
-    for (; at < end; ++at) crc = crc >> 8 ^ table[0][(crc ^ bytes[at]) & 255];
     crc = __reduce_xor_sync(kEveryLane, Multiply(crc, lane_shift));
     if (lane == 0) sum ^= Shift(crc, piece, kChecksum.piece_shift);
   }

@@ -49,19 +49,29 @@ absl::StatusOr<CudaEncodePlan> CudaEncodePlan::Make(const Layout& layout,
 
 absl::Status CudaEncodePlan::EncodeAsync(const CudaArena& arena, cudaStream_t stream,
                                          uint32_t max_multiprocessors) const {
+  LKV_RETURN_IF_ERROR(UploadAsync(arena, stream));
+  return LaunchAsync(arena, stream, max_multiprocessors);
+}
+
+absl::Status CudaEncodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
+  return CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
+                                    cudaMemcpyHostToDevice, stream),
+                    "upload of tasks");
+}
+
+absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,
+                                         uint32_t max_multiprocessors) const {
   LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
   LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
   if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
   cuda::EncodeLaunch launch = launch_;
   launch.arena_dev = reinterpret_cast<unsigned char*>(arena.device_dev);
   launch.blocks = blocks;
-  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
-  LKV_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
-                                                 cudaMemcpyHostToDevice, stream),
-                                 "upload of tasks"));
-  LKV_RETURN_IF_ERROR(
-      CudaStatus(cudaMemsetAsync(arena.device_dev + launch.counter_at, 0, sizeof(uint32_t), stream),
-                 "clearing a counter"));
+  LKV_RETURN_IF_ERROR(CudaStatus(
+      cudaMemsetAsync(arena.device_dev + launch.counter_at, 0, 2 * sizeof(uint32_t), stream),
+      "clearing a counter"));
   LKV_RETURN_IF_ERROR(CudaStatus(
       cuda::LaunchRope(launch.arena_dev, launch.rope_tasks_at, launch.rope_tasks, stream),
       "launch of rotary tables"));
@@ -118,7 +128,8 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
       gathered += plane.token_bytes() * header.tokens;
     }
     const uint32_t crc32c = Crc32c(exact.bytes(), r.crc32c);
-    const LayerErrors errors{r.key_error_sum, r.value_error_sum, r.key_vectors, r.value_vectors};
+    LayerErrors errors;
+    errors.within = {r.key_error_sum, r.value_error_sum, r.key_vectors, r.value_vectors};
     AppendLayerEntry(r.size_bytes + exact.bytes().size(), crc32c, errors, header);
     if (r.uses_profile) UseProfile(*settings_.profile, header);
     if (exact.bytes().empty()) continue;

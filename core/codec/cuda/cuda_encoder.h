@@ -91,6 +91,10 @@ class CudaEncodePlan {
   // are used by the entropy coder, 0: all there are.
   absl::Status EncodeAsync(const CudaArena& arena, cudaStream_t stream,
                            uint32_t max_multiprocessors = 0) const;
+  // The two parts of EncodeAsync: copies the tasks; runs the kernels on them.
+  absl::Status UploadAsync(const CudaArena& arena, cudaStream_t stream) const;
+  absl::Status LaunchAsync(const CudaArena& arena, cudaStream_t stream,
+                           uint32_t max_multiprocessors = 0) const;
   // Once the stream is through.
   absl::StatusOr<CudaEncodedBatch> Collect(const CudaArena& arena) const;
   // All of it, with waiting.

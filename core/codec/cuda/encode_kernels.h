@@ -9,8 +9,23 @@
 
 namespace latticekv::cuda {
 
-// Lattice points, side values and errors of every unit.
-cudaError_t LaunchUnits(const EncodeLaunch& launch, cudaStream_t stream);
+// Lattice points, side values and errors of every unit of one shape of slices.
+template <bool kPaired, bool kSingle>
+cudaError_t LaunchShape(const EncodeLaunch& launch, int shape, cudaStream_t stream);
+extern template cudaError_t LaunchShape<true, true>(const EncodeLaunch&, int, cudaStream_t);
+extern template cudaError_t LaunchShape<true, false>(const EncodeLaunch&, int, cudaStream_t);
+extern template cudaError_t LaunchShape<false, true>(const EncodeLaunch&, int, cudaStream_t);
+extern template cudaError_t LaunchShape<false, false>(const EncodeLaunch&, int, cudaStream_t);
+// The fused kernel's units, before the others.
+cudaError_t LaunchFused(const EncodeLaunch& launch, cudaStream_t stream);
+inline cudaError_t LaunchUnits(const EncodeLaunch& launch, cudaStream_t stream) {
+  cudaError_t error = LaunchFused(launch, stream);
+  if (error == cudaSuccess) error = LaunchShape<true, true>(launch, kPairedSingle, stream);
+  if (error == cudaSuccess) error = LaunchShape<true, false>(launch, kPairedMulti, stream);
+  if (error == cudaSuccess) error = LaunchShape<false, true>(launch, kPlainSingle, stream);
+  if (error == cudaSuccess) error = LaunchShape<false, false>(launch, kPlainMulti, stream);
+  return error;
+}
 // The symbol streams of every tile.
 cudaError_t LaunchEntropy(const EncodeLaunch& launch, cudaStream_t stream);
 // Places tiles and layers, copies them there, takes the layers' checksums; gathers planes that the

@@ -155,6 +155,11 @@ void EncodePlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref) {
   unit.row_lanes = static_cast<uint8_t>(std::min<uint32_t>(32, std::bit_ceil(unit.slices)));
   const int shape = paired ? (single ? cuda::kPairedSingle : cuda::kPairedMulti)
                            : (single ? cuda::kPlainSingle : cuda::kPlainMulti);
+  unit.fused = settings_.stats == StatsMode::kProfile && shape == cuda::kPairedSingle &&
+               unit.element_bytes == 2 && unit.wide_loads;
+  if (unit.fused) {
+    fused_[2 * unit.is_key + unit.is_bf16].push_back(static_cast<uint32_t>(units_.size()));
+  }
   lists_[shape].push_back(static_cast<uint32_t>(units_.size()));
   max_dim_ = std::max<uint32_t>(max_dim_, unit.dim);
   units_.push_back(unit);
@@ -218,7 +223,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
     at = RoundUp(at + bytes, kArenaAlignment);
     return begin;
   };
-  launch.counter_at = take(sizeof(uint32_t));
+  launch.counter_at = take(2 * sizeof(uint32_t));
   const uint64_t rope_at = take(rope_bytes_), q2_at = take(q2_bytes_);
   const uint64_t result_at = take(result_bytes_), words_at = take(words_bytes_);
   launch.output_at = take(output_bytes_);
@@ -253,6 +258,10 @@ CudaEncodePlan EncodePlanBuilder::Finish() {
   for (int s = 0; s < cuda::kSliceShapes; ++s) {
     launch.unit_lists_at[s] = Place(lists_[s], tasks);
     launch.unit_lists[s] = static_cast<uint32_t>(lists_[s].size());
+  }
+  for (int s = 0; s < cuda::kFusedLists; ++s) {
+    launch.fused_lists_at[s] = Place(fused_[s], tasks);
+    launch.fused_lists[s] = static_cast<uint32_t>(fused_[s].size());
   }
   const uint64_t frequencies_at = Place(frequencies_, tasks);
   const uint64_t places_at = Place(places_, tasks);

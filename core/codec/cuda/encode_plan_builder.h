@@ -42,7 +42,7 @@ class EncodePlanBuilder {
   std::vector<cuda::EncodeLayer> layers_;
   std::vector<cuda::RopeTask> rope_tasks_;
   std::vector<cuda::GatherTask> gathers_;
-  std::vector<uint32_t> lists_[cuda::kSliceShapes];
+  std::vector<uint32_t> lists_[cuda::kSliceShapes], fused_[cuda::kFusedLists];
   std::vector<uint64_t> frequencies_;
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> asked_;

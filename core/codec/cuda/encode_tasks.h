@@ -31,6 +31,7 @@ struct alignas(16) EncodeUnit {
   uint8_t is_key;
   uint8_t interleaved;
   uint8_t wide_loads;  // 16-byte loads are aligned
+  uint8_t fused;       // in a list of the fused kernel
 };
 
 // How a row is dealt to lanes. Paired: a slice is 16 channels, two groups of 8 that hold whole
@@ -42,6 +43,8 @@ enum SliceShape : uint8_t {
   kPlainMulti = 3
 };
 inline constexpr int kSliceShapes = 4;
+// Of the fused kernel: values, then keys; of each f16, then bf16.
+inline constexpr int kFusedLists = 4;
 
 // What encoding knows of a head before it sees a chunk. Followed by u64 weight[dim] (of squared
 // errors in steps, keys with query energy), i32 mean[dim], i16 log2_sigma_16[dim], i16 step[dim]
@@ -71,7 +74,9 @@ struct alignas(16) UnitResult {
   uint8_t mean_spread, mean_bits, sigma_spread, sigma_bits, step_spread, step_bits;
   uint8_t any_low_bits;
   uint8_t uses_profile;
+  uint8_t pending;  // Pending: which kernels still may do it
 };
+enum Pending : uint8_t { kPendingNone = 0, kPendingAny = 1, kPendingOnePass = 2 };
 inline constexpr uint32_t kUnitOrderBytes = 256;
 // Step values of a unit: one a channel or one a token.
 constexpr uint32_t StepRoom(uint32_t dim) { return dim > 256 ? dim : 256; }
@@ -121,10 +126,12 @@ struct EncodeLaunch {
   unsigned char* arena_dev;
   uint64_t units_at, tiles_at, layers_at, rope_tasks_at, gathers_at;
   uint64_t unit_lists_at[kSliceShapes];  // u32 indices of units of each shape
-  uint64_t results_at;                   // LayerResult [layers]
+  uint64_t fused_lists_at[kFusedLists];
+  uint64_t results_at;  // LayerResult [layers]
   uint64_t output_at;
-  uint64_t counter_at;  // u32: next tile
+  uint64_t counter_at;  // u32: next tile; u32: the fused kernel left units to others
   uint32_t unit_lists[kSliceShapes];
+  uint32_t fused_lists[kFusedLists];
   uint32_t units, tiles, layers, rope_tasks, gathers;
   uint32_t max_dim;
   int16_t value_unit_16;

@@ -31,14 +31,16 @@ class WarpEncoder {
   __device__ WarpEncoder(uint16_t* words, uint32_t room) : words_(words), first_(room) {
     before_ = (1u << (threadIdx.x % 32)) - 1;
   }
+  // kAll: every lane is active.
+  template <bool kAll = false>
   __device__ void Symbol(Entry e, bool active) {
     const uint32_t frequency = e.range & 0xFFFF, start = e.range >> 16;
-    Emit(active && x_ >= frequency << 22);
+    Emit((kAll || active) && x_ >= frequency << 22);
     // The quotient by a reciprocal rounded down is right or one too small.
-    uint32_t quotient = __umulhi(x_, e.reciprocal);
-    quotient += x_ - quotient * frequency >= frequency;
-    const uint32_t x = x_ + quotient * (kProbabilityTotal - frequency) + start;
-    if (active) x_ = x;
+    const uint32_t quotient = __umulhi(x_, e.reciprocal), rest = x_ - quotient * frequency;
+    uint32_t x = (quotient << kProbabilityBits) + rest + start;
+    if (rest >= frequency) x += kProbabilityTotal - frequency;
+    if (kAll || active) x_ = x;
   }
   __device__ void Bits(uint32_t bits, uint32_t count, bool active) {
     active = active && count > 0;
@@ -175,7 +177,7 @@ __device__ int PointOf(uint4 points, int i) {
 }
 
 // A round: a group a lane, last coordinate first.
-template <bool kLowBits>
+template <bool kLowBits, bool kAll>
 __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool active,
                             WarpEncoder& coder) {
   const uint4 points = group.points;
@@ -190,9 +192,9 @@ __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool a
       const int sent = bits > 0 ? bits - (i == 7) : 0;
       coder.Bits(static_cast<uint32_t>(k >> (i == 7)) & ((1u << sent) - 1), sent, active);
     }
-    coder.Symbol(entries[id * kSymbolSpan + (k >> bits) + kSymbolOffset], active);
+    coder.Symbol<kAll>(entries[id * kSymbolSpan + (k >> bits) + kSymbolOffset], active);
   }
-  coder.Symbol(half ? group.coset[1] : group.coset[0], active);
+  coder.Symbol<kAll>(half ? group.coset[1] : group.coset[0], active);
 }
 
 __device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, EncodeTile& tile) {
@@ -215,9 +217,11 @@ __device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, E
     const bool active = at + lane < end;
     if (active) walk.MoveTo(at + lane);
     if (any_low_bits) {
-      EncodeRound<true>(entries, walk, active, coder);
+      EncodeRound<true, false>(entries, walk, active, coder);
+    } else if (at + 32 <= end) {
+      EncodeRound<false, true>(entries, walk, true, coder);
     } else {
-      EncodeRound<false>(entries, walk, active, coder);
+      EncodeRound<false, false>(entries, walk, active, coder);
     }
     end = at;
   }

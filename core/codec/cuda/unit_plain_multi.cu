@@ -1,0 +1,7 @@
+#include "core/codec/cuda/unit_kernel.cuh"
+
+namespace latticekv::cuda {
+
+template cudaError_t LaunchShape<false, false>(const EncodeLaunch&, int, cudaStream_t);
+
+}  // namespace latticekv::cuda
