@@ -54,7 +54,7 @@ inline constexpr size_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint32_t kMaxQualityRank = 255;
 inline constexpr size_t kWriteBatchBytes = 16 << 20;
 inline constexpr size_t kMaxReadAheadBlocks = 4096;
-inline constexpr int64_t kWriteBackWaitMs = 2'000;
+inline constexpr int64_t kWriteBackWaitMs = 5'000;
 inline constexpr int64_t kDiskRetryMs = 1'000;
 inline constexpr uint64_t kScrubBytesPerSecond = 64 << 20;
 

@@ -20,8 +20,6 @@ absl::StatusCode CodeOf(int error) {
     case ENOSPC:
     case EDQUOT:
     case EFBIG:
-    case EMFILE:
-    case ENFILE:
       return absl::StatusCode::kResourceExhausted;
     case EACCES:
     case EPERM:

@@ -14,6 +14,14 @@ const BlockIndex::Entry* BlockIndex::Find(const BlockKey& key) const {
   return it == entries_.end() ? nullptr : &it->second;
 }
 
+BlockIndex::Entry* BlockIndex::FindByPrefix(const BlockKey& key) {
+  const auto it = entries_.lower_bound(key);
+  if (it == entries_.end() || !std::equal(key.begin(), key.begin() + 16, it->first.begin())) {
+    return nullptr;
+  }
+  return &it->second;
+}
+
 bool BlockIndex::ClosesCycle(const BlockKey& key, BlockKey parent) const {
   // Only a block whose children came before it can close one; keys are hashes over their parents,
   // so this takes a broken client.
@@ -47,7 +55,8 @@ BlockIndex::Entry& BlockIndex::Insert(StoredBlockPtr block) {
 
 StoredBlockPtr BlockIndex::Replace(Entry& entry, StoredBlockPtr block) {
   stored_bytes_ += block->reservation.bytes() - entry.bytes();
-  if (entry.pinned()) pinned_bytes_ += block->reservation.bytes() - entry.bytes();
+  SetOnDisk(entry, false);
+  if (entry.fixed()) pinned_bytes_ += block->reservation.bytes() - entry.bytes();
   return std::exchange(entry.block, std::move(block));
 }
 
@@ -57,10 +66,7 @@ StoredBlockPtr BlockIndex::Remove(const BlockKey& key) {
   Unlist(entry);
   if (entry.due_ms != 0) timers_.erase({entry.due_ms, key});
   stored_bytes_ -= entry.bytes();
-  if (entry.pinned()) {
-    pinned_bytes_ -= entry.bytes();
-    --pinned_blocks_;
-  }
+  if (entry.fixed()) CountFixed(entry, false);
   if (entry.parent) {
     const auto siblings = children_.find(*entry.parent);
     siblings->second.erase(key);
@@ -89,7 +95,7 @@ void BlockIndex::Use(Entry& entry) {
 }
 
 void BlockIndex::Refresh(Entry& entry) {
-  const bool evictable = entry.children == 0 && !entry.pinned();
+  const bool evictable = entry.children == 0 && !entry.fixed();
   if (evictable == entry.evictable) return;
   Unlist(entry);
   if (evictable) order_.insert({entry.retention.rank, entry.block->key});
@@ -97,10 +103,7 @@ void BlockIndex::Refresh(Entry& entry) {
 }
 
 void BlockIndex::AddPin(Entry& entry, int64_t lapses_ms) {
-  if (!entry.pinned()) {
-    pinned_bytes_ += entry.bytes();
-    ++pinned_blocks_;
-  }
+  if (!entry.pinned() && !entry.on_disk) CountFixed(entry, true);
   if (lapses_ms == 0) {
     ++entry.lasting_pins;
   } else {
@@ -123,9 +126,33 @@ bool BlockIndex::RemovePin(Entry& entry) {
 }
 
 void BlockIndex::OnUnpinned(Entry& entry) {
-  pinned_bytes_ -= entry.bytes();
-  --pinned_blocks_;
+  if (!entry.on_disk) CountFixed(entry, false);
   Refresh(entry);
+}
+
+void BlockIndex::CountFixed(const Entry& entry, bool fixed) {
+  if (fixed) {
+    pinned_bytes_ += entry.bytes();
+    ++pinned_blocks_;
+  } else {
+    pinned_bytes_ -= entry.bytes();
+    --pinned_blocks_;
+  }
+}
+
+void BlockIndex::SetOnDisk(Entry& entry, bool on_disk) {
+  if (on_disk == entry.on_disk) return;
+  if (entry.pinned()) CountFixed(entry, !on_disk);
+  entry.on_disk = on_disk;
+  Refresh(entry);
+}
+
+std::vector<BlockKey> BlockIndex::NotOnDisk() const {
+  std::vector<BlockKey> out;
+  for (const auto& [key, entry] : entries_) {
+    if (!entry.on_disk) out.push_back(key);
+  }
+  return out;
 }
 
 void BlockIndex::SetExpiry(Entry& entry, int64_t expires_ms) {

@@ -7,12 +7,12 @@
 namespace latticekv {
 
 std::vector<BlockKey> BlockIndex::Victims(size_t bytes) const {
-  std::vector<BlockKey> plan = PlanEviction(bytes, /*with_held=*/false);
-  return plan.empty() ? PlanEviction(bytes, /*with_held=*/true) : plan;
+  std::vector<BlockKey> plan = PlanEviction(bytes, /*with_held=*/false, /*partial=*/false);
+  return plan.empty() ? PlanEviction(bytes, /*with_held=*/true, /*partial=*/false) : plan;
 }
 
 // Plans before it evicts, so that a reservation that cannot be met does not flush the store.
-std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) const {
+std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held, bool partial) const {
   // Children that the plan leaves, of parents of which it takes some.
   std::unordered_map<BlockKey, uint32_t, DigestHash> children;
   std::set<std::pair<uint64_t, BlockKey>> promoted;  // that the plan makes leaves
@@ -24,7 +24,10 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
   std::vector<Victim> plan;
   auto leaf = order_.begin();
   for (size_t freed = 0; freed < bytes;) {
-    if (leaf == order_.end() && promoted.empty()) return {};
+    if (leaf == order_.end() && promoted.empty()) {
+      if (partial) break;
+      return {};
+    }
     std::pair<uint64_t, BlockKey> coldest;
     if (promoted.empty() || (leaf != order_.end() && *leaf < *promoted.begin())) {
       coldest = *leaf++;
@@ -44,7 +47,7 @@ std::vector<BlockKey> BlockIndex::PlanEviction(size_t bytes, bool with_held) con
     const auto left = children.try_emplace(*entry->parent, parent->children).first;
     // That the parent ranks no lower than this child makes no difference to the order: this child
     // ranks lowest of all that are left, so a parent lower yet is next either way.
-    if (--left->second == 0 && !parent->pinned()) {
+    if (--left->second == 0 && !parent->fixed()) {
       promoted.insert({parent->retention.rank, *entry->parent});
     }
   }

@@ -40,6 +40,10 @@ class RetentionClock {
     const uint64_t rank = now_ + capacity_ / 2 + block.shared_uses * capacity_;
     block.rank = std::max(block.rank, rank);
   }
+  // Goes on from a moment before a restart.
+  void Restore(uint64_t now) { now_ = std::max(now_, now); }
+  // The rank of a block on disk that is used there.
+  uint64_t RankOfUse() const { return now_ + capacity_ / 2; }
   // A block is worth at least as much as what it carried.
   static void OnChildLeft(Retention& parent, const Retention& child) {
     parent.rank = std::max(parent.rank, child.rank);

@@ -1,14 +1,13 @@
 #include "core/store/tiered_store.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
-#include "core/base/mutex.h"
-#include "core/store/block_index.h"
+#include "core/base/status_macros.h"
+#include "core/store/store_impl.h"
 
 namespace latticekv {
 namespace {
@@ -17,108 +16,24 @@ namespace {
 // bytes as measured with glibc on a block with a parent and a time to live.
 constexpr size_t kIndexShareBytes = 768;
 
-class MemoryStore : public TieredStore {
- public:
-  explicit MemoryStore(const StoreOptions& options)
-      : clock_(options.clock), budget_(options.memory_bytes), index_(options.memory_bytes) {}
-
-  absl::StatusOr<Reservation> Reserve(size_t bytes) override;
-  absl::StatusOr<PutResult> Put(StoredBlock block, PutOptions options) override;
-  void MakeDurable(const BlockKey& key, DurableCallback done) override;
-  bool Contains(const BlockKey& key) const override;
-  StoredBlockPtr Get(const BlockKey& key) override;
-  StoredBlockPtr Peek(const BlockKey& key) override;
-  void ReadAhead(std::span<const BlockKey> keys) override {}
-  std::vector<StoredBlockPtr> Children(const BlockKey& parent) override;
-  bool HasChildren(const BlockKey& parent) const override;
-  bool Touch(const BlockKey& key) override;
-  absl::Status Pin(const BlockKey& key, int64_t ttl_ms) override;
-  absl::Status Unpin(const BlockKey& key) override;
-  absl::Status SetTtl(const BlockKey& key, int64_t ttl_ms) override;
-  bool Delete(const BlockKey& key) override;
-  bool DropCorrupt(const StoredBlockPtr& block) override;
-  void List(const std::optional<BlockKey>& after, size_t limit,
-            const std::function<bool(const StoredBlockPtr&)>& visit) override;
-  bool IsPinned(const BlockKey& key) override;
-  StoreStats Stats() override;
-  StoreHealth Health() const override;
-  absl::Status Flush() override { return NoDisk(); }
-  absl::StatusOr<ScrubReport> Scrub(
-      const ScrubOptions& options,
-      const std::function<bool(const ScrubReport&)>& progress) override {
-    return NoDisk();
-  }
-  void SetRemovalListener(RemovalListener listener) override { listener_ = std::move(listener); }
-
- private:
-  // Blocks that left the index while the lock was held, released and announced once it is not.
-  class Removed {
-   public:
-    void Add(StoredBlockPtr block, RemovalReason reason) {
-      blocks_.emplace_back(std::move(block), reason);
-    }
-    bool empty() const { return blocks_.empty(); }
-
-   private:
-    friend class MemoryStore;
-    std::vector<std::pair<StoredBlockPtr, RemovalReason>> blocks_;
-  };
-  void Announce(const Removed& removed) const {
-    if (!listener_) return;
-    for (const auto& [block, reason] : removed.blocks_) listener_(block->key, reason);
-  }
-  // Lets time pass: pins lapse, blocks expire.
-  void Advance(Removed& removed) const LKV_REQUIRES(mutex_);
-  // Null when absent or expired. Unlike Advance it removes nothing, so nothing is announced: for
-  // calls made with the caller's locks held.
-  BlockIndex::Entry* FindLive(const BlockKey& key) const LKV_REQUIRES(mutex_);
-  absl::Status Full(size_t bytes) const LKV_REQUIRES(mutex_);
-  absl::Status PinnedFull() const;
-  // 0 for a `ttl_ms` of 0.
-  int64_t Deadline(int64_t ttl_ms) const;
-  static absl::Status NoDisk() {
-    return absl::FailedPreconditionError(
-        "the store has no disk tier, so no block becomes durable; set --disk_dir and --disk_bytes");
-  }
-  static absl::Status Absent() {
-    return absl::NotFoundError("the block is not stored; it was never put, deleted or evicted");
-  }
-
-  const Clock* const clock_;
-  MemoryBudget budget_;  // before the index: outlives the blocks' reservations
-  RemovalListener listener_;
-  mutable Mutex mutex_;
-  // Mutable: reading lets expired blocks go.
-  mutable BlockIndex index_ LKV_GUARDED_BY(mutex_);
-  std::atomic<uint64_t> last_version_{0};
-  mutable StoreStats counters_ LKV_GUARDED_BY(mutex_);
-};
-
-void MemoryStore::Advance(Removed& removed) const {
-  std::vector<StoredBlockPtr> expired;
-  index_.AdvanceTo(clock_->MonotonicMs(), expired);
-  counters_.expired_blocks += expired.size();
-  for (StoredBlockPtr& block : expired) removed.Add(std::move(block), RemovalReason::kExpired);
+absl::Status NoDisk() {
+  return absl::FailedPreconditionError(
+      "the store has no disk tier, so no block becomes durable; set --disk_dir and --disk_bytes");
 }
 
-BlockIndex::Entry* MemoryStore::FindLive(const BlockKey& key) const {
-  BlockIndex::Entry* entry = index_.Find(key);
-  return entry != nullptr && entry->ExpiredAt(clock_->MonotonicMs()) ? nullptr : entry;
+absl::Status Absent() {
+  return absl::NotFoundError("the block is not stored; it was never put, deleted or evicted");
 }
 
-int64_t MemoryStore::Deadline(int64_t ttl_ms) const {
-  if (ttl_ms <= 0) return 0;
-  const int64_t now_ms = clock_->MonotonicMs();
-  return ttl_ms > std::numeric_limits<int64_t>::max() - now_ms ? 0 : now_ms + ttl_ms;
+}  // namespace
+
+absl::Status StoreImpl::PinnedFull(std::string_view what, uint64_t capacity) const {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "pinned blocks may hold half of the ", std::string(what), ", ", capacity / 2,
+      " bytes, and would pass it; unpin others or raise --", std::string(what), "_bytes"));
 }
 
-absl::Status MemoryStore::PinnedFull() const {
-  return absl::ResourceExhaustedError(
-      absl::StrCat("pinned blocks may hold half of the memory, ", budget_.capacity() / 2,
-                   " bytes, and would pass it; unpin others or raise --memory_bytes"));
-}
-
-absl::Status MemoryStore::Full(size_t bytes) const {
+absl::Status StoreImpl::Full(size_t bytes) {
   ++counters_.rejected_full;
   return absl::ResourceExhaustedError(
       absl::StrCat("host memory is full: ", bytes, " bytes are needed, ", budget_.used(), " of ",
@@ -127,27 +42,43 @@ absl::Status MemoryStore::Full(size_t bytes) const {
                    "and uploads stay); raise --memory_bytes, unpin blocks, or try again later"));
 }
 
-absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
+absl::StatusOr<Reservation> StoreImpl::Reserve(size_t bytes) {
   Reservation out;
+  const int64_t deadline_ms = Clock::Real()->MonotonicMs() + limits::kWriteBackWaitMs;
+  bool waiting = true;  // for blocks to be written before they go
   while (!budget_.TryReserve(bytes, &out)) {
     Removed removed;
     {
       MutexLock lock(mutex_);
       Advance(removed);
-      if (removed.empty()) {
+      if (removed.keys.empty()) {
         const size_t used = budget_.used();
         // What is not in the index, or pinned, cannot be evicted.
         const uint64_t fixed = used - index_.stored_bytes() + index_.pinned_bytes();
-        if (bytes > budget_.capacity() || fixed > budget_.capacity() - bytes) return Full(bytes);
-        if (used <= budget_.capacity() - bytes) continue;  // came free meanwhile
-        const std::vector<BlockKey> victims = index_.Victims(used - (budget_.capacity() - bytes));
-        if (victims.empty()) return Full(bytes);
-        for (const BlockKey& key : victims) {
-          StoredBlockPtr block = index_.Remove(key);
-          ++counters_.evicted_blocks;
-          counters_.evicted_bytes += block->reservation.bytes();
-          removed.Add(std::move(block), RemovalReason::kEvicted);
+        const bool hopeless = bytes > budget_.capacity() || fixed > budget_.capacity() - bytes;
+        // Writing a pinned block to disk lets it go.
+        if (hopeless && (bytes > budget_.capacity() || index_.pinned_bytes() == 0 ||
+                         !DiskWritable() || !waiting)) {
+          return Full(bytes);
         }
+        if (!hopeless && used <= budget_.capacity() - bytes) continue;  // came free meanwhile
+        std::vector<BlockKey> victims;
+        if (!hopeless) victims = index_.Victims(used - (budget_.capacity() - bytes));
+        std::vector<BlockKey> dirty;
+        if (victims.empty()) {
+          dirty = index_.NotOnDisk();
+        } else {
+          for (const BlockKey& key : victims) {
+            if (!index_.Find(key)->on_disk) dirty.push_back(key);
+          }
+        }
+        const bool may_help = victims.empty() ? writing_ || !dirty.empty() : !dirty.empty();
+        if (waiting && may_help && DiskWritable()) {
+          waiting = WaitForWriteBack(std::move(dirty), deadline_ms);
+          continue;
+        }
+        if (victims.empty()) return Full(bytes);
+        EvictFromMemory(victims, removed);
       }
     }
     Announce(removed);
@@ -155,167 +86,290 @@ absl::StatusOr<Reservation> MemoryStore::Reserve(size_t bytes) {
   return out;
 }
 
-absl::StatusOr<PutResult> MemoryStore::Put(StoredBlock block, PutOptions options) {
+absl::StatusOr<PutResult> StoreImpl::Put(StoredBlock block, PutOptions options) {
   const size_t needed = EntryBytes(block.frame.size(), block.metadata.size());
   if (block.reservation.bytes() < needed) {
     return absl::InvalidArgumentError(absl::StrCat("a block of ", needed, " bytes was put with ",
                                                    block.reservation.bytes(), " bytes reserved"));
+  }
+  if (block.quality_rank > limits::kMaxQualityRank) {
+    return absl::InvalidArgumentError(absl::StrCat("the quality rank is ", block.quality_rank,
+                                                   "; use at most ", limits::kMaxQualityRank));
   }
   // The cap counts sizes, so there must be no slack behind them.
   block.frame.shrink_to_fit();
   block.metadata.shrink_to_fit();
   block.frame_bytes = block.frame.size();
   block.source.reset();
-  block.version = ++last_version_;
-  auto stored = std::make_shared<const StoredBlock>(std::move(block));
-  Removed removed;
-  StoredBlockPtr replaced;
-  absl::StatusOr<PutResult> result = PutResult{};
+  const auto stored = std::make_shared<StoredBlock>(std::move(block));
+  const BlockKey key = stored->key;
+  const bool durable = options.durability == Durability::kDurable;
+  for (;;) {
+    Removed removed;
+    StoredBlockPtr replaced;
+    PutResult result{true, stored};
+    absl::Status refused;
+    std::optional<DiskRef> there;  // as good a block, on disk only
+    std::optional<absl::Status> durable_now;
+    {
+      MutexLock lock(mutex_);
+      Advance(removed);
+      BlockIndex::Entry* entry = index_.Find(key);
+      const Slot slot = FindOrExpire(key, removed);
+      const bool pinned =
+          entry ? entry->pinned()
+                : slot != kNone && disk_index_.CountPins(slot, clock_->MonotonicMs()) > 0;
+      const uint64_t fixed = entry && entry->fixed() ? entry->bytes() : 0;
+      if (entry != nullptr && entry->block->quality_rank >= stored->quality_rank) {
+        ++counters_.duplicates;
+        index_.Use(*entry);
+        result = {false, entry->block};
+      } else if (entry == nullptr && slot != kNone &&
+                 disk_index_.quality_rank(slot) >= stored->quality_rank) {
+        ++counters_.duplicates;
+        UseOnDisk(slot);
+        there = RefOf(slot);
+        result.stored = false;
+      } else if (pinned && index_.pinned_bytes() - fixed + stored->reservation.bytes() >
+                               budget_.capacity() / 2) {
+        refused = PinnedFull("memory", budget_.capacity());
+      } else {
+        stored->version = ++last_sequence_;
+        ++counters_.puts;
+        if (entry != nullptr || slot != kNone) ++counters_.replaced;
+        if (entry != nullptr) {
+          replaced = index_.Replace(*entry, stored);
+          index_.Use(*entry);
+        } else {
+          entry = &InsertInMemory(stored);
+        }
+        if (options.ttl_ms) {
+          index_.SetExpiry(*entry, Deadline(*options.ttl_ms));
+          MirrorState(*entry);
+        }
+      }
+      if (refused.ok() && durable && !there) durable_now = QueueDurable(key, options.on_durable);
+    }
+    Announce(removed);
+    if (!refused.ok()) return refused;
+    if (there) {
+      result.block = Describe(key, *there);
+      if (!result.block) continue;  // it was damaged, and is gone
+      if (durable) MakeDurable(key, std::move(options.on_durable));
+      return result;
+    }
+    if (durable_now) options.on_durable(*durable_now);
+    return result;
+  }
+}
+
+std::optional<absl::Status> StoreImpl::QueueDurable(const BlockKey& key, DurableCallback& done) {
+  if (!has_disk_) return Present(key) ? NoDisk() : Absent();
+  const BlockIndex::Entry* entry = FindLive(key);
+  const Slot slot = FindOnDisk(key);
+  if (entry == nullptr && slot == kNone) return Absent();
+  Job job;
+  job.key = key;
+  job.durable = true;
+  if (entry == nullptr || entry->on_disk) {
+    const DiskRef ref = RefOf(slot);
+    if (ref.place.offset + ref.place.bytes <= ref.segment->synced_end) {
+      ++counters_.durable_blocks;
+      return absl::OkStatus();
+    }
+    job.kind = JobKind::kSync;
+  } else {
+    job.block = entry->block;
+  }
+  if (!DiskWritable()) return absl::UnavailableError(health_.reason);
+  job.done = std::move(done);
+  jobs_.push_back(std::move(job));
+  writer_wake_.Signal();
+  return std::nullopt;
+}
+
+void StoreImpl::MakeDurable(const BlockKey& key, DurableCallback done) {
+  std::optional<absl::Status> now;
   {
     MutexLock lock(mutex_);
-    Advance(removed);
-    BlockIndex::Entry* entry = index_.Find(stored->key);
-    if (entry == nullptr) {
-      ++counters_.puts;
-      entry = &index_.Insert(stored);
-      result = PutResult{true, stored};
-    } else if (entry->block->quality_rank >= stored->quality_rank) {
-      ++counters_.duplicates;
-      index_.Use(*entry);
-      result = PutResult{false, entry->block};
-    } else if (entry->pinned() &&
-               index_.pinned_bytes() - entry->bytes() + stored->reservation.bytes() >
-                   budget_.capacity() / 2) {
-      result = PinnedFull();
-    } else {
-      ++counters_.puts;
-      ++counters_.replaced;
-      replaced = index_.Replace(*entry, stored);
-      index_.Use(*entry);
-      result = PutResult{true, stored};
-    }
-    if (result.ok() && result->stored && options.ttl_ms) {
-      index_.SetExpiry(*entry, Deadline(*options.ttl_ms));
-    }
+    now = QueueDurable(key, done);
   }
-  Announce(removed);
-  if (result.ok() && options.durability == Durability::kDurable) options.on_durable(NoDisk());
-  return result;
+  if (now) done(*now);
 }
 
-void MemoryStore::MakeDurable(const BlockKey& key, DurableCallback done) {
-  done(Contains(key) ? NoDisk() : Absent());
-}
-
-bool MemoryStore::Contains(const BlockKey& key) const {
+bool StoreImpl::Contains(const BlockKey& key) const {
   MutexLock lock(mutex_);
-  return FindLive(key) != nullptr;
+  return Present(key);
 }
 
-StoredBlockPtr MemoryStore::Get(const BlockKey& key) {
+StoredBlockPtr StoreImpl::Peek(const BlockKey& key) {
   Removed removed;
   StoredBlockPtr out;
+  std::optional<DiskRef> ref;
   {
     MutexLock lock(mutex_);
     Advance(removed);
-    BlockIndex::Entry* entry = index_.Find(key);
-    ++(entry ? counters_.hits : counters_.misses);
-    if (entry != nullptr) {
-      index_.Use(*entry);
+    if (const BlockIndex::Entry* entry = index_.Find(key)) {
       out = entry->block;
+    } else if (const Slot slot = FindOrExpire(key, removed); slot != kNone) {
+      ref = RefOf(slot);
     }
   }
   Announce(removed);
-  return out;
+  return ref ? Describe(key, *ref) : out;
 }
 
-StoredBlockPtr MemoryStore::Peek(const BlockKey& key) {
-  Removed removed;
-  StoredBlockPtr out;
+std::vector<StoredBlockPtr> StoreImpl::Children(const BlockKey& parent) {
+  std::vector<StoredBlockPtr> out;
+  std::vector<DiskRef> refs;
   {
     MutexLock lock(mutex_);
-    Advance(removed);
-    const BlockIndex::Entry* entry = index_.Find(key);
-    if (entry != nullptr) out = entry->block;
+    const int64_t now_ms = clock_->MonotonicMs();
+    out = index_.Children(parent, now_ms);
+    for (const Slot slot : disk_index_.Children(parent)) {
+      if (!disk_index_.ExpiredAt(slot, now_ms)) refs.push_back(RefOf(slot));
+    }
   }
-  Announce(removed);
+  for (const DiskRef& ref : refs) {
+    auto block = ReadDescription(ref);
+    if (!block.ok() || (*block)->parent != parent) continue;
+    const auto same = [&](const StoredBlockPtr& b) { return b->key == (*block)->key; };
+    if (std::none_of(out.begin(), out.end(), same)) out.push_back(*std::move(block));
+  }
+  std::sort(out.begin(), out.end(),
+            [](const StoredBlockPtr& a, const StoredBlockPtr& b) { return a->key < b->key; });
   return out;
 }
 
-std::vector<StoredBlockPtr> MemoryStore::Children(const BlockKey& parent) {
+bool StoreImpl::HasChildren(const BlockKey& parent) const {
   MutexLock lock(mutex_);
-  return index_.Children(parent, clock_->MonotonicMs());
+  const int64_t now_ms = clock_->MonotonicMs();
+  if (!index_.Children(parent, now_ms).empty()) return true;
+  for (const Slot slot : disk_index_.Children(parent)) {
+    if (!disk_index_.ExpiredAt(slot, now_ms)) return true;
+  }
+  return false;
 }
 
-bool MemoryStore::HasChildren(const BlockKey& parent) const {
-  MutexLock lock(mutex_);
-  return !index_.Children(parent, clock_->MonotonicMs()).empty();
-}
-
-bool MemoryStore::Touch(const BlockKey& key) {
+bool StoreImpl::Touch(const BlockKey& key) {
   MutexLock lock(mutex_);
   BlockIndex::Entry* entry = FindLive(key);
+  const Slot slot = FindOnDisk(key);
   if (entry != nullptr) index_.Use(*entry);
-  return entry != nullptr;
+  if (slot != kNone) UseOnDisk(slot);
+  return entry != nullptr || slot != kNone;
 }
 
-absl::Status MemoryStore::Pin(const BlockKey& key, int64_t ttl_ms) {
+absl::Status StoreImpl::Pin(const BlockKey& key, int64_t ttl_ms) {
   Removed removed;
   absl::Status status;
+  const auto too_many = [](size_t pins) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the block has ", pins, " pins, the most there may be; unpin it"));
+  };
   {
     MutexLock lock(mutex_);
     Advance(removed);
     BlockIndex::Entry* entry = index_.Find(key);
-    if (entry == nullptr) {
+    const Slot slot = FindOrExpire(key, removed);
+    if (entry == nullptr && slot == kNone) {
       status = Absent();
-    } else if (entry->pins() >= limits::kMaxPinsPerBlock) {
-      status = absl::ResourceExhaustedError(
-          absl::StrCat("the block has ", entry->pins(), " pins, the most there may be; unpin it"));
-    } else if (!entry->pinned() &&
-               index_.pinned_bytes() + entry->bytes() > budget_.capacity() / 2) {
-      status = PinnedFull();
+    } else if (entry != nullptr) {
+      if (entry->pins() >= limits::kMaxPinsPerBlock) {
+        status = too_many(entry->pins());
+      } else if (!entry->pinned() && !entry->on_disk &&
+                 index_.pinned_bytes() + entry->bytes() > budget_.capacity() / 2) {
+        status = PinnedFull("memory", budget_.capacity());
+      } else if (!entry->pinned() && entry->on_disk && !DiskHasRoomForPin(slot)) {
+        status = PinnedFull("disk", disk_budget_.capacity());
+      } else {
+        index_.AddPin(*entry, Deadline(ttl_ms));
+        MirrorState(*entry);
+      }
+    } else if (const size_t pins = disk_index_.CountPins(slot, clock_->MonotonicMs());
+               pins >= limits::kMaxPinsPerBlock) {
+      status = too_many(pins);
+    } else if (pins == 0 && !DiskHasRoomForPin(slot)) {
+      status = PinnedFull("disk", disk_budget_.capacity());
     } else {
-      index_.AddPin(*entry, Deadline(ttl_ms));
+      PinSet set = pins == 0 ? PinSet() : *disk_index_.Pins(slot);
+      const int64_t deadline_ms = Deadline(ttl_ms);
+      if (deadline_ms == 0) {
+        ++set.lasting;
+      } else {
+        set.timed.push_back(deadline_ms);
+      }
+      disk_index_.SetPins(slot, std::move(set));
+      QueueState(key);
     }
   }
   Announce(removed);
   return status;
 }
 
-absl::Status MemoryStore::Unpin(const BlockKey& key) {
+absl::Status StoreImpl::Unpin(const BlockKey& key) {
   Removed removed;
   absl::Status status;
+  const absl::Status not_pinned = absl::FailedPreconditionError("the block is not pinned");
   {
     MutexLock lock(mutex_);
     Advance(removed);
     BlockIndex::Entry* entry = index_.Find(key);
-    if (entry == nullptr) {
+    const Slot slot = FindOrExpire(key, removed);
+    if (entry == nullptr && slot == kNone) {
       status = Absent();
-    } else if (!index_.RemovePin(*entry)) {
-      status = absl::FailedPreconditionError("the block is not pinned");
+    } else if (entry != nullptr) {
+      if (!index_.RemovePin(*entry)) {
+        status = not_pinned;
+      } else {
+        MirrorState(*entry);
+      }
+    } else if (disk_index_.CountPins(slot, clock_->MonotonicMs()) == 0) {
+      status = not_pinned;
+    } else {
+      PinSet set = *disk_index_.Pins(slot);
+      if (set.lasting > 0) {
+        --set.lasting;
+      } else {
+        set.timed.erase(std::max_element(set.timed.begin(), set.timed.end()));
+      }
+      disk_index_.SetPins(slot, std::move(set));
+      QueueState(key);
     }
   }
   Announce(removed);
   return status;
 }
 
-absl::Status MemoryStore::SetTtl(const BlockKey& key, int64_t ttl_ms) {
+absl::Status StoreImpl::SetTtl(const BlockKey& key, int64_t ttl_ms) {
   MutexLock lock(mutex_);
   BlockIndex::Entry* entry = FindLive(key);
-  if (entry == nullptr) return Absent();
-  index_.SetExpiry(*entry, Deadline(ttl_ms));
+  const Slot slot = FindOnDisk(key);
+  if (entry == nullptr && slot == kNone) return Absent();
+  if (entry != nullptr) {
+    index_.SetExpiry(*entry, Deadline(ttl_ms));
+    MirrorState(*entry);
+  } else if (const int64_t expires_ms = Deadline(ttl_ms);
+             disk_index_.expires_ms(slot) != expires_ms) {
+    disk_index_.SetExpiry(slot, expires_ms);
+    QueueState(key);
+  }
   return absl::OkStatus();
 }
 
-bool MemoryStore::Delete(const BlockKey& key) {
+bool StoreImpl::Delete(const BlockKey& key) {
   Removed removed;
   bool found = false;
   {
     MutexLock lock(mutex_);
     Advance(removed);
-    found = index_.Find(key) != nullptr;
+    const Slot slot = FindOrExpire(key, removed);
+    const bool in_memory = index_.Find(key) != nullptr;
+    found = in_memory || slot != kNone;
+    if (in_memory) removed.blocks.push_back(RemoveFromMemory(key));
+    if (slot != kNone) RemoveFromDisk(slot, key, /*tombstone=*/true, removed);
     if (found) {
-      removed.Add(index_.Remove(key), RemovalReason::kDeleted);
+      removed.keys.emplace_back(key, RemovalReason::kDeleted);
       ++counters_.deleted_blocks;
     }
   }
@@ -323,91 +377,60 @@ bool MemoryStore::Delete(const BlockKey& key) {
   return found;
 }
 
-bool MemoryStore::DropCorrupt(const StoredBlockPtr& block) {
-  Removed removed;
-  bool same = false;
-  {
-    MutexLock lock(mutex_);
-    BlockIndex::Entry* entry = index_.Find(block->key);
-    same = entry != nullptr && entry->block->version == block->version;
-    if (same) {
-      removed.Add(index_.Remove(block->key), RemovalReason::kCorrupt);
-      ++counters_.corrupt_dropped;
+void StoreImpl::List(const std::optional<BlockKey>& after, size_t limit,
+                     const std::function<bool(const StoredBlockPtr&)>& visit) {
+  std::optional<BlockKey> from = after;
+  while (limit > 0) {
+    Removed removed;
+    ListPage page;
+    bool more = false;
+    {
+      MutexLock lock(mutex_);
+      Advance(removed);
+      for (StoredBlockPtr& block : index_.List(from, limit)) {
+        const BlockKey place = PrefixKey(block->key);
+        page.emplace(place, std::make_pair(std::move(block), DiskRef()));
+      }
+      AddDiskPage(from, limit, page);
     }
-  }
-  Announce(removed);
-  return same;
-}
-
-void MemoryStore::List(const std::optional<BlockKey>& after, size_t limit,
-                       const std::function<bool(const StoredBlockPtr&)>& visit) {
-  Removed removed;
-  std::vector<StoredBlockPtr> blocks;
-  {
-    MutexLock lock(mutex_);
-    Advance(removed);
-    blocks = index_.List(after, limit);
-  }
-  Announce(removed);
-  for (const StoredBlockPtr& block : blocks) {
-    if (!visit(block)) return;
+    Announce(removed);
+    while (page.size() > limit) page.erase(std::prev(page.end()));
+    more = page.size() == limit;
+    for (auto& [key, found] : page) {
+      auto& [block, ref] = found;
+      if (!block) block = DescribeAt(ref);
+      from = block ? block->key : key;
+      if (!block) continue;  // damaged
+      if (!visit(block)) return;
+      --limit;
+    }
+    if (!more) return;
   }
 }
 
-bool MemoryStore::IsPinned(const BlockKey& key) {
+bool StoreImpl::IsPinned(const BlockKey& key) {
   Removed removed;
   bool pinned = false;
   {
     MutexLock lock(mutex_);
     Advance(removed);
-    const BlockIndex::Entry* entry = index_.Find(key);
-    pinned = entry != nullptr && entry->pinned();
+    if (const BlockIndex::Entry* entry = index_.Find(key)) {
+      pinned = entry->pinned();
+    } else if (const Slot slot = FindOrExpire(key, removed); slot != kNone) {
+      pinned = disk_index_.CountPins(slot, clock_->MonotonicMs()) > 0;
+    }
   }
   Announce(removed);
   return pinned;
-}
-
-StoreStats MemoryStore::Stats() {
-  Removed removed;
-  StoreStats out;
-  {
-    MutexLock lock(mutex_);
-    Advance(removed);
-    out = counters_;
-    out.blocks = index_.size();
-    out.stored_bytes = index_.stored_bytes();
-    out.pinned_blocks = index_.pinned_blocks();
-  }
-  Announce(removed);
-  removed = Removed();
-  out.memory_used_bytes = budget_.used();
-  out.memory_peak_bytes = budget_.peak();
-  out.memory_capacity_bytes = budget_.capacity();
-  return out;
-}
-
-StoreHealth MemoryStore::Health() const {
-  return {StoreHealth::State::kNoDisk, "no disk tier is configured: blocks end with the process"};
-}
-
-}  // namespace
-
-absl::Status StoredBlock::ReadFrame(uint64_t offset, MutableByteSpan out) const {
-  if (offset > frame_bytes || out.size() > frame_bytes - offset) {
-    return absl::DataLossError(absl::StrCat("the frame has ", frame_bytes, " bytes, and bytes ",
-                                            offset, " to ", offset + out.size(),
-                                            " were asked for; the block is damaged"));
-  }
-  if (source) return source->Read(offset, out);
-  std::copy_n(frame.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Open(const StoreOptions& options) {
   if (options.memory_bytes == 0 || options.clock == nullptr) {
     return absl::InvalidArgumentError("the store needs memory; set --memory_bytes above zero");
   }
-  return std::make_unique<MemoryStore>(options);
+  auto store = std::make_unique<StoreImpl>(options);
+  if (!options.disk_dir.empty()) LKV_RETURN_IF_ERROR(store->OpenDisk());
+  return store;
 }
 
 size_t TieredStore::EntryBytes(size_t frame_bytes, size_t metadata_bytes) {

@@ -1,0 +1,512 @@
+// The disk tier: what goes there, what comes back, and what a disk that fails does.
+#include <errno.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <map>
+#include <thread>
+
+#include "core/base/crc32c.h"
+#include "core/base/limits.h"
+#include "core/base/mutex.h"
+#include "core/io/fault_file_system.h"
+#include "core/io/memory_file_system.h"
+#include "core/store/segment_format.h"
+#include "core/store/tiered_store.h"
+#include "tests/support/temp_dir.h"
+
+namespace latticekv {
+namespace {
+
+constexpr char kDir[] = "/disk";
+
+BlockKey KeyOf(int n) { return Sha256Of(AsBytes(std::to_string(n))); }
+
+ByteVector FrameOf(int n, size_t bytes) {
+  ByteVector out(bytes);
+  for (size_t i = 0; i < bytes; ++i) out[i] = static_cast<std::byte>(n * 31 + i * 7 + (i >> 8));
+  return out;
+}
+
+class DiskStoreTest : public ::testing::Test {
+ protected:
+  DiskStoreTest() : faults_(&memory_, 7) {
+    options_.memory_bytes = 1 << 20;
+    options_.disk_dir = kDir;
+    options_.disk_bytes = 16 << 20;
+    options_.segment_bytes = 256 << 10;
+    options_.clock = &clock_;
+    options_.file_system = &faults_;
+    options_.disk_retry_ms = 20;
+  }
+
+  void Open() {
+    store_.reset();
+    auto store = TieredStore::Open(options_);
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+    store_->SetRemovalListener([this](const BlockKey& key, RemovalReason reason) {
+      MutexLock lock(mutex_);
+      removed_[key] = reason;
+    });
+  }
+
+  absl::Status Put(int n, size_t bytes = 10'000, uint32_t rank = 1, std::optional<int> parent = {},
+                   bool durable = false) {
+    const ByteVector metadata = FrameOf(n + 1, 100);
+    auto reservation = store_->Reserve(TieredStore::EntryBytes(bytes, metadata.size()));
+    if (!reservation.ok()) return reservation.status();
+    StoredBlock block;
+    block.key = KeyOf(n);
+    if (parent) block.parent = KeyOf(*parent);
+    block.frame = FrameOf(n + static_cast<int>(rank) * 1000, bytes);
+    block.metadata = metadata;
+    block.quality_rank = rank;
+    block.reservation = *std::move(reservation);
+    PutOptions options;
+    auto done = std::make_shared<std::promise<absl::Status>>();
+    if (durable) {
+      options.durability = Durability::kDurable;
+      options.on_durable = [done](const absl::Status& status) { done->set_value(status); };
+    }
+    const auto put = store_->Put(std::move(block), std::move(options));
+    if (!put.ok()) return put.status();
+    return durable ? done->get_future().get() : absl::OkStatus();
+  }
+  absl::Status PutDurable(int n, size_t bytes = 10'000) { return Put(n, bytes, 1, {}, true); }
+
+  // The block is there and right.
+  void ExpectBlock(int n, size_t bytes = 10'000, uint32_t rank = 1) {
+    const StoredBlockPtr block = store_->Get(KeyOf(n));
+    ASSERT_NE(block, nullptr) << n;
+    EXPECT_EQ(block->quality_rank, rank);
+    EXPECT_EQ(block->metadata, FrameOf(n + 1, 100));
+    EXPECT_EQ(block->frame_bytes, bytes);
+    ByteVector frame(block->frame_bytes);
+    ASSERT_TRUE(block->ReadFrame(0, frame).ok());
+    EXPECT_EQ(frame, FrameOf(n + static_cast<int>(rank) * 1000, bytes)) << n;
+  }
+
+  std::string SegmentPath(uint32_t id) { return JoinPath(kDir, SegmentFileName(id)); }
+  bool WaitForHealth(StoreHealth::State state) {
+    for (int i = 0; i < 500; ++i) {
+      if (store_->Health().state == state) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+
+  MemoryFileSystem memory_;
+  FaultFileSystem faults_;
+  ManualClock clock_;
+  StoreOptions options_;
+  Mutex mutex_;
+  std::map<BlockKey, RemovalReason> removed_;
+  std::unique_ptr<TieredStore> store_;
+};
+
+TEST_F(DiskStoreTest, BlocksLeaveMemoryForDiskAndComeBack) {
+  Open();
+  for (int n = 0; n < 400; ++n) ASSERT_TRUE(Put(n).ok()) << n;
+  EXPECT_TRUE(removed_.empty());
+  StoreStats stats = store_->Stats();
+  EXPECT_EQ(stats.blocks, 400u);
+  EXPECT_EQ(stats.evicted_blocks, 0u);
+  EXPECT_GT(stats.evicted_to_disk, 250u);
+  EXPECT_LE(stats.memory_peak_bytes, stats.memory_capacity_bytes);
+  const StoredBlockPtr peeked = store_->Peek(KeyOf(0));
+  ASSERT_NE(peeked, nullptr);
+  EXPECT_EQ(peeked->tier(), Tier::kDisk);
+  EXPECT_TRUE(peeked->frame.empty());
+  ByteVector part(100);
+  ASSERT_TRUE(peeked->ReadFrame(5000, part).ok());
+  const ByteVector whole = FrameOf(1000, 10'000);
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + 5000));
+  EXPECT_FALSE(peeked->ReadFrame(9'901, part).ok());
+  for (int n = 0; n < 400; ++n) ExpectBlock(n);
+  EXPECT_EQ(store_->Get(KeyOf(1000)), nullptr);
+  stats = store_->Stats();
+  EXPECT_EQ(stats.blocks, 400u);
+  EXPECT_EQ(stats.hits, 400u);
+  EXPECT_EQ(stats.misses, 1u);
+  EXPECT_GT(stats.promoted_blocks, 250u);
+  EXPECT_EQ(stats.corrupt_dropped, 0u);
+}
+
+TEST_F(DiskStoreTest, EverythingSurvivesARestart) {
+  Open();
+  for (int n = 0; n < 50; ++n) {
+    ASSERT_TRUE(Put(n, 1000 + n * 100, 1, n > 0 ? std::optional(n - 1) : std::nullopt).ok());
+  }
+  ASSERT_TRUE(store_->Pin(KeyOf(3), 0).ok());
+  ASSERT_TRUE(store_->Pin(KeyOf(3), 5'000).ok());
+  ASSERT_TRUE(store_->SetTtl(KeyOf(4), 10'000).ok());
+  ASSERT_TRUE(store_->Delete(KeyOf(49)));
+  Open();
+  EXPECT_EQ(store_->Stats().recovered_blocks, 49u);
+  EXPECT_EQ(store_->Stats().blocks, 49u);
+  for (int n = 0; n < 49; ++n) ExpectBlock(n, 1000 + n * 100);
+  EXPECT_EQ(store_->Get(KeyOf(49)), nullptr);
+  EXPECT_TRUE(store_->HasChildren(KeyOf(7)));
+  ASSERT_EQ(store_->Children(KeyOf(7)).size(), 1u);
+  EXPECT_EQ(store_->Children(KeyOf(7))[0]->key, KeyOf(8));
+  EXPECT_FALSE(store_->HasChildren(KeyOf(48)));
+  EXPECT_TRUE(store_->IsPinned(KeyOf(3)));
+  // On disk now: changes go there, and last.
+  ASSERT_TRUE(store_->Unpin(KeyOf(3)).ok());
+  ASSERT_TRUE(store_->Pin(KeyOf(5), 20'000).ok());
+  ASSERT_TRUE(store_->SetTtl(KeyOf(6), 30'000).ok());
+  ASSERT_TRUE(store_->Delete(KeyOf(7)));
+  Open();
+  EXPECT_TRUE(store_->IsPinned(KeyOf(3)));
+  EXPECT_TRUE(store_->IsPinned(KeyOf(5)));
+  EXPECT_FALSE(store_->Contains(KeyOf(7)));
+  EXPECT_TRUE(store_->Contains(KeyOf(4)));
+  clock_.Advance(10'000);
+  EXPECT_FALSE(store_->Contains(KeyOf(4)));
+  EXPECT_FALSE(store_->IsPinned(KeyOf(3)));
+  EXPECT_TRUE(store_->IsPinned(KeyOf(5)));
+  clock_.Advance(10'000);
+  EXPECT_FALSE(store_->IsPinned(KeyOf(5)));
+  Open();
+  EXPECT_TRUE(store_->Contains(KeyOf(6)));
+  clock_.Advance(10'000);
+  EXPECT_FALSE(store_->Contains(KeyOf(6)));
+  EXPECT_EQ(store_->Stats().corrupt_dropped, 0u);
+}
+
+TEST_F(DiskStoreTest, ABetterBlockReplacesTheOneOnDiskAndStaysAfterARestart) {
+  Open();
+  ASSERT_TRUE(Put(1, 5000, 1).ok());
+  Open();
+  ASSERT_TRUE(Put(1, 6000, 1).ok());  // not better
+  ExpectBlock(1, 5000, 1);
+  Open();
+  ASSERT_TRUE(Put(1, 7000, 2).ok());
+  ExpectBlock(1, 7000, 2);
+  Open();
+  ExpectBlock(1, 7000, 2);
+  EXPECT_EQ(store_->Stats().blocks, 1u);
+  ASSERT_TRUE(store_->Delete(KeyOf(1)));
+  Open();
+  EXPECT_EQ(store_->Get(KeyOf(1)), nullptr);
+  ASSERT_TRUE(Put(1, 3000, 1).ok());
+  Open();
+  ExpectBlock(1, 3000, 1);
+}
+
+TEST_F(DiskStoreTest, DurableBlocksOutliveAPowerLoss) {
+  std::mt19937_64 random(5);
+  Open();
+  for (int n = 0; n < 60; ++n) ASSERT_TRUE(PutDurable(n).ok());
+  ASSERT_TRUE(PutDurable(7).ok());  // there already
+  EXPECT_GE(store_->Stats().durable_blocks, 61u);
+  const auto after = memory_.AfterPowerLoss(random);
+  options_.file_system = after.get();
+  Open();
+  for (int n = 0; n < 60; ++n) ExpectBlock(n);
+  EXPECT_EQ(store_->Stats().corrupt_dropped, 0u);
+  store_.reset();
+}
+
+TEST_F(DiskStoreTest, ManyDurablePutsShareASync) {
+  Open();
+  constexpr int kPuts = 64;
+  std::atomic<int> acknowledged{0};
+  for (int n = 0; n < kPuts; ++n) {
+    StoredBlock block;
+    block.key = KeyOf(n);
+    block.frame = FrameOf(n, 1000);
+    block.reservation = *store_->Reserve(TieredStore::EntryBytes(1000, 0));
+    PutOptions options;
+    options.durability = Durability::kDurable;
+    options.on_durable = [&](const absl::Status& status) {
+      EXPECT_TRUE(status.ok()) << status;
+      ++acknowledged;
+    };
+    ASSERT_TRUE(store_->Put(std::move(block), std::move(options)).ok());
+  }
+  ASSERT_TRUE(store_->Flush().ok());
+  EXPECT_EQ(acknowledged, kPuts);
+  EXPECT_EQ(store_->Stats().durable_blocks, static_cast<uint64_t>(kPuts));
+}
+
+TEST_F(DiskStoreTest, TheDisksCapHoldsAndColdBlocksGo) {
+  options_.disk_bytes = 2 << 20;
+  Open();
+  for (int n = 0; n < 1000; ++n) ASSERT_TRUE(Put(n).ok()) << n;
+  ASSERT_TRUE(store_->Flush().ok());
+  const StoreStats stats = store_->Stats();
+  EXPECT_LE(stats.disk_peak_bytes, options_.disk_bytes);
+  EXPECT_LE(memory_.used_bytes(), options_.disk_bytes);
+  EXPECT_GT(stats.reclaimed_segments, 10u);
+  EXPECT_GT(stats.disk_evicted_blocks, 500u);
+  EXPECT_EQ(stats.lost_blocks, 0u);
+  ExpectBlock(999);
+  uint64_t present = 0;
+  for (int n = 0; n < 1000; ++n) present += store_->Contains(KeyOf(n)) ? 1 : 0;
+  EXPECT_EQ(present, stats.blocks);
+  EXPECT_GT(present, 100u);
+  for (int n = 0; n < 1000; ++n) {
+    EXPECT_NE(store_->Contains(KeyOf(n)), removed_.contains(KeyOf(n))) << n;
+    if (store_->Contains(KeyOf(n))) ExpectBlock(n);
+  }
+  // Memory and disk together held more than the disk alone can.
+  Open();
+  EXPECT_LE(store_->Stats().blocks, present);
+  EXPECT_GT(store_->Stats().blocks, 100u);
+  EXPECT_LE(store_->Stats().disk_used_bytes, options_.disk_bytes);
+}
+
+TEST_F(DiskStoreTest, PinnedBlocksOutliveReclaim) {
+  options_.disk_bytes = 2 << 20;
+  Open();
+  for (int n = 0; n < 20; ++n) {
+    ASSERT_TRUE(Put(n).ok());
+    ASSERT_TRUE(store_->Pin(KeyOf(n), 0).ok());
+  }
+  ASSERT_TRUE(Put(20).ok());
+  ASSERT_TRUE(store_->Delete(KeyOf(20)));
+  for (int n = 100; n < 1000; ++n) ASSERT_TRUE(Put(n).ok()) << n;
+  for (int n = 0; n < 20; ++n) ExpectBlock(n);
+  Open();
+  for (int n = 0; n < 20; ++n) {
+    EXPECT_TRUE(store_->IsPinned(KeyOf(n)));
+    ExpectBlock(n);
+  }
+  EXPECT_FALSE(store_->Contains(KeyOf(20)));
+}
+
+TEST_F(DiskStoreTest, ReadAheadBringsBlocksIntoMemory) {
+  Open();
+  for (int n = 0; n < 50; ++n) ASSERT_TRUE(Put(n).ok());
+  Open();
+  std::vector<BlockKey> keys;
+  for (int n = 0; n < 60; ++n) keys.push_back(KeyOf(n));
+  store_->ReadAhead(keys);
+  for (int i = 0; i < 500 && store_->Stats().promoted_blocks < 50; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(store_->Stats().promoted_blocks, 50u);
+  EXPECT_EQ(store_->Stats().hits, 0u);
+  EXPECT_EQ(store_->Peek(KeyOf(9))->tier(), Tier::kMemory);
+}
+
+TEST_F(DiskStoreTest, ListGoesThroughBothTiersInOrder) {
+  Open();
+  for (int n = 0; n < 300; ++n) ASSERT_TRUE(Put(n).ok());
+  std::set<BlockKey> expected;
+  for (int n = 0; n < 300; ++n) expected.insert(KeyOf(n));
+  std::vector<BlockKey> seen;
+  std::optional<BlockKey> after;
+  for (;;) {
+    size_t page = 0;
+    store_->List(after, 37, [&](const StoredBlockPtr& block) {
+      seen.push_back(block->key);
+      ++page;
+      return true;
+    });
+    if (page < 37) break;
+    after = seen.back();
+  }
+  EXPECT_EQ(seen, std::vector<BlockKey>(expected.begin(), expected.end()));
+}
+
+TEST_F(DiskStoreTest, TwoStoresCannotOpenOneDirectory) {
+  Open();
+  const auto second = TieredStore::Open(options_);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(DiskStoreTest, AnUnknownFormatVersionIsRefused) {
+  Open();
+  ASSERT_TRUE(PutDurable(1).ok());
+  store_.reset();
+  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  StoreLe<uint32_t>(bytes.data() + 8, 2);
+  StoreLe<uint32_t>(bytes.data() + 60, Crc32c(ByteSpan(bytes).first(60)));
+  memory_.SetContents(SegmentPath(1), bytes);
+  const auto store = TieredStore::Open(options_);
+  EXPECT_EQ(store.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(store.status().message().find("version 2"), std::string::npos) << store.status();
+}
+
+TEST_F(DiskStoreTest, DamageCostsOnlyItsOwnRecord) {
+  Open();
+  for (int n = 0; n < 10; ++n) ASSERT_TRUE(PutDurable(n).ok());
+  store_.reset();
+  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  // In the middle of the fourth record's frame, and the fifth's header.
+  const uint64_t record = (128 + 100 + 10'000 + 63) / 64 * 64;
+  bytes[64 + 3 * record + 5000] ^= std::byte{1};
+  bytes[64 + 4 * record + 20] ^= std::byte{1};
+  memory_.SetContents(SegmentPath(1), bytes);
+  Open();
+  EXPECT_EQ(store_->Stats().recovered_blocks, 10u);
+  for (int n = 0; n < 10; ++n) {
+    if (n == 3 || n == 4) {
+      EXPECT_EQ(store_->Get(KeyOf(n)), nullptr);
+      EXPECT_EQ(removed_.at(KeyOf(n)), RemovalReason::kCorrupt);
+    } else {
+      ExpectBlock(n);
+    }
+  }
+  EXPECT_EQ(store_->Stats().corrupt_dropped, 2u);
+  // Without the index, too.
+  Open();
+  store_.reset();
+  bytes.resize(bytes.size() - 1);
+  memory_.SetContents(SegmentPath(1), bytes);
+  Open();
+  for (int n = 0; n < 10; ++n) {
+    if (n != 3 && n != 4) ExpectBlock(n);
+  }
+  EXPECT_FALSE(store_->Contains(KeyOf(3)));
+  EXPECT_FALSE(store_->Contains(KeyOf(4)));
+}
+
+TEST_F(DiskStoreTest, ScrubDropsWhatIsDamaged) {
+  Open();
+  for (int n = 0; n < 60; ++n) ASSERT_TRUE(PutDurable(n).ok());
+  auto report = store_->Scrub({}, nullptr);
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->records, 60u);
+  EXPECT_EQ(report->corrupt, 0u);
+  Open();
+  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  bytes[64 + 5000] ^= std::byte{1};
+  memory_.SetContents(SegmentPath(1), bytes);
+  report = store_->Scrub({}, nullptr);
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->corrupt, 1u);
+  EXPECT_FALSE(store_->Contains(KeyOf(0)));
+  EXPECT_EQ(removed_.at(KeyOf(0)), RemovalReason::kCorrupt);
+  EXPECT_EQ(store_->Stats().corrupt_dropped, 1u);
+  for (int n = 1; n < 60; ++n) ExpectBlock(n);
+  EXPECT_FALSE(store_->Scrub({}, [](const ScrubReport&) { return false; })->records >= 60);
+}
+
+TEST_F(DiskStoreTest, AFailedSyncIsNeverAcknowledgedAndIsWrittenElsewhere) {
+  Open();
+  ASSERT_TRUE(PutDurable(1).ok());
+  faults_.Fail(FileOp::kSync, EIO, 0, 1);
+  EXPECT_TRUE(PutDurable(2).ok());  // in another segment
+  EXPECT_EQ(store_->Health().state, StoreHealth::State::kOk);
+  EXPECT_EQ(store_->Stats().disk_errors, 1u);
+  std::mt19937_64 random(9);
+  const auto after = memory_.AfterPowerLoss(random);
+  options_.file_system = after.get();
+  Open();
+  ExpectBlock(1);
+  ExpectBlock(2);
+  store_.reset();
+}
+
+TEST_F(DiskStoreTest, ADiskThatFailsLeavesMemoryOnlyAndComesBack) {
+  Open();
+  ASSERT_TRUE(PutDurable(1).ok());
+  ASSERT_TRUE(store_->Pin(KeyOf(1), 0).ok());  // a full disk evicts
+  for (const FileOp op : {FileOp::kWrite, FileOp::kSync, FileOp::kCreate}) {
+    for (const int error : {EIO, ENOSPC, EROFS}) {
+      faults_.Fail(op, error);
+      if (op == FileOp::kCreate) faults_.Fail(FileOp::kWrite, error);
+      const absl::Status status = PutDurable(2 + static_cast<int>(op) * 1000 + error);
+      EXPECT_FALSE(status.ok());
+      EXPECT_TRUE(WaitForHealth(StoreHealth::State::kMemoryOnly));
+      EXPECT_NE(store_->Health().reason.find("memory only"), std::string::npos);
+      ExpectBlock(2 + static_cast<int>(op) * 1000 + error);           // from memory
+      for (int n = 200; n < 400; ++n) ASSERT_TRUE(Put(n).ok()) << n;  // and goes on serving
+      faults_.Heal();
+      ASSERT_TRUE(WaitForHealth(StoreHealth::State::kOk));
+      ASSERT_TRUE(PutDurable(500).ok());
+      ASSERT_TRUE(store_->Delete(KeyOf(500)));
+    }
+  }
+  ExpectBlock(1);
+  Open();
+  ExpectBlock(1);
+  EXPECT_FALSE(store_->Contains(KeyOf(500)));
+}
+
+TEST_F(DiskStoreTest, AReadOnlyDiskIsServedFrom) {
+  Open();
+  for (int n = 0; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
+  store_.reset();
+  faults_.MakeReadOnly();
+  Open();
+  EXPECT_EQ(store_->Health().state, StoreHealth::State::kMemoryOnly);
+  for (int n = 0; n < 20; ++n) ExpectBlock(n);
+  ASSERT_TRUE(Put(30).ok());
+  EXPECT_EQ(PutDurable(31).code(), absl::StatusCode::kUnavailable);
+  ExpectBlock(30);
+  faults_.Heal();
+  EXPECT_TRUE(WaitForHealth(StoreHealth::State::kOk));
+  EXPECT_TRUE(PutDurable(31).ok());
+}
+
+TEST_F(DiskStoreTest, AFullDiskKeepsServing) {
+  memory_.set_capacity_bytes(1 << 20);
+  Open();
+  for (int n = 0; n < 600; ++n) ASSERT_TRUE(Put(n).ok()) << n;
+  EXPECT_TRUE(PutDurable(600).ok());
+  EXPECT_LE(memory_.used_bytes(), 1u << 20);
+  ExpectBlock(600);
+  ExpectBlock(599);
+  EXPECT_GT(store_->Stats().reclaimed_segments, 0u);
+}
+
+TEST_F(DiskStoreTest, ADirectoryThatIsRemovedIsNoticedAndTakenAgain) {
+  const testing::TempDir dir;
+  options_.disk_dir = dir.File("store");
+  options_.file_system = FileSystem::Posix();
+  Open();
+  for (int n = 0; n < 20; ++n) ASSERT_TRUE(PutDurable(n).ok());
+  Open();
+  ExpectBlock(3);  // in memory again
+  std::filesystem::remove_all(options_.disk_dir);
+  EXPECT_EQ(PutDurable(40).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(store_->Health().state, StoreHealth::State::kMemoryOnly);
+  ExpectBlock(40);
+  ExpectBlock(3);
+  EXPECT_EQ(store_->Get(KeyOf(5)), nullptr);
+  EXPECT_EQ(removed_.at(KeyOf(5)), RemovalReason::kLost);
+  EXPECT_EQ(store_->Stats().lost_blocks, 19u);
+  std::filesystem::create_directories(options_.disk_dir);
+  ASSERT_TRUE(WaitForHealth(StoreHealth::State::kOk));
+  EXPECT_TRUE(PutDurable(41).ok());
+  Open();
+  ExpectBlock(3);  // written again
+  ExpectBlock(40);
+  ExpectBlock(41);
+}
+
+TEST_F(DiskStoreTest, BlocksLargerThanASegmentGetTheirOwn) {
+  options_.memory_bytes = 4 << 20;
+  Open();
+  ASSERT_TRUE(PutDurable(1, 1 << 20).ok());
+  ASSERT_TRUE(PutDurable(2, 100).ok());
+  Open();
+  ExpectBlock(1, 1 << 20);
+  ExpectBlock(2, 100);
+}
+
+TEST_F(DiskStoreTest, TheIndexTakesAtMost64BytesABlock) {
+  options_.memory_bytes = 8 << 20;
+  options_.disk_bytes = 64 << 20;
+  options_.segment_bytes = 1 << 20;
+  Open();
+  constexpr int kBlocks = 20'000;
+  // A chain for every ten blocks; small frames, so that there are many.
+  for (int n = 0; n < kBlocks; ++n) {
+    ASSERT_TRUE(Put(n, 16, 1, n % 10 == 0 ? std::nullopt : std::optional(n - 1)).ok());
+  }
+  Open();
+  const StoreStats stats = store_->Stats();
+  EXPECT_EQ(stats.disk_blocks, static_cast<uint64_t>(kBlocks));
+  EXPECT_LE(stats.disk_index_bytes, uint64_t{64} * kBlocks);
+  printf("%.1f bytes of index a block\n", static_cast<double>(stats.disk_index_bytes) / kBlocks);
+}
+
+}  // namespace
+}  // namespace latticekv
