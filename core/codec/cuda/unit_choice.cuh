@@ -1,5 +1,5 @@
-// How a quantised unit is coded: sources of steps, means and spreads, codes of what is sent, and what
-// all of it costs. The scalar original is core/codec/cpu/quantizer.cc.
+// How a quantised unit is coded: sources of steps, means and spreads, codes of what is sent, and
+// what all of it costs. The scalar original is core/codec/cpu/quantizer.cc.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_UNIT_CHOICE_CUH_
 #define LATTICEKV_CORE_CODEC_CUDA_UNIT_CHOICE_CUH_
 
@@ -151,7 +151,10 @@ class UnitChoice {
 
   __device__ void ClearSums() {
     __syncthreads();
-    for (uint32_t c = threadIdx.x; c < u_.dim; c += kUnitThreads) ch_.sum32[c] = 0, ch_.sum64[c] = 0;
+    for (uint32_t c = threadIdx.x; c < u_.dim; c += kUnitThreads) {
+      ch_.sum32[c] = 0;
+      ch_.sum64[c] = 0;
+    }
     if (threadIdx.x == 0) shared_.halves = shared_.marked = 0;
     __syncthreads();
   }
@@ -214,7 +217,7 @@ class UnitChoice {
     return __syncthreads_count(threadIdx.x < u_.tokens && raw[threadIdx.x] != 0);
   }
 
-  // The header, what is sent and its cost, points left out. Fills shared.result and the rows' order.
+  // The header, what is sent and its cost, points left out. Fills shared.result and rows' order.
   __device__ uint64_t MakeCandidate(CodingSources sources) {
     OrderRows();
     const uint32_t coded = shared_.coded, raw = u_.tokens - coded;

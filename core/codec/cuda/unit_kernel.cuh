@@ -1,5 +1,5 @@
-// Quantises units, a block each: everything of encoding but the entropy coder. A header, so that every
-// shape of slices compiles by itself.
+// Quantises units, a block each: everything of encoding but the entropy coder. A header, so that
+// every shape of slices compiles by itself.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_UNIT_KERNEL_CUH_
 #define LATTICEKV_CORE_CODEC_CUDA_UNIT_KERNEL_CUH_
 
@@ -134,15 +134,16 @@ struct UnitList {
 template <typename F>
 __device__ void ForEachUnit(const EncodeLaunch& launch, const UnitList& list, F f) {
   const unsigned char* arena = launch.arena_dev;
-  if (list.all_fused && reinterpret_cast<const uint32_t*>(arena + launch.counter_at)[1] == 0) return;
+  const uint32_t left = reinterpret_cast<const uint32_t*>(arena + launch.counter_at)[1];
+  if (list.all_fused && left == 0) return;
   for (uint32_t n = blockIdx.x; n < list.units; n += gridDim.x) {
     f(reinterpret_cast<const uint32_t*>(arena + list.at)[n]);
     __syncthreads();
   }
 }
 
-// Statistics and steps known beforehand: one pass does it all. Units that it does not fit are left to
-// UnitKernel.
+// Statistics and steps known beforehand: one pass does it all. Units that it does not fit are left
+// to UnitKernel.
 template <bool kPaired, bool kSingle>
 __device__ void EncodeInOnePass(const EncodeLaunch& launch, uint32_t index, UnitShared& shared) {
   if (!IsPending(launch, index, true)) return;

@@ -1,4 +1,5 @@
-// Passes of a block over the rows of one unit: load, steps, means, lattice points, outliers, errors.
+// Passes of a block over the rows of one unit: load, steps, means, lattice points, outliers,
+// errors.
 // The scalar originals are core/codec/cpu/unit_encoder.cc, step_planner.cc and quantizer.cc.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_UNIT_PASSES_CUH_
 #define LATTICEKV_CORE_CODEC_CUDA_UNIT_PASSES_CUH_
