@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Eight client processes mix put, look-up, get and delete at a memory cap that forces eviction.
 
-LATTICEKV_SOAK_SECONDS (default 10) says for how long. Each client compares every byte it is served with a local encode and
+LATTICEKV_SOAK_SECONDS (default 10) says for how long, of each form: memory alone, and memory with a disk tier, both smaller than the
+working set, where the last third of the run must take no more memory and descriptors than the second. Each client compares every byte it is served with a local encode and
 decode of the same chunk; here the daemon's own account and its resident memory are held against the cap.
 """
 import json
@@ -18,6 +19,9 @@ from daemon import Daemon, binary  # noqa: E402
 SECONDS = float(os.environ.get("LATTICEKV_SOAK_SECONDS", "10"))
 CLIENTS = 8
 MEMORY_BYTES = 8 << 20
+DISK_BYTES = 12 << 20
+# Of the means of the second and the last third: allocator slack, not a leak that a longer run would show.
+GROWTH_ALLOWANCE_BYTES = 8 << 20
 # What the process takes beside the cap: code, gRPC's buffers (8 streams of messages up to 4 MiB each way), allocator slack.
 RESIDENT_ALLOWANCE_BYTES = 160 << 20
 SANITIZED = os.environ.get("LATTICEKV_SANITIZE", "") != ""
@@ -33,14 +37,44 @@ class Soak(unittest.TestCase):
             finally:
                 daemon.kill()
 
+    def test_mixed_load_with_a_disk(self):
+        with tempfile.TemporaryDirectory(prefix="lkv") as directory:
+            disk = os.path.join(directory, "disk")
+            daemon = Daemon(directory, MEMORY_BYTES, [f"--disk_dir={disk}", f"--disk_bytes={DISK_BYTES}"])
+            try:
+                self.run_load(daemon)
+                stats = daemon.stats()
+                print(f"disk: peak {stats['disk_peak_bytes']} of {DISK_BYTES} bytes, {stats['evicted_to_disk']} blocks left memory for it, "
+                      f"{stats['promoted_blocks']} came back, {stats['disk_evicted_blocks']} dropped for room")
+                self.assertEqual(stats["disk_state"], "ok")
+                self.assertLessEqual(int(stats["disk_peak_bytes"]), DISK_BYTES)
+                self.assertGreater(int(stats["evicted_to_disk"]), 0, "nothing went to disk: the load is too small")
+                self.assertEqual(int(stats["damaged_records"]), 0)
+                self.assertEqual(daemon.stop(), 0)
+            finally:
+                daemon.kill()
+
+    def check_growth(self, samples):
+        """samples: (resident bytes, descriptors) at equal distances over the run."""
+        third = len(samples) // 3
+        second, last = samples[third:2 * third], samples[2 * third:]
+        grown = sum(s[0] for s in last) / len(last) - sum(s[0] for s in second) / len(second)
+        print(f"resident memory grew by {grown / (1 << 20):.1f} MiB from the second to the last third, descriptors from at most "
+              f"{max(s[1] for s in second)} to at most {max(s[1] for s in last)}")
+        if not SANITIZED:
+            self.assertLess(grown, GROWTH_ALLOWANCE_BYTES)
+        self.assertLessEqual(max(s[1] for s in last), max(s[1] for s in second) + CLIENTS)
+
     def run_load(self, daemon):
         clients = [subprocess.Popen([binary("soak_client"), daemon.socket, str(SECONDS), str(i)], stdin=subprocess.DEVNULL,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(CLIENTS)]
         highest = 0
+        samples = []
         while any(c.poll() is None for c in clients):
             stats = daemon.stats()
             self.assertLessEqual(int(stats["memory_used_bytes"]), MEMORY_BYTES)
             highest = max(highest, int(stats["memory_used_bytes"]))
+            samples.append((daemon.resident_now_bytes(), daemon.descriptors()))
             time.sleep(0.25)
         total = {}
         for c in clients:
@@ -55,7 +89,9 @@ class Soak(unittest.TestCase):
               f"{stats['blocks']} stored, resident at most {resident >> 20} MiB")
         self.assertLessEqual(int(stats["memory_peak_bytes"]), MEMORY_BYTES)
         self.assertEqual(int(stats["memory_capacity_bytes"]), MEMORY_BYTES)
-        self.assertGreater(int(stats["evicted_blocks"]), 0, "the cap forced no eviction: the load is too small")
+        self.check_growth(samples)
+        left_memory = int(stats["evicted_blocks"]) + int(stats.get("evicted_to_disk", 0))
+        self.assertGreater(left_memory, 0, "the cap forced no eviction: the load is too small")
         self.assertEqual(int(stats["corrupt_blocks"]), 0)
         for name in ("puts", "blocks_put", "blocks_had", "hits", "gets", "session_gets", "deletes", "blocks_compared", "exact_compared"):
             self.assertGreater(total[name], 0, f"the load did none of: {name}")

@@ -83,6 +83,13 @@ class Daemon:
                     return int(line.split()[1]) * 1024
         raise AssertionError("no VmHWM in /proc")
 
+    def resident_now_bytes(self):
+        with open(f"/proc/{self.process.pid}/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def stop(self):
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
