@@ -20,9 +20,9 @@ FlagSpec PresetFlag() {
   for (const Preset& preset : AllPresets()) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(preset.name));
   }
-  return {
-      "preset", "NAME",
-      absl::StrCat("rate: ", names, " (default ", std::string(PresetName(kDefaultPreset)), ")")};
+  return {"preset", "NAME",
+          absl::StrCat("rate: ", names, ", seed (default ", std::string(PresetName(kDefaultPreset)),
+                       ")")};
 }
 
 FlagSpec ProfileFlag(const std::string& help) { return {"profile", "P.safetensors", help}; }
@@ -44,6 +44,40 @@ absl::StatusOr<PresetId> ReadPreset(const Arguments& arguments) {
   absl::StatusOr<PresetId> preset = ParsePreset(arguments.Get("preset"));
   if (!preset.ok()) return UsageError(std::string(preset.status().message()));
   return preset;
+}
+
+std::vector<FlagSpec> SeedFlags() {
+  return {
+      {"key-bits", "N", "preset seed: bits of keys (default 3)"},
+      {"value-bits", "N", "preset seed: bits of values (default 2)"},
+      {"seed-scales", "S", "preset seed: a scale for each vector or group of 8 (default vector)"},
+      {"seed-delta", "D", "preset seed: differences between tokens, on or off (default on)"}};
+}
+
+absl::StatusOr<SeedOptions> ReadSeed(const Arguments& arguments, PresetId preset) {
+  SeedOptions out;
+  if (preset != PresetId::kSeed) {
+    for (const FlagSpec& flag : SeedFlags()) {
+      if (arguments.Has(flag.name)) {
+        return UsageError(absl::StrCat("--", std::string(flag.name), " goes with --preset seed"));
+      }
+    }
+    return out;
+  }
+  LKV_ASSIGN_OR_RETURN(const uint64_t key_bits,
+                       arguments.GetNumber("key-bits", out.key_bits, 1, kMaxSeedBits));
+  LKV_ASSIGN_OR_RETURN(const uint64_t value_bits,
+                       arguments.GetNumber("value-bits", out.value_bits, 1, kMaxSeedBits));
+  out.key_bits = static_cast<int>(key_bits);
+  out.value_bits = static_cast<int>(value_bits);
+  const std::string scales = arguments.Get("seed-scales", "vector");
+  const std::string delta = arguments.Get("seed-delta", "on");
+  if (scales != "vector" && scales != "group")
+    return UsageError("--seed-scales is vector or group");
+  if (delta != "on" && delta != "off") return UsageError("--seed-delta is on or off");
+  out.group_scales = scales == "group";
+  out.token_delta = delta == "on";
+  return out;
 }
 
 absl::StatusOr<std::optional<ModelProfile>> ReadProfile(const Arguments& arguments,

@@ -21,6 +21,9 @@ FlagSpec ThreadsFlag();
 
 // --preset, kDefaultPreset without it. UsageError for a name that does not exist.
 absl::StatusOr<PresetId> ReadPreset(const Arguments& arguments);
+// Flags of the preset seed, and what they say; UsageError when one comes with another preset.
+std::vector<FlagSpec> SeedFlags();
+absl::StatusOr<SeedOptions> ReadSeed(const Arguments& arguments, PresetId preset);
 // --profile for `layout`; nothing without it.
 absl::StatusOr<std::optional<ModelProfile>> ReadProfile(const Arguments& arguments,
                                                         const Layout& layout);

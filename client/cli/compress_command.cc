@@ -113,6 +113,7 @@ absl::Status Compress(const Arguments& arguments) {
 
   EncodeOptions options;
   options.preset = preset;
+  LKV_ASSIGN_OR_RETURN(options.seed, ReadSeed(arguments, preset));
   options.stats = stats;
   options.backend = backend;
   if (profile) options.profile = &*profile;
@@ -149,23 +150,26 @@ absl::Status Compress(const Arguments& arguments) {
 }  // namespace
 
 Command CompressCommand() {
-  return {{"compress",
-           "IN.safetensors OUT.lkv",
-           2,
-           2,
-           "Compress a KV cache into a .lkv file.",
-           {PresetFlag(),
-            ProfileFlag("model profile, made with 'latticekv profile learn'"),
-            {"stats", "own|profile|auto",
-             "channel statistics: the chunk's own (no profile needed to decode; the default), the "
-             "profile's, or whichever is smaller (the default with --embed-profile)"},
-            {"embed-profile", "", "put what decoding needs of the profile into the file"},
-            {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
-            ImportanceFlag(),
-            BackendFlag(),
-            ThreadsFlag(),
-            JsonFlag()}},
-          Compress};
+  Command command{
+      {"compress",
+       "IN.safetensors OUT.lkv",
+       2,
+       2,
+       "Compress a KV cache into a .lkv file.",
+       {PresetFlag(),
+        ProfileFlag("model profile, made with 'latticekv profile learn'"),
+        {"stats", "own|profile|auto",
+         "channel statistics: the chunk's own (no profile needed to decode; the default), the "
+         "profile's, or whichever is smaller (the default with --embed-profile)"},
+        {"embed-profile", "", "put what decoding needs of the profile into the file"},
+        {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
+        ImportanceFlag(),
+        BackendFlag(),
+        ThreadsFlag(),
+        JsonFlag()}},
+      Compress};
+  for (FlagSpec& flag : SeedFlags()) command.spec.flags.push_back(std::move(flag));
+  return command;
 }
 
 }  // namespace latticekv

@@ -31,6 +31,7 @@ std::vector<std::string> StageNames(uint32_t stages) {
   if (stages & kStageRope) out.push_back("rope (keys before rotary embedding)");
   if (stages & kStageProfile) out.push_back("profile (statistics of the model profile)");
   if (stages & kStageMass) out.push_back("mass (steps vary with the attention received)");
+  if (stages & kStageSeed) out.push_back("seed (Hadamard, E8 with f16 scales, zstd)");
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "core/codec/fixed_point.h"
 #include "core/codec/frame_format.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 namespace {
@@ -121,6 +122,15 @@ absl::Status CheckProfile(const FrameHeader& header, const EncodeOptions& option
   return absl::OkStatus();
 }
 
+absl::Status CheckSeed(const SeedOptions& seed) {
+  for (int bits : {seed.key_bits, seed.value_bits}) {
+    if (bits >= 1 && bits <= kMaxSeedBits) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("seed bits must be 1 to ", kMaxSeedBits, ", not ", bits));
+  }
+  return absl::OkStatus();
+}
+
 bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   if (profile == nullptr) return false;
   for (size_t l = 0; l < profile->layers.size(); ++l) {
@@ -156,7 +166,9 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
                                    kernels,
                                    mass};
       if (mass) choices.mass_16 = MassPerQuery16(options.mass, l, tokens);
-      layer = EncodeLatticeLayer(context, choices, planes[l]);
+      layer = options.preset == PresetId::kSeed
+                  ? EncodeSeedLayer(context, choices, options.seed, planes[l])
+                  : EncodeLatticeLayer(context, choices, planes[l]);
     }
     if (layer.uses_profile) UseProfile(*options.profile, header);
     AppendLayerEntry(layer.bytes.size(), Crc32c(layer.bytes), layer.errors, header);
@@ -235,18 +247,27 @@ absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t toke
     header.stages = kStageExact;
   } else {
     LKV_RETURN_IF_ERROR(CheckProfile(header, options));
-    header.stages = kStageLattice;
-    header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
+    if (preset.id == PresetId::kSeed) {
+      LKV_RETURN_IF_ERROR(CheckSeed(options.seed));
+      header.stages = kStageSeed;
+    } else {
+      header.stages = kStageLattice;
+      header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
+    }
     if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
     if (!ChunkRope(layout, options.start_position, 0).empty()) header.stages |= kStageRope;
-    if (options.mass.data != nullptr) header.stages |= kStageMass;
+    if (options.mass.data != nullptr && header.stages & kStageLattice) {
+      header.stages |= kStageMass;
+    }
   }
   return header;
 }
 
 std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options) {
   std::vector<uint8_t> out(tokens, 0);
-  for (uint32_t t = 0; t < tokens; ++t) out[t] = options.start_position + t < kSinkTokens;
+  // The seed stages have no sinks: they are kept as published.
+  const uint64_t sinks = options.preset == PresetId::kSeed ? 0 : kSinkTokens;
+  for (uint32_t t = 0; t < tokens; ++t) out[t] = options.start_position + t < sinks;
   for (uint32_t t : options.exact_tokens) out[t] = 1;
   return out;
 }
@@ -355,7 +376,8 @@ absl::Status FrameDecoder::DecodeLayerBytes(uint32_t layer, ByteSpan bytes,
   const LatticeContext context{
       spec,           info_.tokens, *rope_, profile_ ? &profile_->layers[layer] : nullptr,
       value_unit_16_, *kernels_,    mass_};
-  return DecodeLatticeLayer(context, bytes, planes);
+  return info_.preset == PresetId::kSeed ? DecodeSeedLayer(context, bytes, planes)
+                                         : DecodeLatticeLayer(context, bytes, planes);
 }
 
 absl::Status DecodeFrame(const FrameDecoder& decoder, const Layout& layout, MutableByteSpan raw) {

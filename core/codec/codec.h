@@ -70,6 +70,16 @@ struct AttentionMass {
   uint64_t queries = 0;
 };
 
+inline constexpr int kMaxSeedBits = 6;
+
+// Settings of the preset `seed` (docs/seed.md).
+struct SeedOptions {
+  int key_bits = 3;  // 1 .. kMaxSeedBits
+  int value_bits = 2;
+  bool group_scales = false;  // a scale for 8 coordinates instead of one for the vector
+  bool token_delta = true;
+};
+
 struct EncodeOptions {
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
@@ -83,6 +93,7 @@ struct EncodeOptions {
   CodecBackend backend = CodecBackend::kAuto;
   // Has no effect on exact frames.
   AttentionMass mass;
+  SeedOptions seed;  // of PresetId::kSeed
 };
 
 inline constexpr uint32_t kSinkTokens = 4;

@@ -160,14 +160,19 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame, uint64_t frame_byte
     return absl::UnimplementedError(
         absl::StrCat("frame: needs stages this build does not know (mask ", h.stages, ")"));
   }
-  const bool exact = h.stages & kStageExact, lattice = h.stages & kStageLattice;
-  if (exact == lattice) return Damaged("must be either exact or lattice coded");
+  const bool exact = h.stages & kStageExact, seed = h.stages & kStageSeed;
+  const bool lattice = h.stages & kStageLattice;
+  if (exact + lattice + seed != 1) return Damaged("must be one of exact, lattice or seed coded");
+  if (seed && h.stages & ~(kStageSeed | kStageRope))
+    return Damaged("seed frames have no other stage");
   if (exact && h.stages != kStageExact) return Damaged("exact frames have no other stage");
   if (h.flags & ~kFlagProfiled) return Damaged("reserved flags are set");
   if (reserved != 0 || rows != h.tokens) return Damaged("reserved fields are set");
   if (h.tokens == 0 || h.tokens > limits::kMaxChunkTokens) return Damaged("bad token count");
   if (layers == 0 || layers > limits::kMaxLayers) return Damaged("bad layer count");
-  if (h.preset < 1 || h.preset > 7 || exact != (h.preset == 1)) return Damaged("bad preset");
+  if (h.preset < 1 || h.preset > 8 || exact != (h.preset == 1) || seed != (h.preset == 8)) {
+    return Damaged("bad preset");
+  }
   if (h.start_position > limits::kMaxPosition) return Damaged("bad start position");
   if (h.value_unit_16 < -512 || h.value_unit_16 > 512) return Damaged("bad value unit");
 

@@ -25,9 +25,10 @@ enum FrameStage : uint32_t {
   kStageRope = 1u << 2,     // keys were stored before rotary embedding
   kStageProfile = 1u << 3,  // statistics or steps of the model profile are needed
   kStageMass = 1u << 4,     // steps vary with the attention that a token received
+  kStageSeed = 1u << 6,     // Hadamard, E8 with f16 scales, zstd (docs/seed.md)
 };
 inline constexpr uint32_t kKnownStages =
-    kStageExact | kStageLattice | kStageRope | kStageProfile | kStageMass;
+    kStageExact | kStageLattice | kStageRope | kStageProfile | kStageMass | kStageSeed;
 
 // Optional sections.
 enum FrameSection : uint16_t {

@@ -20,6 +20,7 @@ enum class PresetId : uint8_t {
   kBalanced = 5,
   kSmall = 6,
   kTiny = 7,
+  kSeed = 8,  // the published stages that this codec grew from (docs/seed.md); has no contract
 };
 
 struct Preset {
@@ -31,10 +32,10 @@ struct Preset {
 
 inline constexpr PresetId kDefaultPreset = PresetId::kHigh;
 
-// From best to smallest.
+// Those with a contract, from best to smallest.
 std::span<const Preset> AllPresets();
 const Preset& GetPreset(PresetId id);
-// INVALID_ARGUMENT listing the names that exist.
+// kSeed too. INVALID_ARGUMENT listing the names that exist.
 absl::StatusOr<PresetId> ParsePreset(std::string_view name);
 std::string_view PresetName(PresetId id);
 

@@ -40,6 +40,14 @@ std::vector<Subject> MakeSubjects(const Layout& layout, const ModelProfile& prof
       }
     }
   }
+  for (const bool groups : {false, true}) {
+    const auto chunk = testing::MakeSampleChunk(layout, 24, 24);
+    EncodeOptions options;
+    options.preset = PresetId::kSeed;
+    options.seed = {3, 2, groups, !groups};
+    options.exact_tokens = {5};
+    out.push_back({layout, *EncodeFrame(layout, 24, chunk.views(), options)});
+  }
   return out;
 }
 

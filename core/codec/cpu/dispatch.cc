@@ -1,4 +1,8 @@
 // Which kernels run: asked for, named by LATTICEKV_CPU_LEVEL, or the best that the processor has.
+#if defined(LKV_X86_KERNELS)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
@@ -9,13 +13,22 @@
 namespace latticekv {
 namespace {
 
+#if defined(LKV_X86_KERNELS)
+// clang 14's __builtin_cpu_supports does not know f16c. The registers are those of AVX, which the
+// builtin's avx2 has asked the operating system about.
+bool HasF16c() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // Null for what this processor, or this build, lacks.
 const CpuKernels* Available(CodecBackend backend) {
   if (backend == CodecBackend::kScalar) return &kScalarKernels;
 #if defined(LKV_X86_KERNELS)
   // The builtin also asks the operating system whether it saves the registers.
   __builtin_cpu_init();
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && HasF16c();
   static const bool has_avx512 =
       has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

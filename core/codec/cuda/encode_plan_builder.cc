@@ -42,6 +42,9 @@ EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSetti
     : layout_(layout), settings_(settings), logit_noise_(GetPreset(settings.preset).logit_noise) {}
 
 absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
+  if (settings_.preset == PresetId::kSeed) {
+    return absl::UnimplementedError("the device does not encode the seed stages; use a CPU");
+  }
   EncodeOptions options;
   options.preset = settings_.preset;
   options.stats = settings_.stats;

@@ -42,6 +42,9 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
         "the CUDA decoder does not know frames with attention mass; decode this one on the CPU");
   }
   LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
+  if (header.stages & kStageSeed) {
+    return absl::UnimplementedError("the device does not decode the seed stages; use a CPU");
+  }
   const bool needs_profile = header.stages & kStageProfile;
   now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
   now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
