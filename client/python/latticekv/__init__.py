@@ -12,7 +12,7 @@ from latticekv._get import PrefixReader
 from latticekv.blocks import (BlockInfo, BlockResult, ClientOptions, LookupBlock, LookupResult, Prefix, PutResult, Quality, QualityBounds,
                               SessionSummary)
 from latticekv.client import Client, connect
-from latticekv.errors import (BadReplyError, CorruptError, DeadlineError, EvictedTokensError, InvalidArgumentError, LatticeKVError, LimitError,
+from latticekv.errors import (BadReplyError, CorruptError, DeadlineError, DiskError, EvictedTokensError, InvalidArgumentError, LatticeKVError, LimitError,
                               MemoryFullError, NotStoredError, OtherLayoutError, ProfileMissingError, QualityError, Reason, UnavailableError,
                               UnimplementedError, UnknownLayoutError)
 from latticekv.keys import chain_hashes, chunk_hash
@@ -22,7 +22,7 @@ from latticekv.retry import RetryPolicy
 
 __version__ = "0.1.0"
 __all__ = [
-    "BadReplyError", "BlockInfo", "BlockResult", "Client", "ClientOptions", "CorruptError", "DType", "DeadlineError", "EvictedTokensError",
+    "BadReplyError", "BlockInfo", "BlockResult", "Client", "ClientOptions", "CorruptError", "DType", "DeadlineError", "DiskError", "EvictedTokensError",
     "InvalidArgumentError", "LatticeKVError", "Layer", "Layout", "LimitError", "LookupBlock", "LookupResult", "MemoryFullError", "ModelProfile",
     "NotStoredError", "OtherLayoutError", "Plane", "PlaneRole", "Prefix", "PrefixReader", "Preset", "ProfileMissingError", "PutResult", "Quality",
     "QualityBounds", "QualityError", "Reason", "RegisteredLayout", "RetryPolicy", "Rope", "RopeScaling", "RopeScalingKind", "RopeStyle", "SessionSummary", "UnavailableError",

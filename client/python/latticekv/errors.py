@@ -25,6 +25,7 @@ class Reason(enum.IntEnum):
     MEMORY_FULL = 10
     DRAINING = 11
     EXPIRED = 12
+    DISK = 13
 
 
 class LatticeKVError(Exception):
@@ -71,6 +72,10 @@ class CorruptError(LatticeKVError):
     """The stored bytes were damaged and were dropped."""
 
 
+class DiskError(LatticeKVError):
+    """The daemon's disk takes no writes, so that a durable put has its block in memory only, or cannot be read just now."""
+
+
 class LimitError(LatticeKVError):
     """A named limit was passed."""
 
@@ -107,6 +112,7 @@ _BY_REASON: dict[int, tuple[type[LatticeKVError], str]] = {
     Reason.LIMIT: (LimitError, "RESOURCE_EXHAUSTED"),
     Reason.MEMORY_FULL: (MemoryFullError, "RESOURCE_EXHAUSTED"),
     Reason.BAD_PAYLOAD: (InvalidArgumentError, "INVALID_ARGUMENT"),
+    Reason.DISK: (DiskError, "FAILED_PRECONDITION"),
     Reason.DRAINING: (UnavailableError, "UNAVAILABLE"),
 }
 _BY_CODE: dict[str, type[LatticeKVError]] = {
