@@ -29,7 +29,7 @@ CacheEngine::~CacheEngine() {
   monitor_.reset();
   background_.reset();
   codec_pool_.reset();
-  if (config_.disk_dir.empty()) return;
+  if (!journal_) return;  // no disk, or its directory could not be taken
   // Last words of blocks and of the journal; what cannot be written now was never acknowledged.
   if (const absl::Status flushed = Flush(); !flushed.ok()) {
     spdlog::warn("not everything could be written to disk: {}", std::string(flushed.message()));
