@@ -24,7 +24,8 @@ ABSL_FLAG(
     std::string, disk_dir, "",
     "Directory of the disk tier, made if it is missing; one daemon a directory. Default: none, "
     "blocks are kept in memory only.");
-ABSL_FLAG(uint64_t, disk_bytes, 0, "Hard cap on the bytes in --disk_dir.");
+ABSL_FLAG(uint64_t, disk_bytes, 0,
+          "Hard cap on the segments of blocks in --disk_dir; the journal comes on top.");
 ABSL_FLAG(int, codec_threads, 0,
           "Threads that compress and decompress; 0: one per hardware thread.");
 ABSL_FLAG(bool, insecure, false,
