@@ -190,6 +190,10 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
     return BadPayload(absl::StrCat("the frame holds ", info.tokens, " tokens from position ",
                                    info.start_position, " and the header announced others"));
   }
+  if (info.evicted_tokens > 0) {
+    return BadPayload(
+        "this daemon serves every token of a block; put a frame without evicted ones");
+  }
   LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder,
                        FrameDecoder::Open(frame, layout, profile.get()));
   const BusyTimer timer(engine.metrics().decode_busy_ns);
@@ -227,6 +231,9 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
   m.raw_bytes = target.layout.layout->token_bytes() * info.tokens;
   m.preset = info.preset;
   m.quality = info.quality;
+  // With attention mass a reader's bounds must hold for the coarse vectors too.
+  m.quality.logit_noise = std::max(info.quality.logit_noise, info.quality.coarse_logit_noise);
+  m.quality.value_error = std::max(info.quality.value_error, info.quality.coarse_value_error);
   m.frame_crc32c = Crc32c(frame);
   if (info.needs_profile) m.profile_hash = info.profile_hash;
 

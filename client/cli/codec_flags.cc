@@ -4,9 +4,11 @@
 #include <iostream>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/src/profile_file.h"
 #include "core/base/status_macros.h"
+#include "core/codec/token_eviction.h"
 
 namespace latticekv {
 namespace {
@@ -30,6 +32,12 @@ FlagSpec ProfileFlag(const std::string& help) { return {"profile", "P.safetensor
 FlagSpec ImportanceFlag() {
   return {"importance", "",
           "finer steps for tokens that got much attention; needs attention_mass in the cache"};
+}
+
+FlagSpec KeepFlag() {
+  return {"keep", "FRACTION",
+          "evict tokens that got little attention until this share is left, over 0 and up to 1; "
+          "needs attention_mass in the cache"};
 }
 
 FlagSpec BackendFlag() {
@@ -106,6 +114,18 @@ absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments, const std::strin
   if (name == "profile") return StatsMode::kProfile;
   if (name == "auto") return StatsMode::kAuto;
   return UsageError(absl::StrCat("--stats is '", name, "', must be own, profile or auto"));
+}
+
+absl::StatusOr<std::vector<uint8_t>> ReadKeep(const Arguments& arguments, const CacheFile& cache,
+                                              uint32_t chunk_tokens) {
+  if (!arguments.Has("keep")) return std::vector<uint8_t>();
+  double fraction = 0;
+  if (!absl::SimpleAtod(arguments.Get("keep"), &fraction) || !(fraction > 0 && fraction <= 1)) {
+    return UsageError(absl::StrCat("--keep is '", arguments.Get("keep"),
+                                   "', must be a fraction of the tokens, over 0 and up to 1"));
+  }
+  LKV_ASSIGN_OR_RETURN(const AttentionMass mass, cache.Mass());
+  return ChooseKeptTokens(mass, cache.layout.layers.size(), cache.tokens, fraction, chunk_tokens);
 }
 
 absl::StatusOr<size_t> ReadThreads(const Arguments& arguments) {

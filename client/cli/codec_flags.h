@@ -16,6 +16,7 @@ namespace latticekv {
 FlagSpec PresetFlag();
 FlagSpec ProfileFlag(const std::string& help);
 FlagSpec ImportanceFlag();
+FlagSpec KeepFlag();
 FlagSpec BackendFlag();
 FlagSpec ThreadsFlag();
 
@@ -32,6 +33,9 @@ absl::StatusOr<std::optional<ModelProfile>> ReadProfile(const Arguments& argumen
 absl::StatusOr<CodecBackend> ReadBackend(const Arguments& arguments);
 // --stats, `otherwise` without it.
 absl::StatusOr<StatsMode> ReadStats(const Arguments& arguments, const std::string& otherwise);
+// --keep, which tokens of the cache to keep; empty without it.
+absl::StatusOr<std::vector<uint8_t>> ReadKeep(const Arguments& arguments, const CacheFile& cache,
+                                              uint32_t chunk_tokens);
 // --threads; all cores without it.
 absl::StatusOr<size_t> ReadThreads(const Arguments& arguments);
 

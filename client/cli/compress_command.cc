@@ -30,6 +30,7 @@ absl::Status CheckFlags(const Arguments& arguments, StatsMode stats) {
 
 absl::StatusOr<std::vector<ByteVector>> EncodeChunks(const CacheFile& cache, uint32_t chunk_tokens,
                                                      const EncodeOptions& options, bool importance,
+                                                     const std::vector<uint8_t>& keep,
                                                      size_t threads) {
   const size_t chunks = (size_t{cache.tokens} + chunk_tokens - 1) / chunk_tokens;
   std::vector<ByteVector> frames(chunks);
@@ -37,11 +38,15 @@ absl::StatusOr<std::vector<ByteVector>> EncodeChunks(const CacheFile& cache, uin
   LKV_RETURN_IF_ERROR(ParallelFor(chunks, threads, [&](size_t i) -> absl::Status {
     EncodeOptions chunk = options;
     chunk.start_position = uint64_t{i} * chunk_tokens;
+    const auto tokens = static_cast<uint32_t>(
+        std::min<uint64_t>(chunk_tokens, cache.tokens - chunk.start_position));
+    if (!keep.empty()) {
+      const auto first = keep.begin() + static_cast<std::ptrdiff_t>(chunk.start_position);
+      chunk.keep.assign(first, first + tokens);
+    }
     if (importance) {
       LKV_ASSIGN_OR_RETURN(chunk.mass, cache.Mass(chunk.start_position));
     }
-    const auto tokens = static_cast<uint32_t>(
-        std::min<uint64_t>(chunk_tokens, cache.tokens - chunk.start_position));
     LKV_ASSIGN_OR_RETURN(
         frames[i], EncodeFrame(cache.layout, tokens, cache.Views(chunk.start_position), chunk));
     progress.Add();
@@ -117,10 +122,12 @@ absl::Status Compress(const Arguments& arguments) {
   options.stats = stats;
   options.backend = backend;
   if (profile) options.profile = &*profile;
+  LKV_ASSIGN_OR_RETURN(const std::vector<uint8_t> keep,
+                       ReadKeep(arguments, cache, static_cast<uint32_t>(chunk_tokens)));
   const auto start = std::chrono::steady_clock::now();
   LKV_ASSIGN_OR_RETURN(const std::vector<ByteVector> frames,
                        EncodeChunks(cache, static_cast<uint32_t>(chunk_tokens), options,
-                                    arguments.Has("importance"), threads));
+                                    arguments.Has("importance"), keep, threads));
   CompressResult result;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
@@ -164,6 +171,7 @@ Command CompressCommand() {
         {"embed-profile", "", "put what decoding needs of the profile into the file"},
         {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
         ImportanceFlag(),
+        KeepFlag(),
         BackendFlag(),
         ThreadsFlag(),
         JsonFlag()}},

@@ -35,6 +35,22 @@ absl::Status DecodeChunk(const FrameDecoder& decoder, const Layout& layout, uint
   return absl::OkStatus();
 }
 
+// 1 or 0 for each token; empty when none was evicted.
+std::vector<uint8_t> KeepOf(const std::vector<FrameDecoder>& decoders) {
+  std::vector<uint8_t> keep;
+  bool evicted = false;
+  for (const FrameDecoder& decoder : decoders) {
+    const FrameInfo& info = decoder.info();
+    evicted |= info.evicted_tokens > 0;
+    if (info.keep.empty()) {
+      keep.insert(keep.end(), info.tokens, 1);
+    } else {
+      keep.insert(keep.end(), info.keep.begin(), info.keep.end());
+    }
+  }
+  return evicted ? keep : std::vector<uint8_t>();
+}
+
 absl::Status Decompress(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const CodecBackend backend, ReadBackend(arguments));
   LKV_ASSIGN_OR_RETURN(const size_t threads, ReadThreads(arguments));
@@ -51,9 +67,10 @@ absl::Status Decompress(const Arguments& arguments) {
     decoders.push_back(std::move(decoder));
   }
 
-  LKV_ASSIGN_OR_RETURN(CacheWriter out,
-                       CacheWriter::Create(arguments.positionals()[1], header.layout, header.tokens,
-                                           header.token_ids, header.token_dtype, header.metadata));
+  LKV_ASSIGN_OR_RETURN(
+      CacheWriter out,
+      CacheWriter::Create(arguments.positionals()[1], header.layout, header.tokens,
+                          header.token_ids, header.token_dtype, header.metadata, KeepOf(decoders)));
   const auto start = std::chrono::steady_clock::now();
   {
     Progress progress("decompressing chunk", decoders.size());

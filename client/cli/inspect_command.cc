@@ -21,6 +21,7 @@ struct FrameSummary {
   std::set<std::string> profile_hashes;
   std::vector<uint64_t> layer_bytes;
   uint64_t header_bytes = 0;
+  uint64_t evicted_tokens = 0;
   Quality quality;
 };
 
@@ -31,6 +32,7 @@ std::vector<std::string> StageNames(uint32_t stages) {
   if (stages & kStageRope) out.push_back("rope (keys before rotary embedding)");
   if (stages & kStageProfile) out.push_back("profile (statistics of the model profile)");
   if (stages & kStageMass) out.push_back("mass (steps vary with the attention received)");
+  if (stages & kStageEvicted) out.push_back("evicted (some tokens are left out)");
   if (stages & kStageSeed) out.push_back("seed (Hadamard, E8 with f16 scales, zstd)");
   return out;
 }
@@ -57,6 +59,7 @@ absl::StatusOr<FrameSummary> Summarize(const ParsedLkv& file) {
     for (std::string& name : StageNames(parsed.header.stages)) out.stages.insert(std::move(name));
     if (info.needs_profile) out.profile_hashes.insert(ToHex(info.profile_hash));
     quality.Add(info.quality, info.tokens);
+    out.evicted_tokens += info.evicted_tokens;
   }
   out.quality = quality.Result();
   return out;
@@ -81,6 +84,7 @@ void PrintInspectJson(const LkvFile& file, const FrameSummary& frames) {
              {"metadata", header.metadata},
              {"tokens", header.tokens},
              {"token_ids", header.token_ids.size()},
+             {"evicted_tokens", frames.evicted_tokens},
              {"chunk_tokens", header.chunk_tokens},
              {"chunks", file.content.frames.size()},
              {"presets", frames.presets},
@@ -125,6 +129,7 @@ void PrintInspectText(const LkvFile& file, const FrameSummary& frames) {
        {"tokens", absl::StrCat(header.tokens, " in ", file.content.frames.size(),
                                " chunks of up to ", header.chunk_tokens,
                                header.token_ids.empty() ? ", without ids" : ", with ids")},
+       {"evicted", absl::StrCat(frames.evicted_tokens, " tokens")},
        {"preset", absl::StrJoin(frames.presets, ", ")},
        {"stages", absl::StrJoin(frames.stages, ", ")},
        {"profile", profile},

@@ -217,7 +217,8 @@ absl::StatusOr<CacheWriter> CacheWriter::Create(const std::string& path, const L
                                                 uint32_t tokens,
                                                 const std::vector<uint32_t>& token_ids,
                                                 TensorDType token_dtype,
-                                                const SafetensorsMetadata& metadata) {
+                                                const SafetensorsMetadata& metadata,
+                                                const std::vector<uint8_t>& keep) {
   LKV_RETURN_IF_ERROR(CheckFitsMetadata(layout));
   std::vector<TensorInfo> tensors;
   for (const PlaneSpec& plane : layout.layers.front().planes) {
@@ -226,8 +227,10 @@ absl::StatusOr<CacheWriter> CacheWriter::Create(const std::string& path, const L
                        {layout.layers.size(), tokens, plane.heads, plane.head_dim}});
   }
   if (!token_ids.empty()) tensors.push_back({"token_ids", token_dtype, {token_ids.size()}});
+  if (!keep.empty()) tensors.push_back({"keep", TensorDType::kU8, {keep.size()}});
   LKV_ASSIGN_OR_RETURN(SafetensorsWriter writer,
                        SafetensorsWriter::Create(path, std::move(tensors), metadata));
+  if (!keep.empty()) std::memcpy(writer.Data("keep").data(), keep.data(), keep.size());
   std::byte* at = writer.Data("token_ids").data();
   for (uint32_t id : token_ids) {
     if (token_dtype == TensorDType::kI64) {

@@ -47,11 +47,13 @@ SafetensorsMetadata LayoutMetadata(const Layout& layout);
 class CacheWriter {
  public:
   // INVALID_ARGUMENT when the layout's layers differ in shape, since they share a tensor.
-  // `token_dtype` is kI32 or kI64; `token_ids` may be empty: no such tensor.
+  // `token_dtype` is kI32 or kI64; `token_ids` may be empty: no such tensor. So may
+  // `keep`, 1 or 0 for each token.
   static absl::StatusOr<CacheWriter> Create(const std::string& path, const Layout& layout,
                                             uint32_t tokens, const std::vector<uint32_t>& token_ids,
                                             TensorDType token_dtype,
-                                            const SafetensorsMetadata& metadata);
+                                            const SafetensorsMetadata& metadata,
+                                            const std::vector<uint8_t>& keep = {});
   // Where to write one layer's plane from `first_token` on: [tokens, heads, head_dim].
   MutablePlaneView View(uint32_t layer, uint32_t plane, uint64_t first_token);
   absl::Status Commit() { return writer_.Commit(); }

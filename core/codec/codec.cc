@@ -12,6 +12,7 @@
 #include "core/codec/frame_format.h"
 #include "core/codec/layer_codec.h"
 #include "core/codec/seed_codec.h"
+#include "core/codec/token_eviction.h"
 
 namespace latticekv {
 namespace {
@@ -144,28 +145,33 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   return true;
 }
 
-// Encodes all layers to `bodies`, filling the header's table and errors.
+// Encodes all layers to `bodies`, filling the header's table and errors. `planes` has the rows of
+// the tokens that are kept, `tokens` counts all.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
                   const CpuKernels& kernels, FrameHeader& header, std::vector<ByteVector>& bodies) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
-  const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens);
+  const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens, header.keep);
+  const uint32_t rows = StoredRows(header);
   const bool mass = header.stages & kStageMass;
-  LatticeChoices choices{preset.logit_noise, options.stats, RawTokens(tokens, options)};
+  LatticeChoices choices{preset.logit_noise, options.stats,
+                         KeptOnly(RawTokens(tokens, options), header.keep)};
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     EncodedLayer layer;
     if (exact) {
-      layer.bytes = EncodeExactLayer(layout.layers[l], tokens, planes[l]);
+      layer.bytes = EncodeExactLayer(layout.layers[l], rows, planes[l]);
     } else {
       const LatticeContext context{layout.layers[l],
-                                   tokens,
+                                   rows,
                                    rope,
                                    options.profile ? &options.profile->layers[l] : nullptr,
                                    header.value_unit_16,
                                    kernels,
                                    mass};
-      if (mass) choices.mass_16 = MassPerQuery16(options.mass, l, tokens);
+      if (mass) {
+        choices.mass_16 = KeptOnly(MassPerQuery16(options.mass, l, tokens), header.keep);
+      }
       layer = options.preset == PresetId::kSeed
                   ? EncodeSeedLayer(context, choices, options.seed, planes[l])
                   : EncodeLatticeLayer(context, choices, planes[l]);
@@ -180,6 +186,8 @@ FrameInfo MakeInfo(const FrameHeader& header, uint64_t frame_bytes) {
   FrameInfo info;
   info.preset = static_cast<PresetId>(header.preset);
   info.tokens = header.tokens;
+  info.evicted_tokens = static_cast<uint32_t>(header.tokens - StoredRows(header));
+  info.keep = header.keep;
   info.layers = static_cast<uint32_t>(header.layers.size());
   info.start_position = header.start_position;
   info.layout_fingerprint = header.layout_fingerprint;
@@ -203,11 +211,20 @@ FrameInfo MakeInfo(const FrameHeader& header, uint64_t frame_bytes) {
 
 }  // namespace
 
-ChunkRope::ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens) {
+ChunkRope::ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens,
+                     const std::vector<uint8_t>& keep) {
   for (const LayerSpec& layer : layout.layers) {
     for (const PlaneSpec& plane : layer.planes) {
       if (plane.rope.style == RopeStyle::kNone || Table(plane.rope) != nullptr) continue;
-      tables_.emplace_back(plane.rope, RopeTable(plane.rope, start_position, tokens));
+      std::vector<SinCos> table = RopeTable(plane.rope, start_position, tokens);
+      const size_t pairs = plane.rope.rotary_dims / 2;
+      size_t rows = 0;
+      for (size_t t = 0; t < keep.size() && tokens > 0; ++t) {
+        if (!keep[t]) continue;
+        std::copy_n(table.begin() + static_cast<std::ptrdiff_t>(t * pairs), pairs,
+                    table.begin() + static_cast<std::ptrdiff_t>(rows++ * pairs));
+      }
+      tables_.emplace_back(plane.rope, std::move(table));
     }
   }
 }
@@ -260,6 +277,12 @@ absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t toke
       header.stages |= kStageMass;
     }
   }
+  LKV_RETURN_IF_ERROR(CheckKeep(layout, tokens, options.keep));
+  for (uint8_t k : options.keep) {
+    header.keep.push_back(k != 0);
+    if (k == 0) header.stages |= kStageEvicted;
+  }
+  if (!(header.stages & kStageEvicted)) header.keep.clear();
   return header;
 }
 
@@ -292,7 +315,10 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout, tokens, planes, options));
   LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
   std::vector<ByteVector> bodies;
-  EncodeLayers(layout, tokens, planes, options, *kernels, header, bodies);
+  ByteVector kept;
+  EncodeLayers(layout, tokens,
+               header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept),
+               options, *kernels, header, bodies);
   ByteVector frame = SerializeFrameHeader(header);
   size_t size = frame.size();
   for (const ByteVector& body : bodies) size += body.size();
@@ -349,7 +375,8 @@ absl::StatusOr<FrameDecoder> FrameDecoder::OpenPrefix(ByteSpan prefix, uint64_t 
   out.value_unit_16_ = header.value_unit_16;
   out.mass_ = header.stages & kStageMass;
   if (!out.info_.quality.exact) {
-    out.rope_ = std::make_shared<ChunkRope>(layout, header.start_position, header.tokens);
+    out.rope_ =
+        std::make_shared<ChunkRope>(layout, header.start_position, header.tokens, header.keep);
   }
   return out;
 }
@@ -372,12 +399,19 @@ absl::Status FrameDecoder::DecodeLayerBytes(uint32_t layer, ByteSpan bytes,
   }
   LKV_RETURN_IF_ERROR(CheckLayer(bytes, layer, layer_crcs_[layer]));
   const LayerSpec& spec = layout_->layers[layer];
-  if (info_.quality.exact) return DecodeExactLayer(spec, info_.tokens, bytes, planes);
-  const LatticeContext context{
-      spec,           info_.tokens, *rope_, profile_ ? &profile_->layers[layer] : nullptr,
-      value_unit_16_, *kernels_,    mass_};
-  return info_.preset == PresetId::kSeed ? DecodeSeedLayer(context, bytes, planes)
-                                         : DecodeLatticeLayer(context, bytes, planes);
+  const uint32_t rows = info_.tokens - info_.evicted_tokens;
+  if (info_.quality.exact) {
+    LKV_RETURN_IF_ERROR(DecodeExactLayer(spec, rows, bytes, planes));
+  } else {
+    const LatticeContext context{
+        spec,           rows,      *rope_, profile_ ? &profile_->layers[layer] : nullptr,
+        value_unit_16_, *kernels_, mass_};
+    LKV_RETURN_IF_ERROR(info_.preset == PresetId::kSeed
+                            ? DecodeSeedLayer(context, bytes, planes)
+                            : DecodeLatticeLayer(context, bytes, planes));
+  }
+  if (!info_.keep.empty()) SpreadKept(spec, info_.keep, planes);
+  return absl::OkStatus();
 }
 
 absl::Status DecodeFrame(const FrameDecoder& decoder, const Layout& layout, MutableByteSpan raw) {

@@ -94,6 +94,10 @@ struct EncodeOptions {
   // Has no effect on exact frames.
   AttentionMass mass;
   SeedOptions seed;  // of PresetId::kSeed
+  // [tokens], 0 for tokens to evict: they are not stored and decode to zeros. Empty: none. At least
+  // one is kept. INVALID_ARGUMENT for layouts with opaque planes, whose rows are not attended to
+  // token by token.
+  std::vector<uint8_t> keep;
 };
 
 inline constexpr uint32_t kSinkTokens = 4;
@@ -117,6 +121,8 @@ struct Quality {
 struct FrameInfo {
   PresetId preset = PresetId::kExact;
   uint32_t tokens = 0;
+  uint32_t evicted_tokens = 0;
+  std::vector<uint8_t> keep;  // [tokens] 0 where evicted; empty: none is
   uint32_t layers = 0;
   uint64_t start_position = 0;
   Digest layout_fingerprint{};

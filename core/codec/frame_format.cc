@@ -52,7 +52,29 @@ ByteVector Sections(const FrameHeader& h) {
     PutErrors(h.coarse, coarse);
     PutSection(kSectionCoarse, coarse.bytes(), out);
   }
+  if (h.stages & kStageEvicted) {
+    ByteVector bitmap((h.keep.size() + 7) / 8);
+    for (size_t t = 0; t < h.keep.size(); ++t) {
+      bitmap[t / 8] |= static_cast<std::byte>(h.keep[t] << (t % 8));
+    }
+    PutSection(kSectionKeep, bitmap, out);
+  }
   return out.Take();
+}
+
+// Some tokens but not all are kept, and the bits behind the last are zero.
+bool ReadKeep(ByteSpan bitmap, FrameHeader& h) {
+  if (bitmap.size() != (h.tokens + size_t{7}) / 8 || !h.keep.empty()) return false;
+  for (size_t t = 0; t < bitmap.size() * 8; ++t) {
+    const auto bit = static_cast<uint8_t>(bitmap[t / 8] >> (t % 8) & std::byte{1});
+    if (t < h.tokens) {
+      h.keep.push_back(bit);
+    } else if (bit != 0) {
+      return false;
+    }
+  }
+  const uint16_t rows = StoredRows(h);
+  return rows > 0 && rows < h.tokens;
 }
 
 // u16 type, u16 zero, u32 size, bytes; unknown types are skipped. The sections that the stages ask
@@ -63,18 +85,26 @@ bool ReadSections(ByteSpan sections, FrameHeader& h) {
   while (in.remaining() > 0) {
     const uint16_t type = in.Get<uint16_t>();
     const uint16_t zero = in.Get<uint16_t>();
-    ByteReader body(in.GetBytes(in.Get<uint32_t>()));
+    const ByteSpan bytes = in.GetBytes(in.Get<uint32_t>());
+    ByteReader body(bytes);
     if (!in.ok() || zero != 0) return false;
     if (type == kSectionCoarse && h.stages & kStageMass) {
       h.coarse = GetErrors(body);
       if (coarse || !body.ok() || body.remaining() != 0) return false;
       coarse = true;
     }
+    if (type == kSectionKeep && h.stages & kStageEvicted && !ReadKeep(bytes, h)) return false;
   }
-  return coarse == ((h.stages & kStageMass) != 0);
+  return coarse == ((h.stages & kStageMass) != 0) &&
+         h.keep.empty() == ((h.stages & kStageEvicted) == 0);
 }
 
 }  // namespace
+
+uint16_t StoredRows(const FrameHeader& h) {
+  if (h.keep.empty()) return h.tokens;
+  return static_cast<uint16_t>(std::count(h.keep.begin(), h.keep.end(), 1));
+}
 
 ByteVector SerializeFrameHeader(const FrameHeader& h) {
   const ByteVector sections = Sections(h);
@@ -89,7 +119,7 @@ ByteVector SerializeFrameHeader(const FrameHeader& h) {
   out.Put(h.value_unit_16);
   out.Put(h.start_position);
   out.Put(h.tokens);
-  out.Put(h.tokens);  // rows stored; fewer once tokens may be evicted
+  out.Put(StoredRows(h));
   out.Put(static_cast<uint16_t>(h.layers.size()));
   out.Put<uint16_t>(0);
   out.PutBytes(h.layout_fingerprint);
@@ -163,11 +193,14 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame, uint64_t frame_byte
   const bool exact = h.stages & kStageExact, seed = h.stages & kStageSeed;
   const bool lattice = h.stages & kStageLattice;
   if (exact + lattice + seed != 1) return Damaged("must be one of exact, lattice or seed coded");
-  if (seed && h.stages & ~(kStageSeed | kStageRope))
-    return Damaged("seed frames have no other stage");
-  if (exact && h.stages != kStageExact) return Damaged("exact frames have no other stage");
+  if (seed && h.stages & ~(kStageSeed | kStageRope | kStageEvicted)) {
+    return Damaged("seed frames have no other stages but rope and eviction");
+  }
+  if (exact && (h.stages & ~kStageEvicted) != kStageExact) {
+    return Damaged("exact frames have no other stage but eviction");
+  }
   if (h.flags & ~kFlagProfiled) return Damaged("reserved flags are set");
-  if (reserved != 0 || rows != h.tokens) return Damaged("reserved fields are set");
+  if (reserved != 0) return Damaged("reserved fields are set");
   if (h.tokens == 0 || h.tokens > limits::kMaxChunkTokens) return Damaged("bad token count");
   if (layers == 0 || layers > limits::kMaxLayers) return Damaged("bad layer count");
   if (h.preset < 1 || h.preset > 8 || exact != (h.preset == 1) || seed != (h.preset == 8)) {
@@ -187,6 +220,7 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame, uint64_t frame_byte
     out.layer_offsets.push_back(out.layer_offsets.back() + entry.size_bytes);
   }
   if (!ReadSections(in.GetBytes(sections_bytes), h)) return Damaged("bad optional section");
+  if (rows != StoredRows(h)) return Damaged("the row count is not that of the kept tokens");
   if (out.layer_offsets.back() != frame_bytes) return Damaged("layer sizes and frame size differ");
   return out;
 }

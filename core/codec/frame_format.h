@@ -25,14 +25,16 @@ enum FrameStage : uint32_t {
   kStageRope = 1u << 2,     // keys were stored before rotary embedding
   kStageProfile = 1u << 3,  // statistics or steps of the model profile are needed
   kStageMass = 1u << 4,     // steps vary with the attention that a token received
+  kStageEvicted = 1u << 5,  // some tokens' rows are left out
   kStageSeed = 1u << 6,     // Hadamard, E8 with f16 scales, zstd (docs/seed.md)
 };
-inline constexpr uint32_t kKnownStages =
-    kStageExact | kStageLattice | kStageRope | kStageProfile | kStageMass | kStageSeed;
+inline constexpr uint32_t kKnownStages = kStageExact | kStageLattice | kStageRope | kStageProfile |
+                                         kStageMass | kStageEvicted | kStageSeed;
 
 // Optional sections.
 enum FrameSection : uint16_t {
   kSectionCoarse = 1,  // measured errors of the vectors with steps coarser than the preset's
+  kSectionKeep = 2,    // which tokens have rows
 };
 
 enum FrameFlag : uint8_t {
@@ -64,6 +66,7 @@ struct FrameHeader {
   int16_t value_unit_16 = 0;  // log2 of value step over token rms, sixteenths of an octave
   uint64_t start_position = 0;
   uint16_t tokens = 0;
+  std::vector<uint8_t> keep;  // with kStageEvicted: [tokens] 1 where the token has a row
   Digest layout_fingerprint{};
   Digest profile_hash{};
   ErrorSums errors;  // with kStageMass: of vectors whose steps are no coarser than the preset's
@@ -73,6 +76,9 @@ struct FrameHeader {
 
 // Header, layer table and checksum: what precedes the layers.
 ByteVector SerializeFrameHeader(const FrameHeader& header);
+
+// Rows stored: one for each token that was not evicted.
+uint16_t StoredRows(const FrameHeader& header);
 
 struct ParsedFrame {
   FrameHeader header;

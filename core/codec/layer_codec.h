@@ -18,7 +18,9 @@ namespace latticekv {
 // Rotary tables of one chunk, one for each distinct RopeSpec of the layout: [token][pair].
 class ChunkRope {
  public:
-  ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens);
+  // `keep` empty, or [tokens]: tables then have rows for the tokens kept.
+  ChunkRope(const Layout& layout, uint64_t start_position, uint32_t tokens,
+            const std::vector<uint8_t>& keep = {});
   // Null for planes without rotary embedding.
   const SinCos* Table(const RopeSpec& rope) const;
   bool empty() const { return tables_.empty(); }

@@ -37,9 +37,10 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
-  if (header.stages & kStageMass) {
+  if (header.stages & (kStageMass | kStageEvicted)) {
     return absl::UnimplementedError(
-        "the CUDA decoder does not know frames with attention mass; decode this one on the CPU");
+        "the CUDA decoder knows no frames with attention mass or evicted tokens; decode this one "
+        "on the CPU");
   }
   LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
   if (header.stages & kStageSeed) {
