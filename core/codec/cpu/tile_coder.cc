@@ -30,7 +30,8 @@ UnitCodes MakeUnitCodes(const UnitPlan& plan, bool backwards) {
     out.channels.push_back(PointCodeOf(SigmaCodeOf(s)));
     out.any_low_bits |= out.channels.back() >> kPointLowBitsShift != 0;
   }
-  if (!plan.offset.empty()) return out;
+  // A unit of zeros or of raw vectors alone has no channels to code.
+  if (!plan.offset.empty() || out.channels.empty()) return out;
   const uint32_t groups = plan.unit.spec->head_dim / 8;
   out.stride = groups + kLanes - 1;
   for (uint32_t i = 0; i < 8; ++i) {
