@@ -114,6 +114,9 @@ Measured RoundTrip(const SampleChunk& chunk, EncodeOptions options) {
 struct Case {
   const char* name;
   Value value;
+  // All tokens alike: their error is one draw of the lattice's, not a mean over many. E8's covering
+  // radius is 1.32 times its rms error.
+  bool one_draw = false;
 };
 
 std::vector<Case> Cases(Random& random) {
@@ -153,7 +156,8 @@ std::vector<Case> Cases(Random& random) {
       {"many scales",
        [=](int, uint32_t t, uint32_t, uint32_t) { return std::ldexp(bell(), int(t % 60) - 30); }},
       {"large means",
-       [=](int, uint32_t, uint32_t, uint32_t c) { return 1000.0f * (c % 5) + 0.01f * bell(); }},
+       [=](int, uint32_t, uint32_t, uint32_t c) { return 1000.0f * (c % 5) + 0.01f * bell(); },
+       true},
   };
 }
 
@@ -182,9 +186,10 @@ TEST(HardInputTest, TheContractHoldsForWhatIsNotExactAndFramesNeverGrow) {
             EXPECT_EQ(m.exact, m.vectors);
             continue;
           }
-          EXPECT_LE(m.value, 1.1 * preset.value_error + Cast(dtype));
+          const double slack = c.one_draw ? 1.32 : 1.1;
+          EXPECT_LE(m.value, slack * preset.value_error + Cast(dtype));
           if (mode > 0) {
-            EXPECT_LE(m.noise, 1.1 * preset.logit_noise + m.cast_noise);
+            EXPECT_LE(m.noise, slack * preset.logit_noise + m.cast_noise);
           }
         }
       }

@@ -20,6 +20,10 @@ absl::StatusOr<RawLists> ReadRawLists(uint32_t heads, uint32_t tokens, ByteReade
   RawLists out(heads, std::vector<uint8_t>(tokens, 0));
   for (std::vector<uint8_t>& raw : out) {
     const uint32_t count = in.Get<uint16_t>();
+    if (count == tokens) {  // all of them: no list
+      raw.assign(tokens, 1);
+      continue;
+    }
     int last = -1;
     for (uint32_t i = 0; i < count; ++i) {
       const int token = in.Get<uint8_t>();

@@ -152,8 +152,9 @@ void AppendPlane(const PlaneSpec& spec, const SeedOptions& options, const PlaneV
   out.Put(static_cast<uint8_t>((options.group_scales ? kSeedGroupScales : 0) |
                                (options.token_delta ? kSeedTokenDelta : 0)));
   for (const std::vector<uint8_t>& raw : code.raw) {
-    out.Put(static_cast<uint16_t>(std::count(raw.begin(), raw.end(), 1)));
-    for (size_t t = 0; t < raw.size(); ++t) {
+    const auto count = static_cast<size_t>(std::count(raw.begin(), raw.end(), 1));
+    out.Put(static_cast<uint16_t>(count));
+    for (size_t t = 0; t < raw.size() && count < raw.size(); ++t) {
       if (raw[t]) out.Put(static_cast<uint8_t>(t));
     }
   }
