@@ -188,7 +188,7 @@ TEST_F(PutGetTest, DamagedFramesAreRefused) {
   const v1::BlockAck ack = PutOne(open, framed);
   EXPECT_EQ(ack.error().reason(), v1::REASON_BAD_PAYLOAD) << ack.error().message();
   EXPECT_EQ(GetHashes({framed.hash()}).opens[0].miss().reason(), v1::REASON_NOT_STORED);
-  EXPECT_EQ(memory_used(), used);
+  WaitUntil([&] { return memory_used() == used; });
 }
 
 TEST_F(PutGetTest, HaveItOnlyWhenGoodEnough) {

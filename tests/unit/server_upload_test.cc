@@ -164,7 +164,7 @@ TEST_F(UploadTest, ABlockThatCanNeverFitSaysWhatToDo) {
   const v1::BlockAck ack = PutOne(Open(), block);
   EXPECT_EQ(ack.error().reason(), v1::REASON_MEMORY_FULL);
   EXPECT_NE(ack.error().message().find("memory"), std::string::npos);
-  EXPECT_EQ(memory_used(), 0u);
+  WaitUntil([&] { return memory_used() == 0; });
 }
 
 TEST_F(UploadTest, HeadersBeyondHalfOfTheCapWaitForCredit) {
