@@ -63,6 +63,26 @@ std::vector<float> EnergyPerChannel(const Layout& layout, const std::vector<floa
 
 }  // namespace
 
+std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens) {
+  Random random(1);
+  const auto with = [&](auto value_of) {
+    SampleChunk chunk{layout, tokens, ByteVector(layout.token_bytes() * tokens)};
+    for (size_t i = 0; i < chunk.raw.size() / 4; ++i) {
+      StoreLe<float>(&chunk.raw[4 * i], value_of(i));
+    }
+    return chunk;
+  };
+  return {
+      with([](size_t) { return 0.0f; }),
+      with([](size_t) { return -0.0f; }),
+      with([](size_t) { return 3.5f; }),
+      with([](size_t i) { return 1e-42f * static_cast<float>(i % 5); }),
+      with([](size_t i) { return 3e38f * ((i * 7 % 11) < 5 ? 1.0f : -1.0f); }),
+      with([&](size_t i) { return random.Bell() * (i % 997 == 0 ? 1e4f : 1.0f); }),
+      with([&](size_t i) { return i % 64 == 3 ? 1e30f : random.Bell() * 1e-30f; }),
+  };
+}
+
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics) {
   Random random(seed);
   ProfileStatistics s;

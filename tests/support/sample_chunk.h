@@ -35,6 +35,10 @@ struct SampleChunk {
 // Keys and values with channel means and spreads of their own, as real caches have.
 SampleChunk MakeSampleChunk(const Layout& layout, uint32_t tokens, uint64_t seed);
 
+// Chunks of an f32 layout with what is hard to code: zeros of both signs, a constant, denormals,
+// the largest numbers, outliers, scales far apart.
+std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens);
+
 // A profile with query energy and, if asked for, rough statistics for the layout's k and v planes.
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics);
 

@@ -129,25 +129,9 @@ TEST_P(CpuBackendTest, RandomLayoutsAndOutliers) {
 TEST_P(CpuBackendTest, HugeTinyAndConstantInput) {
   const Layout layout =
       MakeUniformLayout("test", 1, 1, 64, DType::kF32, {RopeStyle::kNeox, 64, 1e4});
-  Random random(1);
-  const auto with = [&](auto value_of) {
-    SampleChunk chunk{layout, 50, ByteVector(layout.token_bytes() * 50)};
-    for (size_t i = 0; i < chunk.raw.size() / 4; ++i) {
-      StoreLe<float>(&chunk.raw[4 * i], value_of(i));
-    }
-    return chunk;
-  };
-  const SampleChunk chunks[] = {
-      with([](size_t) { return 0.0f; }),
-      with([](size_t) { return -0.0f; }),
-      with([](size_t) { return 3.5f; }),
-      with([](size_t i) { return 1e-42f * static_cast<float>(i % 5); }),
-      with([](size_t i) { return 3e38f * ((i * 7 % 11) < 5 ? 1.0f : -1.0f); }),
-      with([&](size_t i) { return random.Bell() * (i % 997 == 0 ? 1e4f : 1.0f); }),
-      with([&](size_t i) { return i % 64 == 3 ? 1e30f : random.Bell() * 1e-30f; }),
-  };
+  const std::vector<SampleChunk> chunks = testing::MakeHardChunks(layout, 50);
   for (const SampleChunk& chunk : chunks) {
-    SCOPED_TRACE("chunk " + std::to_string(&chunk - chunks));
+    SCOPED_TRACE("chunk " + std::to_string(&chunk - chunks.data()));
     ExpectSameBytesEveryWay(chunk, 5, GetParam());
     if (HasFatalFailure()) return;
   }
