@@ -21,6 +21,8 @@ struct ServerConfig {
   std::string disk_dir;  // empty: blocks are kept in memory only
   uint64_t disk_bytes = 0;
   int codec_threads = 0;  // 0: one per hardware thread
+  // Of all regions leased to clients on this host, beside memory_bytes; 0: no shared memory.
+  size_t shared_memory_bytes = size_t{1} << 30;
   PresetId default_preset = kDefaultPreset;
 
   // Named limits, shortened by tests.

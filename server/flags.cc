@@ -28,6 +28,9 @@ ABSL_FLAG(uint64_t, disk_bytes, 0,
           "Hard cap on the segments of blocks in --disk_dir; the journal comes on top.");
 ABSL_FLAG(int, codec_threads, 0,
           "Threads that compress and decompress; 0: one per hardware thread.");
+ABSL_FLAG(uint64_t, shared_memory_bytes, uint64_t{1} << 30,
+          "Cap on the shared memory leased to clients on this host, beside --memory_bytes; 0: they "
+          "send everything over their sockets.");
 ABSL_FLAG(bool, insecure, false,
           "Allow addresses that other hosts can reach, without encryption or identity.");
 ABSL_FLAG(std::string, port_file, "",
@@ -73,6 +76,7 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
   flags.server.memory_bytes = absl::GetFlag(FLAGS_memory_bytes);
   flags.server.disk_dir = absl::GetFlag(FLAGS_disk_dir);
   flags.server.disk_bytes = absl::GetFlag(FLAGS_disk_bytes);
+  flags.server.shared_memory_bytes = absl::GetFlag(FLAGS_shared_memory_bytes);
   flags.server.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   LKV_ASSIGN_OR_RETURN(flags.server.default_preset,
                        ParsePreset(absl::GetFlag(FLAGS_default_preset)));

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
+#include "core/base/status_macros.h"
 #include "server/error_detail.h"
 #include "server/grpc_status.h"
 #include "spdlog/spdlog.h"
@@ -23,13 +24,18 @@ absl::Status ProtocolError(std::string_view message) {
 
 }  // namespace
 
-PutStream::PutStream(CacheEngine& engine, grpc::CallbackServerContext* context)
-    : engine_(engine), context_(context), last_message_ms_(engine.clock().MonotonicMs()) {
+PutStream::PutStream(CacheEngine& engine, RegionRegistry& regions,
+                     grpc::CallbackServerContext* context)
+    : engine_(engine),
+      regions_(regions),
+      context_(context),
+      last_message_ms_(engine.clock().MonotonicMs()) {
   ++engine_.metrics().open_streams;
 }
 
-PutStream* PutStream::Start(CacheEngine& engine, grpc::CallbackServerContext* context) {
-  std::shared_ptr<PutStream> stream(new PutStream(engine, context));
+PutStream* PutStream::Start(CacheEngine& engine, RegionRegistry& regions,
+                            grpc::CallbackServerContext* context) {
+  std::shared_ptr<PutStream> stream(new PutStream(engine, regions, context));
   stream->self_ = stream;
   engine.monitor().Watch(stream);
   MutexLock lock(stream->mutex_);
@@ -50,26 +56,39 @@ void PutStream::OnReadDone(bool ok) {
       return;
     }
   }
-  absl::Status status;
-  switch (request_.message_case()) {
-    case v1::PutBlocksRequest::kOpen:
-      status = HandleOpen(request_.open());
-      break;
-    case v1::PutBlocksRequest::kHeader:
-      status = HandleHeader(request_.header());
-      break;
-    case v1::PutBlocksRequest::kPart:
-      status = HandlePart(request_.part());
-      break;
-    default:
-      status = ProtocolError("a PutBlocks message holds neither open, header nor part");
-  }
+  const absl::Status status = HandleMessage();
   {
     MutexLock lock(mutex_);
     reading_ = false;
     if (status.ok()) ReadNextLocked();
   }
   if (!status.ok()) Abort(status);
+}
+
+absl::Status PutStream::HandleMessage() {
+  std::vector<grpc::Slice> slices;
+  if (!message_.Dump(&slices).ok()) return ProtocolError("a PutBlocks message cannot be read");
+  message_.Clear();
+  if (const auto part = ReadPutPart(slices)) return HandlePart(*part);
+  v1::PutBlocksRequest request;
+  if (!FromSlices(slices, &request)) {
+    return ProtocolError("a PutBlocks message is not the protobuf it should be");
+  }
+  switch (request.message_case()) {
+    case v1::PutBlocksRequest::kOpen:
+      return HandleOpen(request.open());
+    case v1::PutBlocksRequest::kHeader:
+      return HandleHeader(request.header());
+    case v1::PutBlocksRequest::kPart: {
+      const v1::BlockPart& part = request.part();
+      return HandlePart(
+          {part.index(), part.offset(), part.crc32c(), {AsBytes(part.data())}, part.data().size()});
+    }
+    case v1::PutBlocksRequest::kRegionPart:
+      return HandleRegionPart(request.region_part());
+    default:
+      return ProtocolError("a PutBlocks message holds neither open, header nor part");
+  }
 }
 
 absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
@@ -173,25 +192,27 @@ void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> t
   SendLocked(std::move(response));
 }
 
-absl::Status PutStream::HandlePart(const v1::BlockPart& part) {
+absl::StatusOr<PutStream::UploadPtr> PutStream::FindReceiving(uint32_t index) {
   if (!target_) return ProtocolError("the first message of PutBlocks must be open");
-  UploadPtr upload;
-  {
-    MutexLock lock(mutex_);
-    const auto it = uploads_.find(part.index());
-    if (it == uploads_.end()) {
-      if (failed_.contains(part.index())) return absl::OkStatus();
-      return ProtocolError(absl::StrCat("a part of block ", part.index(),
-                                        " came without a credit for it; wait for the credit"));
-    }
-    upload = it->second;
-    if (upload->state != Upload::State::kReceiving) {
-      return ProtocolError(absl::StrCat("a part of block ", part.index(),
-                                        upload->state == Upload::State::kWaiting
-                                            ? " came before its credit; wait for the credit"
-                                            : " came after its payload was whole"));
-    }
+  MutexLock lock(mutex_);
+  const auto it = uploads_.find(index);
+  if (it == uploads_.end()) {
+    if (failed_.contains(index)) return UploadPtr();
+    return ProtocolError(absl::StrCat("a part of block ", index,
+                                      " came without a credit for it; wait for the credit"));
   }
+  if (it->second->state != Upload::State::kReceiving) {
+    return ProtocolError(absl::StrCat("a part of block ", index,
+                                      it->second->state == Upload::State::kWaiting
+                                          ? " came before its credit; wait for the credit"
+                                          : " came after its payload was whole"));
+  }
+  return it->second;
+}
+
+absl::Status PutStream::HandlePart(const PutPartView& part) {
+  LKV_ASSIGN_OR_RETURN(const UploadPtr upload, FindReceiving(part.index));
+  if (!upload) return absl::OkStatus();
   const absl::Status appended = AppendPart(upload, part);
   if (!appended.ok()) {
     FailUpload(upload, appended);
@@ -207,27 +228,76 @@ absl::Status PutStream::HandlePart(const v1::BlockPart& part) {
   return absl::OkStatus();
 }
 
-absl::Status PutStream::AppendPart(const UploadPtr& upload, const v1::BlockPart& part) {
-  if (part.data().empty() || part.data().size() > limits::kMaxPartBytes) {
-    return ProtocolError(absl::StrCat("a part has ", part.data().size(), " bytes; send 1 to ",
-                                      limits::kMaxPartBytes));
+absl::Status PutStream::AppendPart(const UploadPtr& upload, const PutPartView& part) {
+  if (part.data_bytes == 0 || part.data_bytes > limits::kMaxPartBytes) {
+    return ProtocolError(
+        absl::StrCat("a part has ", part.data_bytes, " bytes; send 1 to ", limits::kMaxPartBytes));
   }
-  if (Crc32c(AsBytes(part.data())) != part.crc32c()) {
-    return ProtocolError(absl::StrCat("the CRC32C of the part at offset ", part.offset(),
+  // Taken out while it grows: only this thread appends, and a stream that ends meanwhile finds
+  // nothing to free.
+  ByteVector staging;
+  {
+    MutexLock lock(mutex_);
+    if (upload->cancelled.load()) return absl::OkStatus();
+    if (part.offset != upload->staging.size()) {
+      return ProtocolError(absl::StrCat("a part starts at offset ", part.offset, " where ",
+                                        upload->staging.size(), " was due; send parts in order"));
+    }
+    if (part.data_bytes > upload->plan.payload_bytes - upload->staging.size()) {
+      return ProtocolError(absl::StrCat("the parts pass the announced ", upload->plan.payload_bytes,
+                                        " payload bytes; announce the right size"));
+    }
+    staging = std::move(upload->staging);
+  }
+  uint32_t crc = 0;
+  for (const ByteSpan piece : part.data) {
+    staging.insert(staging.end(), piece.begin(), piece.end());
+    crc = Crc32c(piece, crc);
+  }
+  if (crc != part.crc32c) {
+    return ProtocolError(absl::StrCat("the CRC32C of the part at offset ", part.offset,
                                       " is wrong; put the block again"));
   }
   MutexLock lock(mutex_);
-  if (upload->cancelled.load()) return absl::OkStatus();
-  if (part.offset() != upload->staging.size()) {
-    return ProtocolError(absl::StrCat("a part starts at offset ", part.offset(), " where ",
-                                      upload->staging.size(), " was due; send parts in order"));
+  if (!upload->cancelled.load()) upload->staging = std::move(staging);
+  return absl::OkStatus();
+}
+
+absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
+  LKV_ASSIGN_OR_RETURN(const UploadPtr upload, FindReceiving(part.index()));
+  if (!upload) return absl::OkStatus();
+  std::shared_ptr<SharedRegion> region = regions_.Find(part.region_id());
+  bool began;
+  {
+    MutexLock lock(mutex_);
+    began = !upload->staging.empty();
+    if (region && !began) {
+      upload->region = std::move(region);
+      upload->region_offset = part.region_offset();
+      upload->region_crc32c = part.crc32c();
+      upload->state = Upload::State::kEncoding;
+    }
   }
-  if (part.data().size() > upload->plan.payload_bytes - upload->staging.size()) {
-    return ProtocolError(absl::StrCat("the parts pass the announced ", upload->plan.payload_bytes,
-                                      " payload bytes; announce the right size"));
+  if (began) {
+    FailUpload(upload, ProtocolError("a block comes either in parts or in a region, not both"));
+  } else if (!upload->region) {
+    FailUpload(upload, ProtocolError("there is no such region of shared memory; open one"));
+  } else {
+    StartEncoding(upload);
   }
-  const ByteSpan bytes = AsBytes(part.data());
-  upload->staging.insert(upload->staging.end(), bytes.begin(), bytes.end());
+  return absl::OkStatus();
+}
+
+absl::Status PutStream::FetchFromRegion(const Upload& upload, ByteVector* payload) {
+  // The client can still write to the region: what counts is the copy, and its checksum.
+  if (!upload.region->CopyTo(upload.region_offset, upload.plan.payload_bytes, payload)) {
+    return ProtocolError(absl::StrCat("the payload is not within its region of ",
+                                      upload.region->bytes(), " bytes; put the block again"));
+  }
+  if (Crc32c(*payload) != upload.region_crc32c) {
+    return ProtocolError(
+        "the CRC32C of the payload in shared memory is wrong; put the block again");
+  }
   return absl::OkStatus();
 }
 
@@ -257,6 +327,12 @@ void PutStream::Encode(const UploadPtr& upload) {
     if (upload->cancelled.load()) return;
     payload = std::move(upload->staging);
     ticket = std::move(upload->ticket);
+  }
+  if (upload->region) {
+    if (auto fetched = FetchFromRegion(*upload, &payload); !fetched.ok()) {
+      FailUpload(upload, fetched);
+      return;
+    }
   }
   v1::BlockAck ack = StoreBlock(engine_, *target_, upload->plan, std::move(payload),
                                 std::move(ticket), upload->cancelled);
@@ -289,7 +365,7 @@ void PutStream::CompleteLocked(const UploadPtr& upload, v1::BlockAck ack,
 
 void PutStream::SendLocked(v1::PutBlocksResponse response) {
   if (finished_) return;
-  responses_.push_back(std::move(response));
+  responses_.push_back(ToByteBuffer(response));
   if (!writing_) {
     writing_ = true;
     write_start_ms_ = engine_.clock().MonotonicMs();
@@ -318,7 +394,7 @@ void PutStream::ReadNextLocked() {
   // At the window's limit, reading goes on only while uploads need their parts.
   if (uploads_.size() >= limits::kMaxUnackedBlocksPerStream && !ReceivingLocked()) return;
   reading_ = true;
-  StartRead(&request_);
+  StartRead(&message_);
 }
 
 bool PutStream::ReceivingLocked() const {

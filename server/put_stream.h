@@ -15,8 +15,10 @@
 
 #include "core/base/mutex.h"
 #include "latticekv/v1/cache_service.pb.h"
+#include "proto/part_wire.h"
 #include "server/block_writer.h"
 #include "server/engine.h"
+#include "server/region_registry.h"
 #include "server/stream_monitor.h"
 
 namespace latticekv {
@@ -24,11 +26,12 @@ namespace latticekv {
 // Reads messages one at a time; every block passes through waiting (for memory), receiving and
 // encoding, and leaves with its acknowledgement. Owns itself until gRPC is done with it; codec jobs
 // and memory grants share the ownership. docs/protocol.md gives the rules the client sees.
-class PutStream final : public grpc::ServerBidiReactor<v1::PutBlocksRequest, v1::PutBlocksResponse>,
+class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
                         public MonitoredStream,
                         public std::enable_shared_from_this<PutStream> {
  public:
-  static PutStream* Start(CacheEngine& engine, grpc::CallbackServerContext* context);
+  static PutStream* Start(CacheEngine& engine, RegionRegistry& regions,
+                          grpc::CallbackServerContext* context);
 
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
@@ -45,21 +48,32 @@ class PutStream final : public grpc::ServerBidiReactor<v1::PutBlocksRequest, v1:
     uint64_t admission_id = 0;
     UploadTicket ticket;
     ByteVector staging;
+    // Of a payload in shared memory: where it lies.
+    std::shared_ptr<SharedRegion> region;
+    uint64_t region_offset = 0;
+    uint32_t region_crc32c = 0;
   };
   using UploadPtr = std::shared_ptr<Upload>;
 
-  PutStream(CacheEngine& engine, grpc::CallbackServerContext* context);
+  PutStream(CacheEngine& engine, RegionRegistry& regions, grpc::CallbackServerContext* context);
 
+  // The message that was read: a part is looked at where it lies, all else is parsed.
+  absl::Status HandleMessage();
   // Each handles one message; an error ends the stream.
   absl::Status HandleOpen(const v1::PutOpen& open);
   absl::Status HandleHeader(const v1::BlockHeader& header);
-  absl::Status HandlePart(const v1::BlockPart& part);
+  absl::Status HandlePart(const PutPartView& part);
+  absl::Status HandleRegionPart(const v1::RegionPart& part);
   void HandleHalfClose();
 
   absl::Status CheckWindow() LKV_REQUIRES(mutex_);
   void RequestCredit(const UploadPtr& upload);
   void OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> ticket);
-  absl::Status AppendPart(const UploadPtr& upload, const v1::BlockPart& part);
+  // The upload that expects a part; null when the part is late and to be ignored.
+  absl::StatusOr<UploadPtr> FindReceiving(uint32_t index);
+  absl::Status AppendPart(const UploadPtr& upload, const PutPartView& part);
+  // Brings a payload in from shared memory. On the codec threads.
+  absl::Status FetchFromRegion(const Upload& upload, ByteVector* payload);
   void StartEncoding(const UploadPtr& upload);
   void Encode(const UploadPtr& upload);
   // Acknowledges when the target's state is reached; nothing of the stream waits meanwhile.
@@ -79,15 +93,16 @@ class PutStream final : public grpc::ServerBidiReactor<v1::PutBlocksRequest, v1:
   bool ReceivingLocked() const LKV_REQUIRES(mutex_);
 
   CacheEngine& engine_;
+  RegionRegistry& regions_;
   grpc::CallbackServerContext* const context_;
   std::shared_ptr<PutStream> self_;  // until OnDone
   std::optional<PutTarget> target_;  // set once, by the first message
-  v1::PutBlocksRequest request_;     // of the read in flight
+  grpc::ByteBuffer message_;         // of the read in flight
 
   Mutex mutex_;
   std::unordered_map<uint32_t, UploadPtr> uploads_ LKV_GUARDED_BY(mutex_);
   std::unordered_set<uint32_t> failed_ LKV_GUARDED_BY(mutex_);  // parts may still arrive
-  std::deque<v1::PutBlocksResponse> responses_ LKV_GUARDED_BY(mutex_);
+  std::deque<grpc::ByteBuffer> responses_ LKV_GUARDED_BY(mutex_);
   bool reading_ LKV_GUARDED_BY(mutex_) = false;
   bool writing_ LKV_GUARDED_BY(mutex_) = false;
   bool half_closed_ LKV_GUARDED_BY(mutex_) = false;

@@ -4,6 +4,7 @@
 #include "server/get_stream.h"
 #include "server/lookup.h"
 #include "server/put_stream.h"
+#include "server/region_stream.h"
 #include "server/unary.h"
 
 namespace latticekv {
@@ -14,9 +15,9 @@ grpc::ServerUnaryReactor* CacheService::RegisterLayout(grpc::CallbackServerConte
   return Answer(context, latticekv::RegisterLayout(engine_, *request), response);
 }
 
-grpc::ServerBidiReactor<v1::PutBlocksRequest, v1::PutBlocksResponse>* CacheService::PutBlocks(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* CacheService::PutBlocks(
     grpc::CallbackServerContext* context) {
-  return PutStream::Start(engine_, context);
+  return PutStream::Start(engine_, regions_, context);
 }
 
 grpc::ServerUnaryReactor* CacheService::Lookup(grpc::CallbackServerContext* context,
@@ -28,6 +29,11 @@ grpc::ServerUnaryReactor* CacheService::Lookup(grpc::CallbackServerContext* cont
 grpc::ServerWriteReactor<v1::GetBlocksResponse>* CacheService::GetBlocks(
     grpc::CallbackServerContext* context, const v1::GetBlocksRequest* request) {
   return GetStream::Start(engine_, context, *request);
+}
+
+grpc::ServerWriteReactor<v1::RegionGrant>* CacheService::OpenRegion(
+    grpc::CallbackServerContext* context, const v1::OpenRegionRequest* request) {
+  return RegionStream::Start(engine_, regions_, *request);
 }
 
 grpc::ServerUnaryReactor* CacheService::Touch(grpc::CallbackServerContext* context,

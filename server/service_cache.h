@@ -4,18 +4,41 @@
 
 #include "latticekv/v1/cache_service.grpc.pb.h"
 #include "server/engine.h"
+#include "server/region_registry.h"
 
 namespace latticekv {
 
+namespace internal {
+// PutBlocks sees its messages as bytes, so that payloads are not copied.
+template <template <typename> typename... Methods>
+struct ServiceOf;
+template <>
+struct ServiceOf<> {
+  using Type = v1::KvCache::Service;
+};
+template <template <typename> typename First, template <typename> typename... Rest>
+struct ServiceOf<First, Rest...> {
+  using Type = First<typename ServiceOf<Rest...>::Type>;
+};
+using K = v1::KvCache;
+using CacheServiceBase =
+    ServiceOf<K::WithCallbackMethod_RegisterLayout, K::WithRawCallbackMethod_PutBlocks,
+              K::WithCallbackMethod_Lookup, K::WithCallbackMethod_GetBlocks,
+              K::WithCallbackMethod_Touch, K::WithCallbackMethod_Pin, K::WithCallbackMethod_Unpin,
+              K::WithCallbackMethod_Delete, K::WithCallbackMethod_OpenRegion>::Type;
+}  // namespace internal
+
 // Unary calls are answered on gRPC's threads; what encodes or decodes runs on the codec threads.
-class CacheService final : public v1::KvCache::CallbackService {
+class CacheService final : public internal::CacheServiceBase {
  public:
-  explicit CacheService(CacheEngine& engine) : engine_(engine) {}
+  explicit CacheService(CacheEngine& engine)
+      : engine_(engine), regions_(engine.config().shared_memory_bytes) {}
+  const RegionRegistry& regions() const { return regions_; }
 
   grpc::ServerUnaryReactor* RegisterLayout(grpc::CallbackServerContext* context,
                                            const v1::RegisterLayoutRequest* request,
                                            v1::RegisterLayoutResponse* response) override;
-  grpc::ServerBidiReactor<v1::PutBlocksRequest, v1::PutBlocksResponse>* PutBlocks(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* PutBlocks(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* context,
                                    const v1::LookupRequest* request,
@@ -33,9 +56,12 @@ class CacheService final : public v1::KvCache::CallbackService {
   grpc::ServerUnaryReactor* Delete(grpc::CallbackServerContext* context,
                                    const v1::DeleteRequest* request,
                                    v1::BlocksResponse* response) override;
+  grpc::ServerWriteReactor<v1::RegionGrant>* OpenRegion(
+      grpc::CallbackServerContext* context, const v1::OpenRegionRequest* request) override;
 
  private:
   CacheEngine& engine_;
+  RegionRegistry regions_;
 };
 
 }  // namespace latticekv

@@ -87,10 +87,10 @@ absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
 // together.
 absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const auto transports,
-                       ReadWords(arguments, "transports", "unix,tcp", {"unix", "tcp"}));
+                       ReadWords(arguments, "transports", "shm,unix,tcp", {"shm", "unix", "tcp"}));
   LKV_ASSIGN_OR_RETURN(const auto systems, ReadWords(arguments, "systems", "latticekv,echo,redis",
                                                      {"latticekv", "echo", "redis"}));
-  LKV_ASSIGN_OR_RETURN(const auto wires, ReadWords(arguments, "wire", "raw", {"raw"}));
+  LKV_ASSIGN_OR_RETURN(const auto wires, ReadWords(arguments, "wire", "raw", {"raw", "frames"}));
   LKV_ASSIGN_OR_RETURN(const auto workers,
                        ReadNumbers(arguments, "workers", "1,4,16,64", 1, kMaxBenchWorkers));
   LKV_ASSIGN_OR_RETURN(
@@ -109,10 +109,13 @@ absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
         for (const std::string& transport : transports) {
           for (const std::string& system : systems) {
             if (system != "latticekv") {
+              if (transport == "shm") continue;
               out.push_back({system, transport, direction, "", PresetId::kExact, chunk, count});
               continue;
             }
             for (const std::string& wire : wires) {
+              if (wire == "frames" && std::string_view(direction) == "get") continue;
+              if (transport == "shm" && std::string_view(direction) == "get") continue;
               for (const PresetId preset : presets) {
                 out.push_back({system, transport, direction, wire, preset, chunk, count});
               }
@@ -220,9 +223,9 @@ Command BenchServiceCommand() {
            {{"server", "ADDR", "measure this daemon (default: one that the command starts)"},
             {"workers", "N,N", "concurrent workers, each with its own connection (1,4,16,64)"},
             {"chunks", "N,N", "tokens per chunk, 16 to 256 (default 256,16)"},
-            {"transports", "A,B", "unix, tcp (default both)"},
+            {"transports", "A,B", "shm (puts only), unix, tcp (default all)"},
             {"systems", "A,B", "latticekv, echo, redis (default all)"},
-            {"wire", "A,B", "raw (default raw)"},
+            {"wire", "A,B", "raw, frames: puts compress on the worker (default raw)"},
             {"presets", "A,B", "presets to put with (default exact,balanced)"},
             {"data", "A", "synthetic: like a real cache; random: incompressible bytes"},
             {"layers", "N", "of the made-up cache (default 30)"},

@@ -79,6 +79,12 @@ bool ChildProcess::running() {
   return !ended_;
 }
 
+int ChildProcess::Wait() {
+  int status = 0;
+  if (!ended_) ended_ = waitpid(pid_, &status, 0) == pid_;
+  return status;
+}
+
 double OwnCpuSeconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

@@ -26,6 +26,8 @@ class ChildProcess {
 
   pid_t pid() const { return pid_; }
   bool running();
+  // Until it ends by itself; its status as waitpid gives it.
+  int Wait();
 
  private:
   explicit ChildProcess(pid_t pid) : pid_(pid) {}

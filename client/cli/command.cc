@@ -93,6 +93,7 @@ std::vector<Command> AllCommands() {
   for (Command& command : AdminCommands()) out.push_back(std::move(command));
   out.push_back(BenchCodecCommand());
   out.push_back(BenchServiceCommand());
+  out.push_back(BenchBatchingCommand());
   return out;
 }
 

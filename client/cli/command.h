@@ -31,6 +31,7 @@ Command GetCommand();
 std::vector<Command> AdminCommands();
 Command BenchCodecCommand();
 Command BenchServiceCommand();
+Command BenchBatchingCommand();
 
 // All commands in the order of the help.
 std::vector<Command> AllCommands();

@@ -193,6 +193,7 @@ std::vector<size_t> ServiceBench::MessageSizes(uint32_t chunk_tokens) const {
 
 absl::StatusOr<Client> ServiceBench::ConnectTo(const BenchCase& what) {
   ClientOptions options;
+  if (what.transport != "shm") options.shared_memory_bytes = 0;
   const std::string& address = what.transport == "tcp" ? daemon_.tcp_address : daemon_.unix_address;
   return Connect(address, options);
 }
@@ -207,13 +208,16 @@ absl::StatusOr<BenchOperation> ServiceBench::MakePut(const BenchCase& what, uint
   LKV_ASSIGN_OR_RETURN(const Client connected, ConnectTo(what));
   auto client = std::make_shared<Client>(connected);
   LKV_ASSIGN_OR_RETURN(const RegisteredLayout layout, RegisterFor(*client, what));
-  return [this, client, layout, worker, preset = what.preset](uint64_t number) -> absl::Status {
+  const bool frames = what.wire == "frames";
+  return [this, client, layout, worker, preset = what.preset,
+          frames](uint64_t number) -> absl::Status {
     const std::vector<uint32_t> tokens = Tokens(worker, number);
     PutRequest request;
     request.layout = layout;
     request.tokens = tokens;
     request.planes = views_;
     request.preset = preset;
+    request.compress_on_worker = frames;
     LKV_ASSIGN_OR_RETURN(const PutResult result, client->PutPrefix(request));
     LKV_RETURN_IF_ERROR(result.status());
     if (result.blocks[0].have_it) return absl::InternalError("bench: a block was stored already");

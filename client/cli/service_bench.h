@@ -20,7 +20,7 @@ struct BenchCase {
   std::string system;     // latticekv, echo, redis
   std::string transport;  // unix, tcp, shm
   std::string direction;  // put, get
-  std::string wire;       // raw, frames; empty: not of this system
+  std::string wire;       // raw, frames (compressed on the worker); empty: not of this system
   PresetId preset = PresetId::kExact;
   uint32_t chunk_tokens = 0;
   uint32_t workers = 0;

@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "latticekv/connection.h"
 
@@ -20,6 +21,8 @@ class MockConnection : public Connection {
   MOCK_METHOD(absl::StatusOr<RegisteredLayout>, RegisterLayout, (const RegisterLayoutRequest&),
               (override));
   MOCK_METHOD(absl::StatusOr<PutResult>, PutPrefix, (const PutRequest&), (override));
+  MOCK_METHOD(absl::StatusOr<std::vector<PutResult>>, PutBatch, (const std::vector<PutRequest>&),
+              (override));
   MOCK_METHOD(absl::StatusOr<LookupResult>, Lookup, (const LookupRequest&), (override));
   MOCK_METHOD(absl::Status, Get, (const GetRequest&, GetSink&), (override));
   MOCK_METHOD(absl::StatusOr<SelectionResult>, Touch, (const BlockSelector&, int64_t), (override));

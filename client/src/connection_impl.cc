@@ -1,14 +1,17 @@
 #include "client/src/connection_impl.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/src/breaker_connection.h"
 #include "client/src/get_operation.h"
 #include "client/src/proto_convert.h"
 #include "client/src/put_operation.h"
 #include "core/base/status_macros.h"
+#include "latticekv/error_detail.h"
 
 namespace latticekv {
 namespace {
@@ -19,7 +22,9 @@ constexpr int64_t kDefaultMaxBackoffMs = 5'000;
 
 ClientOptions WithDefaults(ClientOptions options) {
   if (options.retry_policy == nullptr) {
-    options.retry_policy = std::make_shared<LimitedErrorCountRetryPolicy>(kDefaultMaxErrors);
+    // Behind a breaker the first failure is the news.
+    options.retry_policy = std::make_shared<LimitedErrorCountRetryPolicy>(
+        options.circuit_breaker ? 0 : kDefaultMaxErrors);
   }
   if (options.backoff_policy == nullptr) {
     options.backoff_policy =
@@ -39,12 +44,47 @@ absl::Status MissStatus(v1::Reason reason, const std::string& message) {
   return StatusFromDetail({static_cast<ErrorReason>(reason), "", message});
 }
 
+std::string RegistrationKey(const Digest& fingerprint, const std::string& name_space) {
+  return absl::StrCat(ToHex(fingerprint), name_space);
+}
+
+// The server started anew and knows no layouts.
+bool IsUnknownLayout(const absl::Status& status) {
+  const auto detail = GetErrorDetail(status);
+  return detail && detail->reason == ErrorReason::kUnknownLayout;
+}
+
 }  // namespace
 
 ConnectionImpl::ConnectionImpl(std::shared_ptr<Stub> stub, ClientOptions options, Sleeper sleep)
-    : stub_(std::move(stub)),
+    : ConnectionImpl(std::vector{std::move(stub)}, std::move(options), std::move(sleep), false) {}
+
+ConnectionImpl::ConnectionImpl(std::vector<std::shared_ptr<Stub>> stubs, ClientOptions options,
+                               Sleeper sleep, bool local)
+    : stubs_(std::move(stubs)),
+      stub_(stubs_.front().get()),
       options_(WithDefaults(std::move(options))),
-      sleep_(std::move(sleep)) {}
+      sleep_(std::move(sleep)) {
+  if (local && options_.shared_memory_bytes > 0) {
+    regions_ = std::make_unique<RegionClient>(
+        *stub_, std::min(options_.shared_memory_bytes, limits::kMaxRegionBytes));
+  }
+}
+
+absl::Status ConnectionImpl::Probe() { return stub_->Stats({}).status(); }
+
+bool ConnectionImpl::RegisterAgain(const RegisteredLayout& layout) {
+  v1::RegisterLayoutRequest message;
+  {
+    MutexLock lock(mutex_);
+    const auto it = registered_.find(RegistrationKey(layout.fingerprint, layout.name_space));
+    if (it == registered_.end()) return false;
+    message = it->second;
+  }
+  // The chunk size that the caller's hashes were made with.
+  message.set_chunk_tokens(layout.chunk_tokens);
+  return RetryLoop(Retry(), [&] { return stub_->RegisterLayout(message); }).ok();
+}
 
 absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
     const RegisterLayoutRequest& request) {
@@ -54,6 +94,10 @@ absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
   *message.mutable_layout() = ToProto(request.layout);
   message.set_profile(BytesString(request.profile));
   message.set_chunk_tokens(request.chunk_tokens);
+  {
+    MutexLock lock(mutex_);
+    registered_[RegistrationKey(LayoutFingerprint(request.layout), request.name_space)] = message;
+  }
   LKV_ASSIGN_OR_RETURN(const v1::RegisterLayoutResponse response,
                        RetryLoop(Retry(), [&] { return stub_->RegisterLayout(message); }));
   RegisteredLayout out;
@@ -71,14 +115,45 @@ absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
         absl::StrCat("the server names an impossible chunk size, ", out.chunk_tokens));
   }
   if (const auto hash = ToDigest(response.profile_hash())) out.profile_hash = *hash;
+  // The server has judged it; what cannot be read here is merely not used here.
+  if (auto profile = ParseProfile(request.profile, request.layout); profile.ok()) {
+    out.profile = std::make_shared<const ModelProfile>(*std::move(profile));
+  }
   return out;
 }
 
+absl::StatusOr<std::vector<PutResult>> ConnectionImpl::Put(
+    const std::vector<const PutRequest*>& requests) {
+  const auto run = [&] {
+    return RunPuts({&NextStub(), regions_.get()}, requests, options_, Retry());
+  };
+  auto results = run();
+  if (!IsUnknownLayout(results.status()) || !RegisterAgain(requests.front()->layout)) {
+    return results;
+  }
+  return run();
+}
+
 absl::StatusOr<PutResult> ConnectionImpl::PutPrefix(const PutRequest& request) {
-  return RunPut(*stub_, request, options_, Retry());
+  LKV_ASSIGN_OR_RETURN(std::vector<PutResult> results, Put({&request}));
+  return std::move(results.front());
+}
+
+absl::StatusOr<std::vector<PutResult>> ConnectionImpl::PutBatch(
+    const std::vector<PutRequest>& requests) {
+  std::vector<const PutRequest*> pointers;
+  for (const PutRequest& request : requests) pointers.push_back(&request);
+  return Put(pointers);
 }
 
 absl::StatusOr<LookupResult> ConnectionImpl::Lookup(const LookupRequest& request) {
+  auto result = LookupOnce(request);
+  const absl::Status& missing = result.ok() ? result->miss : result.status();
+  if (!IsUnknownLayout(missing) || !RegisterAgain(request.layout)) return result;
+  return LookupOnce(request);
+}
+
+absl::StatusOr<LookupResult> ConnectionImpl::LookupOnce(const LookupRequest& request) {
   if (request.layout.layout == nullptr) {
     return absl::InvalidArgumentError("lookup: register the layout first");
   }
@@ -113,7 +188,7 @@ absl::StatusOr<LookupResult> ConnectionImpl::Lookup(const LookupRequest& request
 }
 
 absl::Status ConnectionImpl::Get(const GetRequest& request, GetSink& sink) {
-  return RunGet(*stub_, request, sink, options_, Retry());
+  return RunGet(NextStub(), request, sink, options_, Retry());
 }
 
 absl::StatusOr<SelectionResult> ConnectionImpl::Touch(const BlockSelector& blocks, int64_t ttl_ms) {
@@ -234,10 +309,20 @@ absl::Status ConnectionImpl::Drain() {
 
 absl::StatusOr<std::shared_ptr<Connection>> MakeConnection(const std::string& address,
                                                            ClientOptions options) {
-  LKV_ASSIGN_OR_RETURN(std::shared_ptr<Stub> stub, MakeGrpcStub(address, options));
-  return std::make_shared<ConnectionImpl>(std::move(stub), std::move(options), [](int64_t ms) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(ms));
-  });
+  std::vector<std::shared_ptr<Stub>> stubs;
+  for (uint32_t i = 0; i < std::max(options.connections, 1u); ++i) {
+    LKV_ASSIGN_OR_RETURN(std::shared_ptr<Stub> stub, MakeGrpcStub(address, options));
+    stubs.push_back(std::move(stub));
+  }
+  const bool breaker = options.circuit_breaker;
+  const int64_t probe_ms = options.breaker_probe_ms;
+  auto connection = std::make_shared<ConnectionImpl>(
+      std::move(stubs), std::move(options),
+      [](int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); },
+      IsLocalAddress(address));
+  if (!breaker) return connection;
+  return std::make_shared<BreakerConnection>(
+      connection, [connection] { return connection->Probe(); }, probe_ms);
 }
 
 }  // namespace latticekv

@@ -2,12 +2,17 @@
 #ifndef LATTICEKV_CLIENT_SRC_CONNECTION_IMPL_H_
 #define LATTICEKV_CLIENT_SRC_CONNECTION_IMPL_H_
 
+#include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "client/src/region_client.h"
 #include "client/src/retry_loop.h"
 #include "client/src/stub.h"
+#include "core/base/mutex.h"
 #include "latticekv/connection.h"
 
 namespace latticekv {
@@ -16,9 +21,17 @@ class ConnectionImpl : public Connection {
  public:
   // Policies that are null in `options` get their defaults. `sleep` waits between attempts.
   ConnectionImpl(std::shared_ptr<Stub> stub, ClientOptions options, Sleeper sleep);
+  // Calls take turns on the stubs, of which there is one at least. `local`: the server may be on
+  // this host, and options.shared_memory_bytes counts.
+  ConnectionImpl(std::vector<std::shared_ptr<Stub>> stubs, ClientOptions options, Sleeper sleep,
+                 bool local);
+
+  // OK when the server answers now; no second attempt.
+  absl::Status Probe();
 
   absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) override;
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) override;
+  absl::StatusOr<std::vector<PutResult>> PutBatch(const std::vector<PutRequest>& requests) override;
   absl::StatusOr<LookupResult> Lookup(const LookupRequest& request) override;
   absl::Status Get(const GetRequest& request, GetSink& sink) override;
   absl::StatusOr<SelectionResult> Touch(const BlockSelector& blocks, int64_t ttl_ms) override;
@@ -42,10 +55,22 @@ class ConnectionImpl : public Connection {
 
  private:
   RetryState Retry() const { return RetryState(options_, sleep_); }
+  Stub& NextStub() { return *stubs_[next_stub_++ % stubs_.size()]; }
+  absl::StatusOr<std::vector<PutResult>> Put(const std::vector<const PutRequest*>& requests);
+  absl::StatusOr<LookupResult> LookupOnce(const LookupRequest& request);
+  // Registers a layout again that a server which started anew does not know; false when it was not
+  // registered through this connection or cannot be now.
+  bool RegisterAgain(const RegisteredLayout& layout);
 
-  const std::shared_ptr<Stub> stub_;
+  const std::vector<std::shared_ptr<Stub>> stubs_;
+  Stub* const stub_;  // for calls that move no payload
   const ClientOptions options_;
   const Sleeper sleep_;
+  std::atomic<uint32_t> next_stub_{0};
+  Mutex mutex_;
+  // By fingerprint and namespace.
+  std::map<std::string, v1::RegisterLayoutRequest> registered_ LKV_GUARDED_BY(mutex_);
+  std::unique_ptr<RegionClient> regions_;  // null: no shared memory
 };
 
 }  // namespace latticekv

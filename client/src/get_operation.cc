@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "client/src/call_limit.h"
 #include "client/src/proto_convert.h"
 #include "client/src/stream_watchdog.h"
 #include "core/base/crc32c.h"
@@ -42,8 +43,9 @@ uint64_t LayerTokenBytes(const LayerSpec& layer) {
 }
 
 absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
-                        const ClientOptions& options) {
+                        const ClientOptions& options, const CallLimit& limit) {
   auto stream = stub.GetBlocks(MakeGetRequest(request));
+  const CallGuard guard(limit, [&] { stream->Cancel(); });
   StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream->Cancel(); });
   GetReceiver receiver(request, sink);
   absl::Status wrong;
@@ -244,9 +246,13 @@ absl::Status CheckGet(const GetRequest& request) {
 absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
                     const ClientOptions& options, RetryState retry) {
   LKV_RETURN_IF_ERROR(CheckGet(request));
+  const CallLimit limit(request.timeout_ms, request.cancel);
   while (true) {
-    absl::Status status = RunAttempt(stub, request, sink, options);
-    if (status.ok() || !retry.WaitToRetry(status)) return status;
+    LKV_RETURN_IF_ERROR(limit.Check("get"));
+    absl::Status status = RunAttempt(stub, request, sink, options, limit);
+    if (status.ok()) return status;
+    LKV_RETURN_IF_ERROR(limit.Check("get"));
+    if (!retry.WaitToRetry(status)) return status;
     LKV_RETURN_IF_ERROR(sink.OnRestart());
   }
 }

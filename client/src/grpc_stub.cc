@@ -10,6 +10,7 @@
 #include "latticekv/error_detail.h"
 #include "latticekv/v1/admin_service.grpc.pb.h"
 #include "latticekv/v1/cache_service.grpc.pb.h"
+#include "proto/part_wire.h"
 #include "proto/rpc_status.h"
 
 namespace latticekv {
@@ -30,10 +31,20 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return out;
 }
 
+// Writes bytes, so that parts go out as they lie in memory; on the wire it is the same protobuf.
 class GrpcPutStream : public PutStream {
  public:
-  explicit GrpcPutStream(v1::KvCache::Stub& stub) : stream_(stub.PutBlocks(&context_)) {}
-  bool Write(const v1::PutBlocksRequest& message) override { return stream_->Write(message); }
+  GrpcPutStream(grpc::ChannelInterface* channel, const grpc::internal::RpcMethod& method)
+      : stream_(grpc::internal::ClientReaderWriterFactory<
+                grpc::ByteBuffer, v1::PutBlocksResponse>::Create(channel, method, &context_)) {}
+  bool Write(const v1::PutBlocksRequest& message) override {
+    return stream_->Write(ToByteBuffer(message));
+  }
+  bool WritePart(uint32_t index, uint64_t offset, uint32_t crc32c,
+                 const PartBuffer& data) override {
+    return stream_->Write(
+        WritePutPart(index, offset, crc32c, OwningSlice(AsBytes(*data), PartBuffer(data))));
+  }
   void WritesDone() override { stream_->WritesDone(); }
   bool Read(v1::PutBlocksResponse& message) override { return stream_->Read(&message); }
   absl::Status Finish() override { return FromGrpc(stream_->Finish()); }
@@ -41,7 +52,7 @@ class GrpcPutStream : public PutStream {
 
  private:
   grpc::ClientContext context_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::PutBlocksRequest, v1::PutBlocksResponse>> stream_;
+  std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, v1::PutBlocksResponse>> stream_;
 };
 
 template <typename Response>
@@ -62,7 +73,10 @@ class GrpcReadStream : public ReadStream<Response> {
 class GrpcStub : public Stub {
  public:
   GrpcStub(const std::shared_ptr<grpc::Channel>& channel, int64_t timeout_ms)
-      : cache_(v1::KvCache::NewStub(channel)),
+      : channel_(channel),
+        put_blocks_("/latticekv.v1.KvCache/PutBlocks", grpc::internal::RpcMethod::BIDI_STREAMING,
+                    channel),
+        cache_(v1::KvCache::NewStub(channel)),
         admin_(v1::Admin::NewStub(channel)),
         timeout_ms_(timeout_ms) {}
 
@@ -71,7 +85,7 @@ class GrpcStub : public Stub {
     return Call(*cache_, &v1::KvCache::Stub::RegisterLayout, request);
   }
   std::unique_ptr<PutStream> PutBlocks() override {
-    return std::make_unique<GrpcPutStream>(*cache_);
+    return std::make_unique<GrpcPutStream>(channel_.get(), put_blocks_);
   }
   absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request) override {
     return Call(*cache_, &v1::KvCache::Stub::Lookup, request);
@@ -80,6 +94,11 @@ class GrpcStub : public Stub {
       const v1::GetBlocksRequest& request) override {
     return std::make_unique<GrpcReadStream<v1::GetBlocksResponse>>(
         [&](grpc::ClientContext* context) { return cache_->GetBlocks(context, request); });
+  }
+  std::unique_ptr<ReadStream<v1::RegionGrant>> OpenRegion(
+      const v1::OpenRegionRequest& request) override {
+    return std::make_unique<GrpcReadStream<v1::RegionGrant>>(
+        [&](grpc::ClientContext* context) { return cache_->OpenRegion(context, request); });
   }
   absl::StatusOr<v1::BlocksResponse> Touch(const v1::TouchRequest& request) override {
     return Call(*cache_, &v1::KvCache::Stub::Touch, request);
@@ -139,6 +158,8 @@ class GrpcStub : public Stub {
     return response;
   }
 
+  const std::shared_ptr<grpc::Channel> channel_;
+  const grpc::internal::RpcMethod put_blocks_;
   std::unique_ptr<v1::KvCache::Stub> cache_;
   std::unique_ptr<v1::Admin::Stub> admin_;
   int64_t timeout_ms_;
@@ -163,6 +184,13 @@ absl::Status CheckAddress(const std::string& address) {
 }
 
 }  // namespace
+
+bool IsLocalAddress(const std::string& address) {
+  for (const char* prefix : {"unix:", "127.", "localhost:", "[::1]:"}) {
+    if (address.starts_with(prefix)) return true;
+  }
+  return false;
+}
 
 absl::StatusOr<std::shared_ptr<Stub>> MakeGrpcStub(const std::string& address,
                                                    const ClientOptions& options) {

@@ -1,9 +1,11 @@
 #include "client/src/put_plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "client/src/proto_convert.h"
+#include "core/base/crc32c.h"
 #include "core/base/status_macros.h"
 #include "core/layout/chain_hash.h"
 
@@ -12,6 +14,9 @@ namespace {
 
 // One row is one token of one plane; parts hold whole rows.
 static_assert(size_t{limits::kMaxHeads} * limits::kMaxHeadDim * 4 <= limits::kMaxPartBytes);
+
+// Bytes that are gathered before their checksum is taken.
+constexpr size_t kCacheBytes = 64 << 10;
 
 absl::Status CheckRequest(const PutRequest& request) {
   const RegisteredLayout& registered = request.layout;
@@ -68,6 +73,7 @@ absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
   std::vector<PutChunk> chunks;
   for (size_t i = request.start / chunk_tokens; i < hashes.size(); ++i) {
     PutChunk chunk;
+    chunk.request = &request;
     chunk.index = static_cast<uint32_t>(chunks.size());
     chunk.start_position = uint64_t{i} * chunk_tokens;
     chunk.tokens = request.tokens.subspan(
@@ -89,11 +95,12 @@ v1::PutOpen MakePutOpen(const PutRequest& request) {
   open.set_preset(ToProto(request.preset));
   open.set_wait_for(request.durable ? v1::BLOCK_STATE_DURABLE : v1::BLOCK_STATE_MEMORY);
   open.set_ttl_ms(request.ttl_ms);
-  open.set_encoding(v1::ENCODING_RAW);
+  open.set_encoding(request.compress_on_worker ? v1::ENCODING_FRAME : v1::ENCODING_RAW);
   return open;
 }
 
-v1::BlockHeader MakeBlockHeader(const PutRequest& request, const PutChunk& chunk) {
+v1::BlockHeader MakeBlockHeader(const PutChunk& chunk) {
+  const PutRequest& request = *chunk.request;
   v1::BlockHeader header;
   header.set_index(chunk.index);
   header.set_content_hash(BytesString(chunk.content_hash));
@@ -110,39 +117,88 @@ v1::BlockHeader MakeBlockHeader(const PutRequest& request, const PutChunk& chunk
   return header;
 }
 
-PayloadReader::PayloadReader(const PutRequest& request, const PutChunk& chunk)
-    : request_(request),
-      layout_(*request.layout.layout),
-      first_token_(chunk.start_position - request.start),
-      tokens_(static_cast<uint32_t>(chunk.tokens.size())) {}
-
-void PayloadReader::NextPart(std::string& data) {
-  data.clear();
-  while (!done()) {
-    const PlaneSpec& plane = layout_.layers[layer_].planes[plane_];
-    if (data.size() + plane.token_bytes() > limits::kMaxPartBytes) break;
-    AppendRow(data);
-    if (++token_ < tokens_) continue;
-    token_ = 0;
-    if (++plane_ < layout_.layers[layer_].planes.size()) continue;
-    plane_ = 0;
-    ++layer_;
+absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk) {
+  const PutRequest& request = *chunk.request;
+  EncodeOptions options;
+  options.preset = request.preset;
+  options.profile = request.layout.profile.get();
+  options.start_position = chunk.start_position;
+  const v1::BlockHeader header = MakeBlockHeader(chunk);
+  options.exact_tokens.assign(header.exact_tokens().begin(), header.exact_tokens().end());
+  std::vector<std::vector<PlaneView>> planes = request.planes;
+  for (std::vector<PlaneView>& layer : planes) {
+    for (PlaneView& view : layer) {
+      view.data += (chunk.start_position - request.start) * view.token_stride;
+    }
   }
-  offset_ += data.size();
+  return EncodeFrame(*request.layout.layout, static_cast<uint32_t>(chunk.tokens.size()), planes,
+                     options);
 }
 
-void PayloadReader::AppendRow(std::string& data) {
+PayloadReader::PayloadReader(const PutChunk& chunk)
+    : request_(*chunk.request),
+      layout_(*request_.layout.layout),
+      first_token_(chunk.start_position - request_.start),
+      tokens_(static_cast<uint32_t>(chunk.tokens.size())) {}
+
+template <typename Take>
+void PayloadReader::NextRows(size_t max_bytes, const Take& take) {
   const PlaneSpec& plane = layout_.layers[layer_].planes[plane_];
   const PlaneView& view = request_.planes[layer_][plane_];
   const size_t head_bytes = plane.head_dim * DTypeBytes(plane.dtype);
+  const size_t row_bytes = plane.token_bytes();
+  const auto rows =
+      static_cast<uint32_t>(std::min<size_t>(max_bytes / row_bytes, tokens_ - token_));
   const std::byte* row = view.data + (first_token_ + token_) * view.token_stride;
-  if (view.head_stride == head_bytes) {
-    data.append(AsText({row, plane.token_bytes()}));
-    return;
+  const bool heads_together = plane.heads == 1 || view.head_stride == head_bytes;
+  if (heads_together && view.token_stride == row_bytes) {
+    take(ByteSpan(row, rows * row_bytes));
+  } else {
+    for (uint32_t t = 0; t < rows; ++t, row += view.token_stride) {
+      const uint32_t pieces = heads_together ? 1 : plane.heads;
+      for (uint32_t h = 0; h < pieces; ++h) {
+        take(ByteSpan(row + h * view.head_stride, row_bytes / pieces));
+      }
+    }
   }
-  for (uint32_t h = 0; h < plane.heads; ++h) {
-    data.append(AsText({row + h * view.head_stride, head_bytes}));
+  offset_ += rows * row_bytes;
+  token_ += rows;
+  if (token_ < tokens_) return;
+  token_ = 0;
+  if (++plane_ < layout_.layers[layer_].planes.size()) return;
+  plane_ = 0;
+  ++layer_;
+}
+
+uint32_t PayloadReader::NextPart(std::string& data) {
+  data.clear();
+  data.reserve(limits::kMaxPartBytes);
+  uint32_t crc = 0;
+  while (!done()) {
+    const size_t before = data.size();
+    const size_t row_bytes = layout_.layers[layer_].planes[plane_].token_bytes();
+    const size_t room = limits::kMaxPartBytes - before;
+    if (room < row_bytes) break;
+    NextRows(std::min(room, std::max(row_bytes, kCacheBytes)),
+             [&](ByteSpan bytes) { data.append(AsText(bytes)); });
+    // While the bytes are in the cache.
+    crc = Crc32c(AsBytes(data).subspan(before), crc);
   }
+  return crc;
+}
+
+uint32_t PayloadReader::ReadAll(std::byte* out) {
+  uint32_t crc = 0;
+  while (!done()) {
+    const size_t row_bytes = layout_.layers[layer_].planes[plane_].token_bytes();
+    std::byte* begin = out;
+    NextRows(std::max(row_bytes, kCacheBytes), [&](ByteSpan bytes) {
+      std::memcpy(out, bytes.data(), bytes.size());
+      out += bytes.size();
+    });
+    crc = Crc32c({begin, out}, crc);
+  }
+  return crc;
 }
 
 }  // namespace latticekv

@@ -13,7 +13,8 @@
 namespace latticekv {
 
 struct PutChunk {
-  uint32_t index = 0;
+  const PutRequest* request = nullptr;
+  uint32_t index = 0;  // within the put, or within all puts of a batch
   uint64_t start_position = 0;
   std::span<const uint32_t> tokens;
   Digest content_hash{};
@@ -22,24 +23,31 @@ struct PutChunk {
 };
 
 // Cuts `request` into chunks at multiples of the namespace's chunk size. INVALID_ARGUMENT when the
-// request does not fit its layout. The chunks refer to the request's tokens.
+// request does not fit its layout. The chunks refer to the request and its tokens.
 absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request);
 
 v1::PutOpen MakePutOpen(const PutRequest& request);
-v1::BlockHeader MakeBlockHeader(const PutRequest& request, const PutChunk& chunk);
+v1::BlockHeader MakeBlockHeader(const PutChunk& chunk);
+// The chunk as a frame, encoded here.
+absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk);
 
 // Gathers a chunk's payload out of the request's strided views, part by part: for each layer, for
 // each plane, contiguous [tokens, heads, head_dim].
 class PayloadReader {
  public:
-  PayloadReader(const PutRequest& request, const PutChunk& chunk);
+  explicit PayloadReader(const PutChunk& chunk);
   bool done() const { return layer_ == request_.planes.size(); }
-  // Replaces `data` by the next part: whole token rows, at most kMaxPartBytes.
-  void NextPart(std::string& data);
+  // Replaces `data` by the next part: whole token rows, at most kMaxPartBytes. Returns its CRC32C.
+  uint32_t NextPart(std::string& data);
+  // Writes the whole payload to `out`. Returns its CRC32C.
+  uint32_t ReadAll(std::byte* out);
   uint64_t offset() const { return offset_; }
 
  private:
-  void AppendRow(std::string& data);
+  // The next tokens of one plane, at most `max_bytes`: whole rows. Calls `take` with each run of
+  // bytes that lie side by side, and goes on.
+  template <typename Take>
+  void NextRows(size_t max_bytes, const Take& take);
 
   const PutRequest& request_;
   const Layout& layout_;

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "client/src/part_buffer.h"
 #include "latticekv/client_options.h"
 #include "latticekv/v1/admin_service.pb.h"
 #include "latticekv/v1/cache_service.pb.h"
@@ -19,6 +20,15 @@ class PutStream {
   virtual ~PutStream() = default;
   // False: the stream is broken; Finish says why.
   virtual bool Write(const v1::PutBlocksRequest& message) = 0;
+  // Writes a BlockPart; streams over gRPC do so without copying `data`.
+  virtual bool WritePart(uint32_t index, uint64_t offset, uint32_t crc32c, const PartBuffer& data) {
+    v1::PutBlocksRequest message;
+    message.mutable_part()->set_index(index);
+    message.mutable_part()->set_offset(offset);
+    message.mutable_part()->set_crc32c(crc32c);
+    message.mutable_part()->set_data(*data);
+    return Write(message);
+  }
   virtual void WritesDone() = 0;
   // False: no more messages.
   virtual bool Read(v1::PutBlocksResponse& message) = 0;
@@ -47,6 +57,11 @@ class Stub {
   virtual absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request) = 0;
   virtual std::unique_ptr<ReadStream<v1::GetBlocksResponse>> GetBlocks(
       const v1::GetBlocksRequest& request) = 0;
+  // Null: this stub has no shared memory.
+  virtual std::unique_ptr<ReadStream<v1::RegionGrant>> OpenRegion(
+      const v1::OpenRegionRequest& request) {
+    return nullptr;
+  }
   virtual absl::StatusOr<v1::BlocksResponse> Touch(const v1::TouchRequest& request) = 0;
   virtual absl::StatusOr<v1::BlocksResponse> Pin(const v1::PinRequest& request) = 0;
   virtual absl::StatusOr<v1::BlocksResponse> Unpin(const v1::UnpinRequest& request) = 0;
@@ -70,6 +85,9 @@ class Stub {
 // A stub over a gRPC channel; INVALID_ARGUMENT unless `address` is `unix:PATH` or `HOST:PORT`.
 absl::StatusOr<std::shared_ptr<Stub>> MakeGrpcStub(const std::string& address,
                                                    const ClientOptions& options);
+
+// True for addresses that can only be on this host: unix sockets and loopback.
+bool IsLocalAddress(const std::string& address);
 
 }  // namespace latticekv
 

@@ -16,6 +16,8 @@
 #include "core/base/sha256.h"
 #include "core/codec/codec.h"
 #include "core/layout/layout.h"
+#include "core/layout/model_profile.h"
+#include "latticekv/cancel.h"
 
 namespace latticekv {
 
@@ -37,6 +39,8 @@ struct RegisteredLayout {
   uint32_t chunk_tokens = limits::kMaxChunkTokens;
   // Hash of the profile the server encodes with; all zero: none.
   Digest profile_hash{};
+  // That profile, when it was registered through this client: what compressing on the worker uses.
+  std::shared_ptr<const ModelProfile> profile;
 };
 
 enum class BlockState { kMemory, kDurable };
@@ -74,6 +78,10 @@ struct PutRequest {
   std::vector<uint64_t> exact_positions;
   // Called for each finished block, from one thread at a time, not necessarily the caller's.
   std::function<void(const BlockResult&)> on_block;
+  // Encode here and send frames: a sixth or less of the bytes, for CPU time of the caller's thread.
+  bool compress_on_worker = false;
+  int64_t timeout_ms = 0;  // of the whole call, attempts included; 0: none
+  CancelToken cancel;
 };
 
 struct PutResult {
@@ -133,6 +141,8 @@ struct GetRequest {
   bool accept_evicted = false;
   uint32_t first_layer = 0;
   uint32_t layer_count = 0;  // 0: to the last
+  int64_t timeout_ms = 0;    // of the whole call, attempts included; 0: none
+  CancelToken cancel;
 };
 
 // A block as a get announces it.

@@ -8,9 +8,11 @@
 #define LATTICEKV_CLIENT_H_
 
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "latticekv/connection.h"
 
@@ -34,6 +36,30 @@ class Client {
   // an error, put again.
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) {
     return connection_->PutPrefix(request);
+  }
+
+  // Several puts over one stream, for many small ones. They share layout, session, preset,
+  // durability, life time and the side that compresses; the first one's timeout and token count for
+  // all. Results are in the order of the requests.
+  absl::StatusOr<std::vector<PutResult>> PutBatch(const std::vector<PutRequest>& requests) {
+    return connection_->PutBatch(requests);
+  }
+
+  // The same calls in threads of their own. What a request refers to must live until its future is
+  // ready; the future's destructor waits for that.
+  std::future<absl::StatusOr<PutResult>> AsyncPutPrefix(PutRequest request) {
+    return std::async(std::launch::async, [connection = connection_, request = std::move(request)] {
+      return connection->PutPrefix(request);
+    });
+  }
+  std::future<absl::Status> AsyncGet(GetRequest request, GetSink& sink) {
+    return std::async(std::launch::async, [connection = connection_, request = std::move(request),
+                                           &sink] { return connection->Get(request, sink); });
+  }
+  std::future<absl::StatusOr<LookupResult>> AsyncLookup(LookupRequest request) {
+    return std::async(std::launch::async, [connection = connection_, request = std::move(request)] {
+      return connection->Lookup(request);
+    });
   }
 
   // The longest stored prefix of a token sequence.

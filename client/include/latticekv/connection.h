@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,8 @@ class Connection {
 
   virtual absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) = 0;
   virtual absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) = 0;
+  virtual absl::StatusOr<std::vector<PutResult>> PutBatch(
+      const std::vector<PutRequest>& requests) = 0;
   virtual absl::StatusOr<LookupResult> Lookup(const LookupRequest& request) = 0;
   virtual absl::Status Get(const GetRequest& request, GetSink& sink) = 0;
   virtual absl::StatusOr<SelectionResult> Touch(const BlockSelector& blocks, int64_t ttl_ms) = 0;

@@ -1,0 +1,182 @@
+#include "client/src/region_client.h"
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#include "client/src/stream_watchdog.h"
+#include "core/base/status_macros.h"
+
+namespace latticekv {
+namespace {
+
+constexpr size_t kSlotAlignment = 64;
+constexpr int64_t kLeaseTimeoutMs = 2'000;
+constexpr auto kRetryAfter = std::chrono::seconds(2);
+
+absl::Status NotHere(const char* why) { return absl::UnavailableError(why); }
+
+class Socket {
+ public:
+  explicit Socket(int descriptor) : descriptor_(descriptor) {}
+  ~Socket() {
+    if (descriptor_ >= 0) close(descriptor_);
+  }
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+  int get() const { return descriptor_; }
+
+ private:
+  const int descriptor_;
+};
+
+// The descriptor that the server gives for `token` over its abstract socket `name`.
+absl::StatusOr<int> ReceiveDescriptor(const std::string& name, const std::string& token) {
+  const Socket server(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (name.empty() || name.size() >= sizeof(address.sun_path)) {
+    return NotHere("the region's socket has an impossible name");
+  }
+  std::memcpy(address.sun_path + 1, name.data(), name.size());
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  if (server.get() < 0 ||
+      connect(server.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
+      send(server.get(), token.data(), token.size(), MSG_NOSIGNAL) !=
+          static_cast<ssize_t>(token.size())) {
+    return NotHere("the server is not on this host");
+  }
+  pollfd waiting{server.get(), POLLIN, 0};
+  if (poll(&waiting, 1, kLeaseTimeoutMs) <= 0) return NotHere("no descriptor came");
+  char byte = 0;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  if (recvmsg(server.get(), &message, MSG_CMSG_CLOEXEC) <= 0) return NotHere("no descriptor came");
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (header == nullptr || header->cmsg_type != SCM_RIGHTS ||
+      header->cmsg_len != CMSG_LEN(sizeof(int))) {
+    return NotHere("no descriptor came");
+  }
+  int descriptor = -1;
+  std::memcpy(&descriptor, CMSG_DATA(header), sizeof(descriptor));
+  return descriptor;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<ClientRegion>> ClientRegion::Map(uint64_t id, int descriptor,
+                                                                size_t bytes) {
+  const Socket closed_at_the_end(descriptor);
+  struct stat file {};
+  if (fstat(descriptor, &file) != 0 || static_cast<size_t>(file.st_size) != bytes) {
+    return NotHere("the region has another size than granted");
+  }
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+  if (base == MAP_FAILED) return NotHere("the region cannot be mapped");
+  return std::shared_ptr<ClientRegion>(new ClientRegion(id, static_cast<std::byte*>(base), bytes));
+}
+
+ClientRegion::~ClientRegion() { munmap(base_, bytes_); }
+
+std::optional<uint64_t> ClientRegion::Allocate(size_t bytes) {
+  if (bytes == 0 || bytes > bytes_) return std::nullopt;
+  const size_t size = (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
+  MutexLock lock(mutex_);
+  uint64_t begin = 0;
+  for (const auto& [offset, used] : used_) {
+    if (offset - begin >= size) break;
+    begin = offset + used;
+  }
+  if (begin + bytes > bytes_) return std::nullopt;
+  used_[begin] = size;
+  return begin;
+}
+
+void ClientRegion::Free(uint64_t offset) {
+  MutexLock lock(mutex_);
+  used_.erase(offset);
+}
+
+RegionClient::~RegionClient() {
+  MutexLock lock(mutex_);
+  CloseLocked();
+}
+
+void RegionClient::CloseLocked() {
+  region_.reset();
+  if (stream_) stream_->Cancel();
+  if (watcher_.joinable()) watcher_.join();
+  stream_.reset();
+}
+
+std::shared_ptr<ClientRegion> RegionClient::Region() {
+  if (bytes_ == 0) return nullptr;
+  MutexLock lock(mutex_);
+  if (region_ && alive_->load()) return region_;
+  if (SteadyClock::now() < next_try_) return nullptr;
+  CloseLocked();
+  auto region = Lease();
+  if (!region.ok()) {
+    CloseLocked();
+    next_try_ = SteadyClock::now() + kRetryAfter;
+    return nullptr;
+  }
+  region_ = *std::move(region);
+  // The lease ends when the server goes.
+  alive_ = std::make_shared<std::atomic<bool>>(true);
+  watcher_ = std::thread([stream = stream_.get(), alive = alive_] {
+    v1::RegionGrant ignored;
+    while (stream->Read(ignored)) {
+    }
+    alive->store(false);
+    const absl::Status end = stream->Finish();
+    static_cast<void>(end.ok());
+  });
+  return region_;
+}
+
+absl::StatusOr<std::shared_ptr<ClientRegion>> RegionClient::Lease() {
+  v1::OpenRegionRequest request;
+  request.set_bytes(bytes_);
+  stream_ = stub_.OpenRegion(request);
+  if (!stream_) return NotHere("there is no shared memory");
+  v1::RegionGrant grant;
+  absl::Status failed;
+  {
+    const StreamWatchdog watchdog(kLeaseTimeoutMs, [this]() LKV_NO_ANALYSIS { stream_->Cancel(); });
+    if (!stream_->Read(grant)) failed = NotHere("no region was granted");
+  }
+  absl::StatusOr<int> descriptor =
+      failed.ok() ? ReceiveDescriptor(grant.socket_name(), grant.token()) : failed;
+  if (descriptor.ok() && grant.bytes() == bytes_) {
+    auto region = ClientRegion::Map(grant.region_id(), *descriptor, grant.bytes());
+    if (region.ok()) return region;
+    failed = region.status();
+  } else {
+    failed = descriptor.ok() ? NotHere("another size than asked for") : descriptor.status();
+    if (descriptor.ok()) close(*descriptor);
+  }
+  // To its end, as gRPC wants it.
+  stream_->Cancel();
+  while (stream_->Read(grant)) {
+  }
+  const absl::Status end = stream_->Finish();
+  static_cast<void>(end.ok());
+  stream_.reset();
+  return failed;
+}
+
+}  // namespace latticekv

@@ -1,0 +1,192 @@
+#include "server/region_registry.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
+#include "server/error_detail.h"
+#include "spdlog/spdlog.h"
+
+namespace latticekv {
+namespace {
+
+constexpr size_t kTokenBytes = 16;
+constexpr int kHandOverTimeoutMs = 200;
+constexpr int kStopPollMs = 100;
+constexpr int kListenBacklog = 128;
+
+std::string RandomBytes(size_t size) {
+  std::string out(size, '\0');
+  size_t have = 0;
+  while (have < size) {
+    const ssize_t got = getrandom(out.data() + have, size - have, 0);
+    if (got > 0) have += static_cast<size_t>(got);
+  }
+  return out;
+}
+
+absl::Status SystemError(const char* what) {
+  return absl::ResourceExhaustedError(absl::StrCat("shared memory: ", what, " failed (",
+                                                   std::strerror(errno), "); put over the socket"));
+}
+
+// A name in the abstract namespace: it needs no file, and goes with the process.
+socklen_t AbstractAddress(const std::string& name, sockaddr_un* out) {
+  *out = {};
+  out->sun_family = AF_UNIX;
+  std::memcpy(out->sun_path + 1, name.data(), name.size());
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<SharedRegion>> SharedRegion::Create(size_t bytes) {
+  std::shared_ptr<SharedRegion> region(new SharedRegion());
+  region->id_ = LoadLe<uint64_t>(RandomBytes(sizeof(uint64_t)).data());
+  region->token_ = RandomBytes(kTokenBytes);
+  region->descriptor_ = memfd_create("latticekv-region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (region->descriptor_ < 0) return SystemError("memfd_create");
+  if (ftruncate(region->descriptor_, static_cast<off_t>(bytes)) != 0) {
+    return SystemError("ftruncate");
+  }
+  if (fcntl(region->descriptor_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    return SystemError("sealing");
+  }
+  void* base = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, region->descriptor_, 0);
+  if (base == MAP_FAILED) return SystemError("mmap");
+  region->base_ = static_cast<std::byte*>(base);
+  region->bytes_ = bytes;
+  return region;
+}
+
+SharedRegion::~SharedRegion() {
+  if (base_ != nullptr) munmap(base_, bytes_);
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+bool SharedRegion::CopyTo(uint64_t offset, uint64_t size, ByteVector* out) const {
+  if (offset > bytes_ || size > bytes_ - offset) return false;
+  out->insert(out->end(), base_ + offset, base_ + offset + size);
+  return true;
+}
+
+RegionRegistry::RegionRegistry(size_t capacity_bytes) : capacity_bytes_(capacity_bytes) {
+  if (capacity_bytes_ == 0) return;
+  const std::string name = absl::StrCat("latticekv-", ToHex(AsBytes(RandomBytes(kTokenBytes))));
+  listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  sockaddr_un address;
+  const socklen_t size = AbstractAddress(name, &address);
+  if (listener_ < 0 || bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      listen(listener_, kListenBacklog) != 0) {
+    spdlog::warn("no shared memory for clients: {}", std::strerror(errno));
+    return;
+  }
+  socket_name_ = name;
+  thread_ = std::thread([this] { ServeDescriptors(); });
+}
+
+RegionRegistry::~RegionRegistry() {
+  stopping_.store(true);
+  if (thread_.joinable()) thread_.join();
+  if (listener_ >= 0) close(listener_);
+}
+
+absl::StatusOr<std::shared_ptr<SharedRegion>> RegionRegistry::Open(uint64_t bytes) {
+  if (socket_name_.empty()) {
+    return absl::UnimplementedError("this daemon leases no shared memory; put over the socket");
+  }
+  if (bytes == 0 || bytes > limits::kMaxRegionBytes) {
+    return LimitError("kMaxRegionBytes", absl::StrCat("a region has 1 to ", limits::kMaxRegionBytes,
+                                                      " bytes; ask for a smaller one"));
+  }
+  MutexLock lock(mutex_);
+  if (regions_.size() >= limits::kMaxRegions || bytes > capacity_bytes_ - total_bytes_) {
+    return LimitError("kMaxRegions",
+                      absl::StrCat(regions_.size(), " regions with ", total_bytes_,
+                                   " bytes are leased (--shared_memory_bytes); put over the "
+                                   "socket"));
+  }
+  LKV_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, SharedRegion::Create(bytes));
+  regions_[region->id()] = region;
+  total_bytes_ += bytes;
+  return region;
+}
+
+std::shared_ptr<SharedRegion> RegionRegistry::Find(uint64_t id) const {
+  MutexLock lock(mutex_);
+  const auto it = regions_.find(id);
+  return it == regions_.end() ? nullptr : it->second;
+}
+
+void RegionRegistry::Close(uint64_t id) {
+  std::shared_ptr<SharedRegion> region;  // unmapped without the lock
+  MutexLock lock(mutex_);
+  const auto it = regions_.find(id);
+  if (it == regions_.end()) return;
+  region = std::move(it->second);
+  total_bytes_ -= region->bytes();
+  regions_.erase(it);
+}
+
+size_t RegionRegistry::count() const {
+  MutexLock lock(mutex_);
+  return regions_.size();
+}
+
+void RegionRegistry::ServeDescriptors() {
+  while (!stopping_.load()) {
+    pollfd waiting{listener_, POLLIN, 0};
+    if (poll(&waiting, 1, kStopPollMs) <= 0) continue;
+    const int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (client < 0) continue;
+    HandOver(client);
+    close(client);
+  }
+}
+
+void RegionRegistry::HandOver(int client) {
+  pollfd waiting{client, POLLIN, 0};
+  char token[kTokenBytes];
+  if (poll(&waiting, 1, kHandOverTimeoutMs) <= 0 ||
+      recv(client, token, sizeof(token), 0) != static_cast<ssize_t>(sizeof(token))) {
+    return;
+  }
+  std::shared_ptr<SharedRegion> region;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [id, candidate] : regions_) {
+      if (candidate->token() == std::string_view(token, sizeof(token))) region = candidate;
+    }
+  }
+  if (!region) return;
+  char byte = 0;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int descriptor = region->descriptor();
+  std::memcpy(CMSG_DATA(header), &descriptor, sizeof(descriptor));
+  sendmsg(client, &message, MSG_NOSIGNAL);
+}
+
+}  // namespace latticekv

@@ -1,0 +1,78 @@
+// Regions of shared memory that clients on this host put their payloads into.
+#ifndef LATTICEKV_SERVER_REGION_REGISTRY_H_
+#define LATTICEKV_SERVER_REGION_REGISTRY_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "absl/status/statusor.h"
+#include "core/base/bytes.h"
+#include "core/base/mutex.h"
+
+namespace latticekv {
+
+// One mapped region. The client may write to it at any time, so nothing in it is looked at twice:
+// readers copy first and check the copy. Its size is sealed: no client can cut it under a reader.
+class SharedRegion {
+ public:
+  static absl::StatusOr<std::shared_ptr<SharedRegion>> Create(size_t bytes);
+  ~SharedRegion();
+  SharedRegion(const SharedRegion&) = delete;
+  SharedRegion& operator=(const SharedRegion&) = delete;
+
+  uint64_t id() const { return id_; }
+  const std::string& token() const { return token_; }
+  size_t bytes() const { return bytes_; }
+  int descriptor() const { return descriptor_; }
+  // Appends `size` bytes from `offset` on to `out`; false when they are not all within the region.
+  bool CopyTo(uint64_t offset, uint64_t size, ByteVector* out) const;
+
+ private:
+  SharedRegion() = default;
+  uint64_t id_ = 0;
+  std::string token_;  // what a client shows to be given the descriptor
+  int descriptor_ = -1;
+  std::byte* base_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// The regions there are, and the socket that gives their descriptors away. Thread-safe.
+class RegionRegistry {
+ public:
+  // `capacity_bytes` 0: no region is ever leased.
+  explicit RegionRegistry(size_t capacity_bytes);
+  ~RegionRegistry();
+  RegionRegistry(const RegionRegistry&) = delete;
+  RegionRegistry& operator=(const RegionRegistry&) = delete;
+
+  // UNIMPLEMENTED when shared memory is off, RESOURCE_EXHAUSTED beyond the limits.
+  absl::StatusOr<std::shared_ptr<SharedRegion>> Open(uint64_t bytes);
+  // Null: there is no such region (any more).
+  std::shared_ptr<SharedRegion> Find(uint64_t id) const;
+  // The memory goes when the last reader is done with it.
+  void Close(uint64_t id);
+  const std::string& socket_name() const { return socket_name_; }
+  size_t count() const;
+
+ private:
+  // Serves one client after the other; each has kHandOverTimeoutMs.
+  void ServeDescriptors();
+  void HandOver(int socket);
+
+  const size_t capacity_bytes_;
+  std::string socket_name_;
+  int listener_ = -1;
+  std::atomic<bool> stopping_{false};
+  mutable Mutex mutex_;
+  std::unordered_map<uint64_t, std::shared_ptr<SharedRegion>> regions_ LKV_GUARDED_BY(mutex_);
+  size_t total_bytes_ LKV_GUARDED_BY(mutex_) = 0;
+  std::thread thread_;
+};
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_SERVER_REGION_REGISTRY_H_

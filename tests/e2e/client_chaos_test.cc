@@ -1,0 +1,216 @@
+// Real daemons and real client processes: clients that vanish in the middle, a daemon that is
+// killed under its workers. `client_chaos_test --vanish ADDRESS CLIENTS` is such a client process.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "client/src/proto_convert.h"
+#include "client/src/region_client.h"
+#include "client/src/stub.h"
+#include "core/layout/chain_hash.h"
+#include "latticekv/client.h"
+#include "tests/support/daemon_process.h"
+
+namespace latticekv {
+namespace {
+
+using testing::DaemonProcess;
+using testing::Eventually;
+using testing::Sleep;
+
+constexpr uint32_t kChunk = 16;
+constexpr int kVanishing = 1000, kPerProcess = 100;
+
+Layout TestLayout() {
+  return MakeUniformLayout("chaos", 2, 1, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+}
+
+// The tokens and planes of one worker's put.
+struct Sequence {
+  Sequence(uint32_t worker, uint32_t number) : tokens(2 * kChunk, 5) {
+    tokens[0] = worker;
+    tokens[1] = number;
+    const Layout layout = TestLayout();
+    data.resize(layout.token_bytes() * tokens.size(), std::byte{0x31});
+    std::byte* at = data.data();
+    for (const LayerSpec& layer : layout.layers) {
+      auto& views = planes.emplace_back();
+      for (const PlaneSpec& plane : layer.planes) {
+        views.push_back(ContiguousPlane(plane, static_cast<const std::byte*>(at)));
+        at += plane.token_bytes() * tokens.size();
+      }
+    }
+  }
+  std::vector<uint32_t> tokens;
+  ByteVector data;
+  std::vector<std::vector<PlaneView>> planes;
+};
+
+// A client process: `clients` channels, each with a region of shared memory and an upload of which
+// half has come; then it is killed.
+int Vanish(const std::string& address, int clients) {
+  std::vector<std::shared_ptr<Stub>> stubs;
+  std::vector<std::unique_ptr<RegionClient>> regions;
+  std::vector<std::unique_ptr<PutStream>> streams;
+  const Layout layout = TestLayout();
+  for (int i = 0; i < clients; ++i) {
+    auto stub = MakeGrpcStub(address, {});
+    if (!stub.ok()) return 1;
+    stubs.push_back(*stub);
+    regions.push_back(std::make_unique<RegionClient>(*stubs.back(), 1 << 20));
+    const auto region = regions.back()->Region();
+    if (region != nullptr) std::memset(region->at(0), 1, region->bytes());
+    const Sequence sequence(static_cast<uint32_t>(getpid()), static_cast<uint32_t>(i));
+    v1::PutBlocksRequest message;
+    message.mutable_open()->set_fingerprint(BytesString(LayoutFingerprint(layout)));
+    auto stream = stubs.back()->PutBlocks();
+    if (!stream->Write(message)) return 1;
+    v1::BlockHeader& header = *message.mutable_header();
+    const auto hashes = ChainHashes(LayoutFingerprint(layout), sequence.tokens, kChunk, "");
+    header.set_content_hash(BytesString(hashes[0]));
+    header.mutable_token_ids()->Add(sequence.tokens.begin(), sequence.tokens.begin() + kChunk);
+    header.set_payload_bytes(layout.token_bytes() * kChunk);
+    v1::PutBlocksResponse answer;
+    if (!stream->Write(message) || !stream->Read(answer) || !answer.has_credit()) return 1;
+    const auto half = std::make_shared<std::string>(layout.token_bytes() * kChunk / 2, 'x');
+    if (!stream->WritePart(0, 0, 0x1234, half)) return 1;  // half of them with a wrong checksum too
+    streams.push_back(std::move(stream));
+  }
+  kill(getpid(), SIGKILL);
+  return 1;
+}
+
+TEST(ClientChaosTest, AThousandClientsThatVanishLeakNothing) {
+  DaemonProcess daemon;
+  ASSERT_TRUE(daemon.Start());
+  auto client = Connect(daemon.address());
+  ASSERT_TRUE(client.ok());
+  auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  const auto put = [&](uint32_t number) {
+    const Sequence sequence(0, number);
+    PutRequest request;
+    request.layout = *layout;
+    request.tokens = sequence.tokens;
+    request.planes = sequence.planes;
+    auto result = client->PutPrefix(request);
+    return result.ok() && result->status().ok();
+  };
+  const auto vanish = [&](int clients) {
+    auto process = ChildProcess::Start(
+        "/proc/self/exe", {"--vanish", daemon.address(), absl::StrCat(clients)}, "/dev/null");
+    ASSERT_TRUE(process.ok());
+    const int status = (*process)->Wait();
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+  };
+  ASSERT_TRUE(put(0));
+  // Once before, so that what the daemon keeps for good (threads, arenas) is there already.
+  vanish(kPerProcess);
+  const auto quiet = [&] {
+    const auto stats = client->Stats();
+    return stats.ok() && stats->open_streams == 0 && daemon.Regions() == 1;
+  };
+  ASSERT_TRUE(Eventually(quiet)) << daemon.Regions();
+  const size_t memory = client->Stats()->memory_used_bytes;
+  const size_t descriptors = daemon.Descriptors(), resident = daemon.ResidentBytes();
+
+  for (int done = 0; done < kVanishing; done += kPerProcess) vanish(kPerProcess);
+  ASSERT_TRUE(Eventually(quiet)) << daemon.Regions();
+  EXPECT_TRUE(Eventually([&] { return daemon.Descriptors() <= descriptors; }))
+      << daemon.Descriptors() << " descriptors, " << descriptors << " before";
+  EXPECT_EQ(client->Stats()->memory_used_bytes, memory);
+  EXPECT_LT(daemon.ResidentBytes(), resident + (16u << 20));
+  EXPECT_TRUE(put(1));  // and it works
+}
+
+// 16 workers put and look up while the daemon is killed and started again under them.
+void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags, bool durable) {
+  constexpr uint32_t kWorkers = 16, kPuts = 30;
+  constexpr int kKills = 3;
+  std::atomic<uint32_t> finished{0}, done{0};
+  std::vector<std::thread> workers;
+  for (uint32_t w = 0; w < kWorkers; ++w) {
+    workers.emplace_back([&, w] {
+      ClientOptions options;
+      options.shared_memory_bytes = 1 << 20;
+      options.retry_policy = std::make_shared<LimitedTimeRetryPolicy>(60'000);
+      auto client = Connect(daemon.address(), options);
+      ASSERT_TRUE(client.ok());
+      auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
+      ASSERT_TRUE(layout.ok()) << layout.status();
+      for (uint32_t i = 0; i < kPuts; ++i) {
+        const Sequence sequence(w, i);
+        PutRequest request;
+        request.layout = *layout;
+        request.tokens = sequence.tokens;
+        request.planes = sequence.planes;
+        request.durable = durable;
+        auto put = client->PutPrefix(request);
+        ASSERT_TRUE(put.ok()) << put.status();
+        ASSERT_TRUE(put->status().ok()) << put->status();
+        ASSERT_TRUE(client->Lookup({.layout = *layout, .tokens = sequence.tokens}).ok());
+        ++done;
+        Sleep(10);
+      }
+      ++finished;
+    });
+  }
+  for (int i = 1; i <= kKills; ++i) {
+    while (done < kWorkers * kPuts * static_cast<uint32_t>(i) / (kKills + 1)) Sleep(1);
+    daemon.Kill();
+    Sleep(50);
+    ASSERT_TRUE(daemon.Start(flags));
+  }
+  for (std::thread& worker : workers) worker.join();
+  EXPECT_EQ(finished, kWorkers);
+  if (!durable) return;
+  // Nothing that was acknowledged as durable is lost, not even to one more kill.
+  daemon.Kill();
+  ASSERT_TRUE(daemon.Start(flags));
+  auto client = Connect(daemon.address());
+  auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  for (uint32_t w = 0; w < kWorkers; ++w) {
+    for (uint32_t i = 0; i < kPuts; ++i) {
+      const Sequence sequence(w, i);
+      auto found = client->Lookup({.layout = *layout, .tokens = sequence.tokens});
+      ASSERT_TRUE(found.ok());
+      EXPECT_EQ(found->usable_tokens, sequence.tokens.size()) << w << " " << i << found->miss;
+    }
+  }
+}
+
+TEST(ClientChaosTest, EveryWorkerFinishesWhenTheDaemonIsKilledUnderThem) {
+  DaemonProcess daemon;
+  ASSERT_TRUE(daemon.Start());
+  KillAndRestart(daemon, {}, false);
+}
+
+TEST(ClientChaosTest, NoDurableBlockIsLostWhenTheDaemonIsKilled) {
+  DaemonProcess daemon;
+  const std::vector<std::string> flags = {"--disk_dir=" + daemon.disk(), "--disk_bytes=268435456"};
+  std::filesystem::create_directory(daemon.disk());
+  if (!daemon.Start(flags)) GTEST_SKIP() << "this daemon has no disk tier";
+  KillAndRestart(daemon, flags, true);
+}
+
+}  // namespace
+}  // namespace latticekv
+
+int main(int argc, char** argv) {
+  if (argc == 4 && std::strcmp(argv[1], "--vanish") == 0) {
+    return latticekv::Vanish(argv[2], std::atoi(argv[3]));
+  }
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
