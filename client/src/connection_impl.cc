@@ -19,6 +19,9 @@ namespace {
 constexpr int kDefaultMaxErrors = 5;
 constexpr int64_t kDefaultBackoffMs = 50;
 constexpr int64_t kDefaultMaxBackoffMs = 5'000;
+// From a failure to the next attempt at least, so that a server that accepts and breaks off is not
+// called without a pause.
+constexpr int64_t kPauseWhenBackMs = 20;
 
 ClientOptions WithDefaults(ClientOptions options) {
   if (options.retry_policy == nullptr) {
@@ -71,7 +74,27 @@ ConnectionImpl::ConnectionImpl(std::vector<std::shared_ptr<Stub>> stubs, ClientO
   }
 }
 
-absl::Status ConnectionImpl::Probe() { return stub_->Stats({}).status(); }
+absl::Status ConnectionImpl::Probe(int64_t max_ms) {
+  if (!stub_->WaitConnected(max_ms)) {
+    return absl::UnavailableError("there is no connection to the server");
+  }
+  return stub_->Stats({}).status();
+}
+
+void PauseBeforeRetry(const std::vector<std::shared_ptr<Stub>>& stubs, int64_t delay_ms) {
+  using std::chrono::steady_clock, std::chrono::milliseconds;
+  const auto start = steady_clock::now();
+  const auto left_ms = [&] {
+    const auto passed = std::chrono::duration_cast<milliseconds>(steady_clock::now() - start);
+    return std::max<int64_t>(delay_ms - passed.count(), 0);
+  };
+  const bool lost =
+      !std::all_of(stubs.begin(), stubs.end(), [](const auto& stub) { return stub->Connected(); });
+  bool back = true;
+  for (const auto& stub : stubs) back = stub->WaitConnected(left_ms()) && back;
+  if (lost && back) delay_ms = std::min(delay_ms, kPauseWhenBackMs);
+  std::this_thread::sleep_for(milliseconds(left_ms()));
+}
 
 bool ConnectionImpl::RegisterAgain(const RegisteredLayout& layout) {
   v1::RegisterLayoutRequest message;
@@ -317,12 +340,11 @@ absl::StatusOr<std::shared_ptr<Connection>> MakeConnection(const std::string& ad
   const bool breaker = options.circuit_breaker;
   const int64_t probe_ms = options.breaker_probe_ms;
   auto connection = std::make_shared<ConnectionImpl>(
-      std::move(stubs), std::move(options),
-      [](int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); },
+      stubs, std::move(options), [stubs](int64_t ms) { PauseBeforeRetry(stubs, ms); },
       IsLocalAddress(address));
   if (!breaker) return connection;
   return std::make_shared<BreakerConnection>(
-      connection, [connection] { return connection->Probe(); }, probe_ms);
+      connection, [connection, probe_ms] { return connection->Probe(probe_ms); }, probe_ms);
 }
 
 }  // namespace latticekv

@@ -17,6 +17,10 @@
 
 namespace latticekv {
 
+// Waits `delay_ms`; less when a connection was lost and all are there again. Keeps them connecting
+// meanwhile.
+void PauseBeforeRetry(const std::vector<std::shared_ptr<Stub>>& stubs, int64_t delay_ms);
+
 class ConnectionImpl : public Connection {
  public:
   // Policies that are null in `options` get their defaults. `sleep` waits between attempts.
@@ -26,8 +30,8 @@ class ConnectionImpl : public Connection {
   ConnectionImpl(std::vector<std::shared_ptr<Stub>> stubs, ClientOptions options, Sleeper sleep,
                  bool local);
 
-  // OK when the server answers now; no second attempt.
-  absl::Status Probe();
+  // OK when the server answers, with at most `max_ms` to connect; no second attempt.
+  absl::Status Probe(int64_t max_ms);
 
   absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) override;
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) override;

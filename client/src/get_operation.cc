@@ -252,7 +252,7 @@ absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
     absl::Status status = RunAttempt(stub, request, sink, options, limit);
     if (status.ok()) return status;
     LKV_RETURN_IF_ERROR(limit.Check("get"));
-    if (!retry.WaitToRetry(status)) return status;
+    if (!retry.WaitToRetry(status, limit.LeftMs())) return status;
     LKV_RETURN_IF_ERROR(sink.OnRestart());
   }
 }

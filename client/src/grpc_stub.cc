@@ -80,6 +80,11 @@ class GrpcStub : public Stub {
         admin_(v1::Admin::NewStub(channel)),
         timeout_ms_(timeout_ms) {}
 
+  bool Connected() override { return channel_->GetState(false) == GRPC_CHANNEL_READY; }
+  bool WaitConnected(int64_t max_ms) override {
+    return channel_->WaitForConnected(std::chrono::system_clock::now() +
+                                      std::chrono::milliseconds(max_ms));
+  }
   absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
       const v1::RegisterLayoutRequest& request) override {
     return Call(*cache_, &v1::KvCache::Stub::RegisterLayout, request);

@@ -354,7 +354,7 @@ absl::StatusOr<std::vector<PutResult>> RunPuts(const PutRoute& route,
     for (const BlockResult& block : work.results) {
       if (refused && status.ok() && RetryPolicy::IsTransient(block.status)) status = block.status;
     }
-    if (retry.WaitToRetry(status)) continue;
+    if (retry.WaitToRetry(status, limit.LeftMs())) continue;
     if (!refused) return status;
     break;
   }

@@ -2,9 +2,11 @@
 #ifndef LATTICEKV_CLIENT_SRC_RETRY_LOOP_H_
 #define LATTICEKV_CLIENT_SRC_RETRY_LOOP_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -34,10 +36,12 @@ class RetryState {
     retry_ = options_.retry_policy->Clone();
     backoff_ = options_.backoff_policy->Clone();
   }
-  // True, after waiting, when the call that failed with `status` may be made again.
-  bool WaitToRetry(const absl::Status& status) {
+  // True, after waiting (for `max_ms` at most), when the call that failed with `status` may be made
+  // again.
+  bool WaitToRetry(const absl::Status& status, std::optional<int64_t> max_ms = std::nullopt) {
     if (!retry_->OnFailure(status)) return false;
-    sleep_(backoff_->NextDelayMs());
+    const int64_t delay_ms = backoff_->NextDelayMs();
+    sleep_(max_ms ? std::clamp<int64_t>(*max_ms, 0, delay_ms) : delay_ms);
     return true;
   }
 

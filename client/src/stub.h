@@ -51,6 +51,11 @@ class ReadStream {
 class Stub {
  public:
   virtual ~Stub() = default;
+  // Whether there is a connection now.
+  virtual bool Connected() { return true; }
+  // Connects, for at most `max_ms`; true when there is a connection. A thread that sleeps instead
+  // keeps the transport from noticing that the server is back.
+  virtual bool WaitConnected(int64_t /*max_ms*/) { return true; }
   virtual absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
       const v1::RegisterLayoutRequest& request) = 0;
   virtual std::unique_ptr<PutStream> PutBlocks() = 0;

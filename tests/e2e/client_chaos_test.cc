@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -133,11 +134,51 @@ TEST(ClientChaosTest, AThousandClientsThatVanishLeakNothing) {
   EXPECT_TRUE(put(1));  // and it works
 }
 
+// Waits as long as nothing but a connection that is back can have ended the wait in time.
+class LongBackoff : public BackoffPolicy {
+ public:
+  std::unique_ptr<BackoffPolicy> Clone() const override { return std::make_unique<LongBackoff>(); }
+  int64_t NextDelayMs() override { return 120'000; }
+};
+
+TEST(ClientChaosTest, ARetryGoesOnAsSoonAsTheDaemonIsBack) {
+  for (const uint32_t connections : {1u, 3u}) {
+    DaemonProcess daemon;
+    ASSERT_TRUE(daemon.Start());
+    ClientOptions options;
+    options.connections = connections;
+    options.retry_policy = std::make_shared<LimitedTimeRetryPolicy>(300'000);
+    options.backoff_policy = std::make_shared<LongBackoff>();
+    auto client = Connect(daemon.address(), options);
+    ASSERT_TRUE(client.ok());
+    auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    daemon.Kill();
+    const auto start = std::chrono::steady_clock::now();
+    std::thread starter([&] {
+      Sleep(1'000);  // the put below has failed once by then, and waits
+      EXPECT_TRUE(daemon.Start());
+    });
+    const Sequence sequence(7, 7);
+    PutRequest request;
+    request.layout = *layout;
+    request.tokens = sequence.tokens;
+    request.planes = sequence.planes;
+    auto put = client->PutPrefix(request);
+    const auto took = std::chrono::steady_clock::now() - start;
+    starter.join();
+    ASSERT_TRUE(put.ok()) << put.status();
+    EXPECT_TRUE(put->status().ok()) << put->status();
+    EXPECT_LT(took, std::chrono::seconds(60));
+  }
+}
+
 // 16 workers put and look up while the daemon is killed and started again under them.
 void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags, bool durable) {
   constexpr uint32_t kWorkers = 16, kPuts = 30;
   constexpr int kKills = 3;
   std::atomic<uint32_t> finished{0}, done{0};
+  std::array<uint32_t, kWorkers> acknowledged{};  // of each worker: its first puts, in order
   std::vector<std::thread> workers;
   for (uint32_t w = 0; w < kWorkers; ++w) {
     workers.emplace_back([&, w] {
@@ -158,6 +199,7 @@ void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags
         auto put = client->PutPrefix(request);
         ASSERT_TRUE(put.ok()) << put.status();
         ASSERT_TRUE(put->status().ok()) << put->status();
+        acknowledged[w] = i + 1;
         ASSERT_TRUE(client->Lookup({.layout = *layout, .tokens = sequence.tokens}).ok());
         ++done;
         Sleep(10);
@@ -182,7 +224,7 @@ void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags
   auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
   ASSERT_TRUE(layout.ok()) << layout.status();
   for (uint32_t w = 0; w < kWorkers; ++w) {
-    for (uint32_t i = 0; i < kPuts; ++i) {
+    for (uint32_t i = 0; i < acknowledged[w]; ++i) {
       const Sequence sequence(w, i);
       auto found = client->Lookup({.layout = *layout, .tokens = sequence.tokens});
       ASSERT_TRUE(found.ok());
