@@ -154,19 +154,17 @@ TEST(ClientChaosTest, ARetryGoesOnAsSoonAsTheDaemonIsBack) {
     auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
     ASSERT_TRUE(layout.ok()) << layout.status();
     daemon.Kill();
-    const auto start = std::chrono::steady_clock::now();
-    std::thread starter([&] {
-      Sleep(1'000);  // the put below has failed once by then, and waits
-      EXPECT_TRUE(daemon.Start());
-    });
     const Sequence sequence(7, 7);
     PutRequest request;
     request.layout = *layout;
     request.tokens = sequence.tokens;
     request.planes = sequence.planes;
-    auto put = client->PutPrefix(request);
+    const auto start = std::chrono::steady_clock::now();
+    auto putting = client->AsyncPutPrefix(request);
+    Sleep(1'000);  // it has failed once by then, and waits
+    EXPECT_TRUE(daemon.Start());
+    const auto put = putting.get();
     const auto took = std::chrono::steady_clock::now() - start;
-    starter.join();
     ASSERT_TRUE(put.ok()) << put.status();
     EXPECT_TRUE(put->status().ok()) << put->status();
     EXPECT_LT(took, std::chrono::seconds(60));
