@@ -1,5 +1,5 @@
 // What a Client talks through. Tests of code that uses a Client put a mock here
-// (client/mocks/mock_connection.h).
+// (latticekv/mocks/mock_connection.h; client/mocks in this tree).
 #ifndef LATTICEKV_CONNECTION_H_
 #define LATTICEKV_CONNECTION_H_
 
