@@ -61,7 +61,8 @@ __device__ void StoreBytes(unsigned char* to, uint32_t value, int bytes) {
   for (int i = 0; i < bytes; ++i) to[i] = static_cast<unsigned char>(value >> 8 * i);
 }
 
-// By the whole block; `from` is aligned to 2 bytes and may be read up to 3 bytes around its ends.
+// By the whole block; `from` is aligned to 2 bytes and may be read up to 4 bytes around its ends.
+// Loads go ahead of stores, four a thread.
 __device__ void CopyWords(unsigned char* to, const unsigned char* from, uint32_t bytes) {
   const uint32_t head = min(bytes, static_cast<uint32_t>(-reinterpret_cast<intptr_t>(to) & 3));
   const uint32_t whole = (bytes - head) / 4;
@@ -70,16 +71,25 @@ __device__ void CopyWords(unsigned char* to, const unsigned char* from, uint32_t
   const uintptr_t source = reinterpret_cast<uintptr_t>(from + head);
   const uint32_t* aligned = reinterpret_cast<const uint32_t*>(source & ~uintptr_t{3});
   const uint32_t shift = source % 4 * 8;
-  for (uint32_t i = threadIdx.x; i < whole; i += kThreads) {
-    wide[i] = shift == 0 ? aligned[i] : __funnelshift_r(aligned[i], aligned[i + 1], shift);
+  for (uint32_t first = threadIdx.x; first < whole; first += 4 * kThreads) {
+    uint32_t words[4];
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) {
+      const uint32_t i = first + k * kThreads;
+      if (i < whole) words[k] = __funnelshift_r(aligned[i], aligned[i + 1], shift);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) {
+      const uint32_t i = first + k * kThreads;
+      if (i < whole) wide[i] = words[k];
+    }
   }
   for (uint32_t i = head + 4 * whole + threadIdx.x; i < bytes; i += kThreads) to[i] = from[i];
 }
 
 __device__ const unsigned char* VectorAt(const unsigned char* arena, const EncodeUnit& unit,
                                          uint32_t token) {
-  const TokenPlace place =
-      reinterpret_cast<const TokenPlace*>(arena + unit.places_at)[token];
+  const TokenPlace place = reinterpret_cast<const TokenPlace*>(arena + unit.places_at)[token];
   return reinterpret_cast<const unsigned char*>(unit.src) + place.block * unit.block_stride +
          place.slot * unit.token_stride;
 }
@@ -141,6 +151,7 @@ __global__ void __launch_bounds__(kThreads) CopyKernel(EncodeLaunch launch) {
 constexpr uint32_t kPolynomial = 0x82F63B78u;
 // A warp takes pieces of 32 rounds of 32 words, a word a lane and round.
 constexpr int kPieceRounds = 32;
+constexpr int kAhead = 8;  // rounds whose words are loaded together
 constexpr int64_t kPieceBytes = 32 * 4 * kPieceRounds;
 
 struct ChecksumConstants {
@@ -193,14 +204,14 @@ __device__ uint32_t Shift(uint32_t v, uint64_t n, const uint32_t* powers) {
   return v;
 }
 
-// The word at byte `at` of `bytes`, zeros before the first byte.
+// The word at byte `at` of `bytes`, zeros before the first byte. Reads up to 4 bytes behind it.
 __device__ uint32_t WordAt(const unsigned char* bytes, int64_t at) {
-  if (at <= -4) return 0;
   const uintptr_t address = reinterpret_cast<uintptr_t>(bytes + at);
   const uint32_t* aligned = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-  const uint32_t shift = address % 4 * 8;
-  const uint32_t word = shift == 0 ? aligned[0] : __funnelshift_r(aligned[0], aligned[1], shift);
-  return at >= 0 ? word : word & 0xFFFFFFFFu << -8 * at;
+  const bool inside = at > -4;
+  const uint32_t low = inside ? aligned[0] : 0, high = inside ? aligned[1] : 0;
+  const uint32_t word = __funnelshift_r(low, high, address % 4 * 8);
+  return at >= 0 || !inside ? word : word & 0xFFFFFFFFu << -8 * at;
 }
 
 // A layer's sums of errors.
@@ -249,12 +260,18 @@ __global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) 
   for (int64_t piece = threadIdx.x / 32; piece * kPieceBytes < size; piece += kThreads / 32) {
     const int64_t begin = size - (piece + 1) * kPieceBytes + 4 * static_cast<int64_t>(lane);
     uint32_t crc = 0;
-#pragma unroll 8
-    for (int n = 0; n < kPieceRounds; ++n) {
-      const uint32_t v = crc ^ WordAt(bytes, begin + 128 * n);
-      crc = n == kPieceRounds - 1 ? v
-                                  : round[0][v & 255] ^ round[1][v >> 8 & 255] ^
-                                        round[2][v >> 16 & 255] ^ round[3][v >> 24];
+#pragma unroll 1
+    for (int n = 0; n < kPieceRounds; n += kAhead) {
+      uint32_t words[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) words[i] = WordAt(bytes, begin + 128 * (n + i));
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const uint32_t v = crc ^ words[i];
+        crc = n + i == kPieceRounds - 1 ? v
+                                        : round[0][v & 255] ^ round[1][v >> 8 & 255] ^
+                                              round[2][v >> 16 & 255] ^ round[3][v >> 24];
+      }
     }
     crc = __reduce_xor_sync(kEveryLane, Multiply(crc, lane_shift));
     if (lane == 0) sum ^= Shift(crc, piece, kChecksum.piece_shift);

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "core/codec/cuda/decode_kernel.h"
+#include "core/codec/cuda/pack_halves.cuh"
 #include "core/codec/cuda/tile_side.cuh"
 #include "core/layout/rotary_phase.h"
 
@@ -43,12 +44,8 @@ __global__ void RopeKernel(unsigned char* arena, uint64_t tasks_at, uint32_t cou
 
 // To nearest even, saturating; decoded numbers are finite and below 2^123, so only f16 can be.
 __device__ uint32_t PackPair(float a, float b, bool bf16) {
-  if (bf16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  }
-  const __half2 pair =
-      __floats2half2_rn(fminf(fmaxf(a, -65504.0f), 65504.0f), fminf(fmaxf(b, -65504.0f), 65504.0f));
+  if (!bf16) return PackHalves(a, b);
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
@@ -61,22 +58,18 @@ __device__ void StoreElement(const UnitTask& unit, unsigned char* vector, uint32
   }
 }
 
-// Eight channels from `c` on.
-__device__ void StoreGroup(const UnitTask& unit, unsigned char* vector, uint32_t c,
-                           const float (&v)[8]) {
-  if (!unit.wide_stores) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) StoreElement(unit, vector, c + i, v[i]);
-  } else if (unit.element_bytes == 4) {
+// Eight channels from `c` on; not the common case.
+__device__ __noinline__ void StoreGroup(const UnitTask& unit, unsigned char* vector, uint32_t c,
+                                        float4 low, float4 high) {
+  if (unit.wide_stores && unit.element_bytes == 4) {
     float4* to = reinterpret_cast<float4*>(vector + 4 * c);
-    to[0] = {v[0], v[1], v[2], v[3]};
-    to[1] = {v[4], v[5], v[6], v[7]};
-  } else {
-    const bool bf16 = unit.is_bf16;
-    *reinterpret_cast<uint4*>(vector + 2 * c) = {
-        PackPair(v[0], v[1], bf16), PackPair(v[2], v[3], bf16), PackPair(v[4], v[5], bf16),
-        PackPair(v[6], v[7], bf16)};
+    to[0] = low;
+    to[1] = high;
+    return;
   }
+  const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) StoreElement(unit, vector, c + i, v[i]);
 }
 
 __device__ void Rotate(float a, float b, float2 angle, float& x, float& y) {
@@ -84,20 +77,35 @@ __device__ void Rotate(float a, float b, float2 angle, float& x, float& y) {
   y = __fadd_rn(__fmul_rn(b, angle.x), __fmul_rn(a, angle.y));
 }
 
+// What a lane's unit and place in the row are, in one word; the rotary pairs in the upper half.
+enum LaneFlag : uint32_t {
+  kModeMask = 3,  // RopeMode
+  kKey = 1 << 2,
+  kLowBits = 1 << 3,  // some channel of the group has them
+  kWide16 = 1 << 4,   // 16-bit elements, stored 16 bytes at once
+  kBf16 = 1 << 5,
+  kRotates = 1 << 6,  // with the lane given by kPartnerShift
+  kFirst = 1 << 7,    // of the two partners
+  kPartnerShift = 8,
+  kPairsShift = 16
+};
+
 // A lane's place among the tile's groups, and what it needs of the unit and the channels there.
 struct LaneGroup {
   const UnitTask* unit = nullptr;
   uint32_t group_end = 0;
   const RowRecord* record;
-  uint32_t group;            // of the row
   uint32_t next_record = 0;  // rows from one round to the next; 0: found anew every round
   uint32_t half_frequency = 1;
-  uint2 tables;   // bytes, one a channel
-  bool low_bits;  // some channel has them
-  bool key;
-  uint8_t mode;
-  int mean[8];
-  float step[8];
+  uint32_t flags = 0;
+  uint32_t channel;  // of the output
+  uint2 tables;      // bytes, one a channel
+  const int4* mean;  // of the group's channels, in scratch
+  const float4* step;
+  const float4* angles;  // of the lane's pairs, token 0
+
+  __device__ bool Is(uint32_t flag) const { return (flags & flag) != 0; }
+  __device__ uint32_t mode() const { return flags & kModeMask; }
 
   // Moves to group `at` of the tile; `at` grows by 32 from call to call.
   __device__ void MoveTo(const UnitTask* units, unsigned char* arena, uint32_t at) {
@@ -114,19 +122,32 @@ struct LaneGroup {
     group_end = unit->group_end;
     const uint32_t groups_per_row = unit->dim / 8;
     half_frequency = unit->half_frequency;
-    key = unit->is_key;
-    mode = unit->rope_mode;
-    group = (at - unit->group_begin) % groups_per_row;
+    const uint32_t group = (at - unit->group_begin) % groups_per_row;
     next_record = 32 % groups_per_row == 0 ? 32 / groups_per_row : 0;
     const Resolved numbers(arena, *unit);
     record = numbers.rows + (at - unit->group_begin) / groups_per_row;
     tables = *reinterpret_cast<const uint2*>(numbers.table + 8 * group);
     const uint2 bits = *reinterpret_cast<const uint2*>(numbers.low_bits + 8 * group);
-    low_bits = (bits.x | bits.y) != 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) mean[i] = numbers.mean[8 * group + i];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) step[i] = key ? numbers.step[8 * group + i] : 0;
+    mean = reinterpret_cast<const int4*>(numbers.mean + 8 * group);
+    step = reinterpret_cast<const float4*>(numbers.step + 8 * group);
+    channel = 8 * group;
+    flags = unit->rope_mode | (unit->is_key ? kKey : 0) | ((bits.x | bits.y) != 0 ? kLowBits : 0) |
+            (unit->wide_stores && unit->element_bytes == 2 ? kWide16 : 0) |
+            (unit->is_bf16 ? kBf16 : 0) | uint32_t{unit->pairs} << kPairsShift;
+    FindPartner(arena, group);
+  }
+
+  // The first of two partners rotates pairs 0 to 3 of the eight, the second 4 to 7.
+  __device__ void FindPartner(const unsigned char* arena, uint32_t group) {
+    const uint32_t pair_groups = unit->pairs / 8;
+    const bool rotates = (mode() == kNeoxPair || mode() == kInterleaved) && group < 2 * pair_groups;
+    const bool first = group < pair_groups;
+    const uint32_t me = WarpCoder::Lane();
+    const uint32_t partner = !rotates ? me : first ? me + pair_groups : me - pair_groups;
+    const uint32_t pair = 8 * (first ? group : group - pair_groups) + (first ? 0 : 4);
+    flags |= (rotates ? kRotates : 0) | (first ? kFirst : 0) | (partner & 31) << kPartnerShift;
+    angles = reinterpret_cast<const float4*>(arena + unit->rope_at + 8 * pair);
+    if (rotates && mode() == kInterleaved) channel = 2 * pair;
   }
 };
 
@@ -134,22 +155,23 @@ __device__ uint32_t ByteOf(uint2 bytes, int i) {
   return __byte_perm(bytes.x, bytes.y, 0x4440 | i) & 0xFF;
 }
 
-// One round: a group of 8 a lane, as integers 4 k + 2 [half coset]. No lane has low bits. kAll: all
-// lanes are active.
+// One round: a group of 8 a lane, as numbers in the coder's scale without their means. No lane has
+// low bits. kAll: all lanes are active.
 template <bool kAll>
 __device__ void DecodeRound(WarpCoder& coder, const LaneGroup& lane, bool active, int (&q)[8]) {
   coder.Reserve(288);
   const bool half = coder.Coset<kAll>(lane.half_frequency, active);
   const uint32_t shift = half ? 0x03030303u : 0u;
   const uint2 tables = {lane.tables.x + shift, lane.tables.y + shift};
+  const uint32_t half_step = half ? kValueOne / 2 : 0;
   uint32_t parity = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     uint32_t id = ByteOf(tables, i);
-    if (i == 7) id += 1 + (parity & 1);
-    const int k = coder.Symbol<kAll>(id, active);
-    parity ^= static_cast<uint32_t>(k);
-    q[i] = 4 * k + (half ? 2 : 0);
+    if (i == 7) id += 1 + (parity & kValueOne) / kValueOne;
+    const uint32_t packed = coder.Packed<kAll>(id, active);
+    parity ^= packed;
+    q[i] = static_cast<int>((packed & kValueMask) + half_step);
   }
 }
 
@@ -177,52 +199,44 @@ __device__ __noinline__ void DecodeRoundWithLowBits(SlowRound& round, const uint
     k = k * (1 << count) + static_cast<int>(bits);
     if (i == 7 && split > 0) k = 2 * k + static_cast<int>(parity & 1);
     parity ^= static_cast<uint32_t>(k);
-    round.q[i] = 4 * k + (half ? 2 : 0);
+    round.q[i] = (k + kValueOffset) * static_cast<int>(kValueOne) + (half ? int{kValueOne} / 2 : 0);
   }
 }
 
-// Rotates groups whose partner is in another lane, and gives the channel where the result goes.
-__device__ void RotatePairs(const unsigned char* arena, const LaneGroup& lane, uint32_t token,
-                            bool active, float (&v)[8], uint32_t& channel) {
-  const UnitTask& unit = *lane.unit;
-  const uint32_t pairs = unit.pairs, pair_groups = pairs / 8;
-  const bool rotates = active && (lane.mode == kNeoxPair || lane.mode == kInterleaved) &&
-                       lane.group < 2 * pair_groups;
-  const bool first = lane.group < pair_groups;
-  const uint32_t me = WarpCoder::Lane();
-  const uint32_t partner = !rotates ? me : first ? me + pair_groups : me - pair_groups;
-  const uint32_t pair = 8 * (first ? lane.group : lane.group - pair_groups) + (first ? 0 : 4);
+// Rotates groups whose partner is in another lane.
+__device__ void RotatePairs(const LaneGroup& lane, uint32_t token, bool active, float (&v)[8]) {
+  const bool rotates = active && lane.Is(kRotates), first = lane.Is(kFirst);
+  const uint32_t partner = lane.flags >> kPartnerShift & 31;
   float2 angle[4] = {};
   if (rotates) {
-    const float4* from =
-        reinterpret_cast<const float4*>(arena + unit.rope_at + 8 * (token * pairs + pair));
+    const float4* from = lane.angles + token * (lane.flags >> kPairsShift) / 2;
     const float4 low = __ldcg(from), high = __ldcg(from + 1);
     angle[0] = {low.x, low.y}, angle[1] = {low.z, low.w};
     angle[2] = {high.x, high.y}, angle[3] = {high.z, high.w};
   }
-  // The first of two partners rotates pairs 0 to 3 of the eight, the second 4 to 7.
   float x[4], y[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const float other = __shfl_sync(kAllLanes, first ? v[4 + j] : v[j], partner);
     Rotate(first ? v[j] : other, first ? other : v[4 + j], angle[j], x[j], y[j]);
   }
+  // Woven together in memory, partners need nothing back from one another.
+  if (__any_sync(kAllLanes, rotates && lane.mode() == kNeoxPair)) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float other = __shfl_sync(kAllLanes, first ? y[j] : x[j], partner);
-    if (rotates) {
-      v[j] = first ? x[j] : other;
-      v[4 + j] = first ? other : y[j];
+    for (int j = 0; j < 4; ++j) {
+      const float other = __shfl_sync(kAllLanes, first ? y[j] : x[j], partner);
+      if (rotates) {
+        v[j] = first ? x[j] : other;
+        v[4 + j] = first ? other : y[j];
+      }
     }
   }
-  // Woven together in memory, partners need nothing back from one another.
-  if (rotates && lane.mode == kInterleaved) {
+  if (rotates && lane.mode() == kInterleaved) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       v[2 * j] = x[j];
       v[2 * j + 1] = y[j];
     }
-    channel = 2 * pair;
   }
 }
 
@@ -259,6 +273,39 @@ __device__ __noinline__ void FinishStagedRows(const unsigned char* arena, const 
   __syncwarp();
 }
 
+// A round's numbers before rotation.
+__device__ void Reconstruct(const LaneGroup& lane, float row_step, const int (&q)[8],
+                            float (&v)[8]) {
+  const int4 mean[2] = {lane.mean[0], lane.mean[1]};
+  float4 step[2] = {{row_step, row_step, row_step, row_step},
+                    {row_step, row_step, row_step, row_step}};
+  if (lane.Is(kKey)) step[0] = lane.step[0], step[1] = lane.step[1];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    v[4 * h] = __fmul_rn(__int2float_rn(q[4 * h] + mean[h].x), step[h].x);
+    v[4 * h + 1] = __fmul_rn(__int2float_rn(q[4 * h + 1] + mean[h].y), step[h].y);
+    v[4 * h + 2] = __fmul_rn(__int2float_rn(q[4 * h + 2] + mean[h].z), step[h].z);
+    v[4 * h + 3] = __fmul_rn(__int2float_rn(q[4 * h + 3] + mean[h].w), step[h].w);
+  }
+}
+
+__device__ void StoreRound(const LaneGroup& lane, uint64_t dst, const float (&v)[8]) {
+  auto* vector = reinterpret_cast<unsigned char*>(dst);
+  if (!lane.Is(kWide16)) {
+    StoreGroup(*lane.unit, vector, lane.channel, {v[0], v[1], v[2], v[3]},
+               {v[4], v[5], v[6], v[7]});
+    return;
+  }
+  uint4* to = reinterpret_cast<uint4*>(vector + 2 * lane.channel);
+  if (lane.Is(kBf16)) {
+    *to = {PackPair(v[0], v[1], true), PackPair(v[2], v[3], true), PackPair(v[4], v[5], true),
+           PackPair(v[6], v[7], true)};
+  } else {
+    *to = {PackHalves(v[0], v[1]), PackHalves(v[2], v[3]), PackHalves(v[4], v[5]),
+           PackHalves(v[6], v[7])};
+  }
+}
+
 // False when the tile's stream is damaged.
 __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const UnitTask* units,
                              WarpCoder& coder, float* staging) {
@@ -272,11 +319,13 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     }
     const RowRecord record = *lane.record;
     int q[8];
-    if (__any_sync(kAllLanes, lane.low_bits)) {
+    if (__any_sync(kAllLanes, lane.Is(kLowBits))) {
       SlowRound round{coder};
       const Resolved numbers(arena, *lane.unit);
-      DecodeRoundWithLowBits(round, numbers.table + 8 * lane.group,
-                             numbers.low_bits + 8 * lane.group, lane.half_frequency, active);
+      const auto group =
+          static_cast<uint32_t>(reinterpret_cast<const int32_t*>(lane.mean) - numbers.mean);
+      DecodeRoundWithLowBits(round, numbers.table + group, numbers.low_bits + group,
+                             lane.half_frequency, active);
       coder = round.coder;
 #pragma unroll
       for (int i = 0; i < 8; ++i) q[i] = round.q[i];
@@ -287,18 +336,10 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     }
     if (coder.Overrun()) return false;
     float v[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      v[i] = __fmul_rn(__int2float_rn(q[i] + lane.mean[i]), lane.key ? lane.step[i] : record.step);
-    }
-    uint32_t channel = 8 * lane.group;
-    const bool staged = lane.mode == kStaged;
-    if (__any_sync(kAllLanes, lane.mode != kDirect && !staged)) {
-      RotatePairs(arena, lane, record.token, active, v, channel);
-    }
-    if (active && !staged) {
-      StoreGroup(*lane.unit, reinterpret_cast<unsigned char*>(record.dst), channel, v);
-    }
+    Reconstruct(lane, record.step, q, v);
+    const bool staged = lane.mode() == kStaged;
+    if (__any_sync(kAllLanes, lane.Is(kRotates))) RotatePairs(lane, record.token, active, v);
+    if (active && !staged) StoreRound(lane, record.dst, v);
     if (__any_sync(kAllLanes, active && staged)) {
       if (active && staged) {
 #pragma unroll
@@ -306,7 +347,7 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
           staging[(8 * (at + WarpCoder::Lane()) + i) % kStagedFloats] = v[i];
         }
       }
-      const bool ends = active && staged && lane.group == lane.unit->dim / 8u - 1;
+      const bool ends = active && staged && lane.channel == lane.unit->dim - 8u;
       FinishStagedRows(arena, lane.unit, record.dst, record.token, at, ends, staging);
     }
   }

@@ -73,9 +73,7 @@ __device__ inline int32_t RoundClamped(float v, float limit = kRoundLimitInteger
 
 // From the bits of the largest magnitude: e such that every |x| < 2^e.
 __device__ inline int ExponentOfBits(uint32_t bits) { return static_cast<int>(bits >> 23) - 126; }
-__device__ inline int ScaleBits(int exponent) {
-  return ClampValue(127 + 14 - exponent, 1, 254);
-}
+__device__ inline int ScaleBits(int exponent) { return ClampValue(127 + 14 - exponent, 1, 254); }
 __device__ inline float IntegerScale(int exponent) {
   return __uint_as_float(static_cast<uint32_t>(ScaleBits(exponent)) << 23);
 }

@@ -229,7 +229,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
   launch.counter_at = take(2 * sizeof(uint32_t));
   const uint64_t rope_at = take(rope_bytes_), q2_at = take(q2_bytes_);
   const uint64_t result_at = take(result_bytes_), words_at = take(words_bytes_);
-  launch.output_at = take(output_bytes_);
+  launch.output_at = take(output_bytes_ + kArenaAlignment);  // read a word beyond its end
   plan.device_bytes_ = at;
   plan.pinned_bytes_ = tasks_bytes + plan.results_bytes_;
   for (cuda::EncodeUnit& unit : units_) {

@@ -6,24 +6,42 @@
 namespace latticekv::cuda {
 namespace {
 
-constexpr uint32_t kEntropyThreads = 512;
+constexpr uint32_t kEntropyThreads = 256;
+constexpr uint32_t kEntropyBlocks = 4;  // of a multiprocessor
 constexpr uint32_t kEntropyWarps = kEntropyThreads / 32;
 constexpr uint32_t kEveryLane = 0xFFFFFFFFu;
 constexpr uint32_t kRansLow = 1u << 16;
 
-__device__ const EncodeConstants kConstants = MakeEncodeConstants();
-
 // floor(2^32 / frequency), the largest number that fits for 1; frequency | start << 16.
-struct Entry {
+struct alignas(8) Entry {
   uint32_t reciprocal;
   uint32_t range;
 };
 extern __shared__ __align__(16) unsigned char shared_bytes_of_entries[];
 
-__device__ uint32_t Reciprocal(uint32_t frequency) {
-  return frequency <= 1 ? 0xFFFFFFFFu
-                        : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
+constexpr uint32_t Reciprocal(uint32_t frequency) {
+  return frequency <= 1 ? 0xFFFFFFFFu : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
 }
+
+struct alignas(16) EntropyConstants {
+  Entry entry[kTableIds][kSymbolSpan];
+  uint32_t reciprocal[kProbabilityTotal + 1];  // of cosets
+};
+constexpr EntropyConstants MakeEntropyConstants() {
+  EntropyConstants out{};
+  constexpr EncodeConstants kRanges = MakeEncodeConstants();
+  for (int id = 0; id < kTableIds; ++id) {
+    for (int i = 0; i < kSymbolSpan; ++i) {
+      const uint32_t range = kRanges.entry[id][i];
+      out.entry[id][i] = {Reciprocal(range & 0xFFFF), range};
+    }
+  }
+  for (uint32_t f = 0; f <= kProbabilityTotal; ++f) out.reciprocal[f] = Reciprocal(f);
+  return out;
+}
+__device__ const EntropyConstants kEntropy = MakeEntropyConstants();
+constexpr uint32_t kEntryBytes = sizeof(EntropyConstants::entry);
+static_assert(kEntryBytes % 16 == 0);
 
 // A warp's coder. Every method is called by all lanes together.
 class WarpEncoder {
@@ -35,7 +53,8 @@ class WarpEncoder {
   template <bool kAll = false>
   __device__ void Symbol(Entry e, bool active) {
     const uint32_t frequency = e.range & 0xFFFF, start = e.range >> 16;
-    Emit((kAll || active) && x_ >= frequency << 22);
+    // At least 1 where the symbol is in its table, so that inactive lanes emit nothing.
+    Emit(kAll || active ? (frequency << 22) - 1 : 0xFFFFFFFFu);
     // The quotient by a reciprocal rounded down is right or one too small.
     const uint32_t quotient = __umulhi(x_, e.reciprocal), rest = x_ - quotient * frequency;
     uint32_t x = (quotient << kProbabilityBits) + rest + start;
@@ -44,20 +63,32 @@ class WarpEncoder {
   }
   __device__ void Bits(uint32_t bits, uint32_t count, bool active) {
     active = active && count > 0;
-    Emit(active && x_ >> (32 - count) != 0);
+    Emit(active ? (1u << (32 - count)) - 1 : 0xFFFFFFFFu);
     if (active) x_ = x_ << count | bits;
   }
   __device__ uint32_t state() const { return x_; }
   __device__ uint32_t first() const { return first_; }
 
  private:
-  // Lanes that emit put their words in order of the lanes.
-  __device__ void Emit(bool emits) {
-    const uint32_t emitters = __ballot_sync(kEveryLane, emits);
-    first_ -= __popc(emitters);
-    if (!emits) return;
-    words_[first_ + __popc(emitters & before_)] = static_cast<uint16_t>(x_);
-    x_ >>= 16;
+  // Lanes whose states are above `most` put their words in order of the lanes. One comparison for
+  // vote and stores, which the compiler would make two of.
+  __device__ void Emit(uint32_t most) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t.reg .b16 word;\n\t.reg .b32 emitters, n;\n\t.reg .b64 at;\n\t"
+        "setp.gt.u32 p, %0, %2;\n\t"
+        "vote.sync.ballot.b32 emitters, p, 0xffffffff;\n\t"
+        "popc.b32 n, emitters;\n\t"
+        "sub.u32 %1, %1, n;\n\t"
+        "and.b32 n, emitters, %3;\n\t"
+        "popc.b32 n, n;\n\t"
+        "add.u32 n, n, %1;\n\t"
+        "mad.wide.u32 at, n, 2, %4;\n\t"
+        "cvt.u16.u32 word, %0;\n\t"
+        "@p st.global.u16 [at], word;\n\t"
+        "@p shr.u32 %0, %0, 16;\n\t}"
+        : "+r"(x_), "+r"(first_)
+        : "r"(most), "r"(before_), "l"(words_)
+        : "memory");
   }
   uint16_t* words_;
   uint32_t first_;
@@ -107,19 +138,24 @@ class GroupWalk {
   }
   __device__ uint32_t total() const { return total_; }
 
-  // Moves to group `at`, below any before.
+  // Moves to group `at`, 32 below the one before. Points of the next group and the token of the one
+  // behind it are on their way meanwhile.
   __device__ void MoveTo(uint32_t at) {
-    if (unit_found_ && at >= begin_) {
-      if (row_stride_ != 0) {
-        row_ -= row_stride_;
-      } else {
-        Place(at);
-      }
+    if (unit_found_ && at >= begin_ && row_stride_ != 0) {
+      row_ -= row_stride_;
+      points = next_points_;
     } else {
-      Find(at);
+      if (unit_found_ && at >= begin_) {
+        Place(at);
+      } else {
+        Find(at);
+      }
+      points = PointsOf(order_[row_]);
+      if (row_stride_ != 0 && at >= begin_ + 32) next_token_ = order_[row_ - row_stride_];
     }
-    const uint32_t token = order_[row_];
-    points = *reinterpret_cast<const uint4*>(q2_ + (size_t{token} * dim_ + 8 * group_));
+    if (row_stride_ == 0 || at < begin_ + 32) return;
+    next_points_ = PointsOf(next_token_);
+    if (at >= begin_ + 64) next_token_ = order_[row_ - 2 * row_stride_];
   }
 
   uint4 points = {0, 0, 0, 0};  // of the group, i16
@@ -128,6 +164,9 @@ class GroupWalk {
   Entry coset[2] = {{0, 1}, {0, 1}};  // of the integer and the half one
 
  private:
+  __device__ uint4 PointsOf(uint32_t token) const {
+    return *reinterpret_cast<const uint4*>(q2_ + (token * dim_ + 8 * group_));
+  }
   __device__ const UnitResult& Result(uint32_t u) const {
     return *reinterpret_cast<const UnitResult*>(arena_ + units_[u].result_at);
   }
@@ -144,8 +183,8 @@ class GroupWalk {
     q2_ = reinterpret_cast<const int16_t*>(arena_ + unit.q2_at);
     order_ = arrays.order + result.raw_count;
     const uint32_t half = HalfCosetFrequency(result.coset), whole = kProbabilityTotal - half;
-    coset[0] = {Reciprocal(whole), whole};
-    coset[1] = {Reciprocal(half), half | whole << 16};
+    coset[0] = {kEntropy.reciprocal[whole], whole};
+    coset[1] = {kEntropy.reciprocal[half], half | whole << 16};
     const uint32_t row_groups = dim_ / 8;
     row_stride_ = 32 % row_groups == 0 ? 32 / row_groups : 0;
     Place(at);
@@ -165,6 +204,8 @@ class GroupWalk {
   const uint8_t* order_ = nullptr;
   uint32_t unit_, begin_, total_ = 0;
   uint32_t dim_ = 8, row_ = 0, group_ = 0, row_stride_ = 0;
+  uint4 next_points_ = {0, 0, 0, 0};
+  uint32_t next_token_ = 0;
   bool unit_found_ = false;
 };
 
@@ -182,11 +223,14 @@ __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool a
                             WarpEncoder& coder) {
   const uint4 points = group.points;
   const int half = points.x & 1;
+  const uint32_t shift = half ? 0x03030303u : 0u;
+  const uint2 tables = {group.tables.x + shift, group.tables.y + shift};
 #pragma unroll
   for (int i = 7; i >= 0; --i) {
     const int k = PointOf(points, i) >> 1;
     const int bits = kLowBits ? static_cast<int>(ByteOf(group.low_bits, i)) : 0;
-    uint32_t id = ByteOf(group.tables, i) + (half || bits > 0 ? 3 : 0);
+    uint32_t id = ByteOf(tables, i);
+    if (kLowBits && bits > 0 && !half) id += 3;
     if (i == 7 && bits == 0) id += 1 + (k & 1);
     if (kLowBits) {
       const int sent = bits > 0 ? bits - (i == 7) : 0;
@@ -239,11 +283,11 @@ __device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, E
   tile.size_bytes = size + (coded ? 128 + 2 * tile.words : 0);
 }
 
-__global__ void __launch_bounds__(kEntropyThreads, 2) EntropyKernel(EncodeLaunch launch) {
+__global__ void __launch_bounds__(kEntropyThreads, kEntropyBlocks)
+    EntropyKernel(EncodeLaunch launch) {
   Entry* entries = reinterpret_cast<Entry*>(shared_bytes_of_entries);
-  const uint32_t* ranges = &kConstants.entry[0][0];
-  for (uint32_t i = threadIdx.x; i < kTableIds * kSymbolSpan; i += kEntropyThreads) {
-    entries[i] = {Reciprocal(ranges[i] & 0xFFFF), ranges[i]};
+  for (uint32_t i = threadIdx.x; i < kEntryBytes / 16; i += kEntropyThreads) {
+    reinterpret_cast<uint4*>(entries)[i] = reinterpret_cast<const uint4*>(&kEntropy.entry)[i];
   }
   __syncthreads();
   unsigned char* arena = launch.arena_dev;
@@ -261,13 +305,12 @@ __global__ void __launch_bounds__(kEntropyThreads, 2) EntropyKernel(EncodeLaunch
 
 cudaError_t LaunchEntropy(const EncodeLaunch& launch, cudaStream_t stream) {
   if (launch.tiles == 0) return cudaSuccess;
-  constexpr int kBytes = sizeof(Entry) * kTableIds * kSymbolSpan;
   const cudaError_t error =
-      cudaFuncSetAttribute(EntropyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(EntropyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kEntryBytes);
   if (error != cudaSuccess) return error;
-  const uint32_t blocks = 2 * launch.blocks;
-  EntropyKernel<<<blocks < launch.tiles ? blocks : launch.tiles, kEntropyThreads, kBytes, stream>>>(
-      launch);
+  const uint32_t blocks = kEntropyBlocks * launch.blocks;
+  EntropyKernel < <<blocks<launch.tiles ? blocks : launch.tiles, kEntropyThreads, kEntryBytes,
+                           stream>>>(launch);
   return cudaGetLastError();
 }
 

@@ -8,7 +8,7 @@
 
 namespace latticekv::cuda {
 
-// The resolved numbers of a unit in scratch.
+// The resolved numbers of a unit in scratch, steps and means as the coder's numbers want them.
 struct Resolved {
   RowRecord* rows;
   float* step;  // of keys' channels; while resolving, the step indices' bits
@@ -69,7 +69,7 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
     if (key) {
       out.step[c] = __int_as_float(step);
     } else {
-      out.rows[c].step = __fmul_rn(StepFloat(step), 0.25f);
+      out.rows[c].step = ScaledStep(step);
     }
   };
   const auto on_step = [&](uint32_t i, int value) {
@@ -87,7 +87,7 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
                                   constants.down_factors);
     }
     good &= value >= -2 * kMaxMeanQuarters && value <= 2 * kMaxMeanQuarters;
-    out.mean[c] = value;
+    out.mean[c] = ScaledMean(value);
   };
   const auto on_sigma = [&](uint32_t c, int value) {
     good &= small(value);
@@ -100,7 +100,7 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
     out.table[c] = static_cast<uint8_t>(TableId(code.spread, 0, kAll));
     out.low_bits[c] = code.low_bits;
     // The index has done its work.
-    if (key) out.step[c] = __fmul_rn(StepFloat(__float_as_int(out.step[c])), 0.25f);
+    if (key) out.step[c] = ScaledStep(__float_as_int(out.step[c]));
   };
   ForEachSideValue(coder, key ? unit.dim - unit.pairs : unit.coded_count, unit.step_source == 1,
                    unit.step_spread, unit.step_bits, on_step);

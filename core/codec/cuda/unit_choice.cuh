@@ -68,8 +68,8 @@ __device__ inline int SmallestSpread(const EncodeConstants& constants, int low, 
 }
 
 // Cheapest way to code `values` as side information, and its cost in 1/256 bit.
-__device__ inline SideChoice WarpChooseSide(const EncodeConstants& constants,
-                                            const int32_t* values, int n, uint64_t& cost) {
+__device__ inline SideChoice WarpChooseSide(const EncodeConstants& constants, const int32_t* values,
+                                            int n, uint64_t& cost) {
   SideChoice best{0, 0};
   cost = 0;
   if (n == 0) return best;
@@ -125,17 +125,16 @@ class UnitChoice {
 
   // Steps of keys without it, from the sums of kPassSpread.
   __device__ void SpreadSteps() {
-    __shared__ unsigned long long variance, energy;
-    if (threadIdx.x == 0) variance = energy = 0;
-    __syncthreads();
     const long long n = u_.tokens - CountRaw(shared_.raw);
+    uint64_t variance = 0, energy = 0;
     for (uint32_t c = threadIdx.x; c < u_.dim; c += kUnitThreads) {
       const long long sum = static_cast<int32_t>(ch_.sum32[c]);
       const long long square = static_cast<long long>(ch_.sum64[c]);
-      atomicAdd(&variance, static_cast<unsigned long long>(n * square - sum * sum));
-      atomicAdd(&energy, static_cast<unsigned long long>(n * square));
+      variance += static_cast<uint64_t>(n * square - sum * sum);
+      energy += static_cast<uint64_t>(n * square);
     }
-    __syncthreads();
+    variance = BlockSum(variance);
+    energy = BlockSum(energy);
     uint64_t v = variance ? variance : energy;
     if (v == 0) v = 1;
     uint64_t count = static_cast<uint64_t>(n) * n * u_.dim;
@@ -310,32 +309,28 @@ class UnitChoice {
 
   // The unit's squared error from what kPassMeasure summed.
   __device__ uint64_t ErrorSum() {
-    if (threadIdx.x == 0) shared_.total = 0;
-    __syncthreads();
     constexpr uint64_t kMaxVectorError = uint64_t{1} << 40, kMaxChannelError = uint64_t{1} << 50;
+    uint64_t sum = 0;
     if (from_energy()) {
       for (uint32_t c = threadIdx.x; c < u_.dim; c += kUnitThreads) {
         const uint64_t e = ch_.sum32[c] * profile_.weight[c];
-        atomicAdd(&shared_.total,
-                  static_cast<unsigned long long>(e < kMaxChannelError ? e : kMaxChannelError));
+        sum += e < kMaxChannelError ? e : kMaxChannelError;
       }
-    } else if (threadIdx.x < u_.tokens && !shared_.raw[threadIdx.x]) {
+      return BlockSum(sum) / u_.dim;
+    }
+    if (threadIdx.x < u_.tokens && !shared_.raw[threadIdx.x]) {
       constexpr uint64_t kMost = (uint64_t{1} << 36) - 1;
       uint64_t e = shared_.row_error[threadIdx.x], v = shared_.row_square[threadIdx.x];
       e = (e < kMost ? e : kMost) << 28;
       const uint64_t ratio = e / (v > 0 ? v : 1);
-      atomicAdd(&shared_.total,
-                static_cast<unsigned long long>(ratio < kMaxVectorError ? ratio : kMaxVectorError));
+      sum = ratio < kMaxVectorError ? ratio : kMaxVectorError;
     }
-    __syncthreads();
-    return from_energy() ? shared_.total / u_.dim : shared_.total;
+    return BlockSum(sum);
   }
 
   // Cost of all coded points under the tables, in 1/256 bit, cosets left out.
   __device__ uint64_t PointCost(const int16_t* q2) {
-    if (threadIdx.x == 0) shared_.total = 0;
-    __syncthreads();
-    unsigned long long cost = 0;
+    uint64_t cost = 0;
     for (uint32_t i = threadIdx.x; i < uint32_t{u_.tokens} * u_.dim; i += kUnitThreads) {
       const uint32_t t = i / u_.dim, c = i % u_.dim, place = c % 8;
       if (shared_.raw[t]) continue;
@@ -347,15 +342,22 @@ class UnitChoice {
       cost += constants_.cost[id][(k >> code.low_bits) + kSymbolOffset];
       cost += 256u * (code.low_bits > 0 ? code.low_bits - (place == 7) : 0);
     }
-    for (int o = 16; o > 0; o /= 2) cost += __shfl_xor_sync(kEveryLane, cost, o);
-    if (Lane() == 0) atomicAdd(&shared_.total, cost);
+    return BlockSum(cost);
+  }
+
+ private:
+  // Sum over the block's threads, which all get it.
+  __device__ uint64_t BlockSum(uint64_t v) {
+    if (threadIdx.x == 0) shared_.total = 0;
+    for (int o = 16; o > 0; o /= 2) v += __shfl_xor_sync(kEveryLane, v, o);
+    __syncthreads();
+    if (Lane() == 0) AddShared(&shared_.total, v);
     __syncthreads();
     const uint64_t total = shared_.total;
     __syncthreads();
     return total;
   }
 
- private:
   __device__ void SetKeyStep(uint32_t c, int step) {
     ch_.inverse[c] = 256.0f * StepFloat(-step);
     ch_.step[c] = __fmul_rn(StepFloat(step), 0.25f);
@@ -418,8 +420,8 @@ class UnitChoice {
     const uint32_t dim = u_.dim, pairs = u_.pairs, raw = u_.tokens - coded;
     const int key_step = from_energy() ? sources.key_step : kStepUniform;
     const int step_source = u_.is_key ? key_step : kStepSent;
-    const bool sends = coded > 0 && (sources.statistics == kSourceOwn ||
-                                     sources.statistics == kSourceDifference);
+    const bool sends =
+        coded > 0 && (sources.statistics == kSourceOwn || sources.statistics == kSourceDifference);
     // The step code is chosen for keys' steps even where nothing is coded in the end.
     const uint32_t steps = step_source != kStepSent ? 0 : u_.is_key ? dim - pairs : coded;
     if (u_.is_key) {

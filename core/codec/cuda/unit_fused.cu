@@ -14,6 +14,9 @@ namespace {
 __device__ const EncodeConstants kConstants = MakeEncodeConstants();
 extern __shared__ __align__(16) unsigned char channel_bytes[];
 
+// Blocks of a multiprocessor: 80 registers a thread spill a little, but hide more latency than 128.
+constexpr int kFusedBlocks = 3;
+
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 constexpr uint32_t kMagicBits = 0x4B400000u;
 
@@ -47,6 +50,9 @@ __device__ void Unpack(uint4 v, float* out) {
   }
 }
 
+// Makes the compiler work out anew what it made of `v`.
+__device__ void Forget(uint4& v) { asm("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
+
 // To the dtype and back, two at a time.
 template <bool kBf16>
 __device__ void ThroughDtypePair(float& a, float& b) {
@@ -56,8 +62,8 @@ __device__ void ThroughDtypePair(float& a, float& b) {
     a = __uint_as_float(w << 16);
     b = __uint_as_float(w & 0xFFFF0000u);
   } else {
-    const float2 pair = __half22float2(__floats2half2_rn(fminf(fmaxf(a, -65504.0f), 65504.0f),
-                                                         fminf(fmaxf(b, -65504.0f), 65504.0f)));
+    const uint32_t w = PackHalves(a, b);
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&w));
     a = pair.x;
     b = pair.y;
   }
@@ -114,8 +120,7 @@ class FusedRows {
 
   // Steps of values from their norms, and which of them have to be raw; ends with a barrier.
   __device__ void FindSteps() {
-    const uint32_t rows = kUnitThreads / lanes_;
-    for (uint32_t at = 0; at < u_.tokens; at += rows) AddEnergy(at + threadIdx.x / lanes_);
+    ForEachRow([&](uint32_t t, const Words& words) { AddEnergy(t, words); });
     __syncthreads();
     const uint32_t t = threadIdx.x;
     if (t < u_.tokens) {
@@ -123,8 +128,8 @@ class FusedRows {
       const int exponent = ExponentOfBits(static_cast<uint32_t>(shared_.row_error[t]));
       const int log_32 = unit_32_ + Log2Sixteenths(kConstants, energy > 0 ? energy : 1) -
                          dim_log_32_ + 32 * (ScaledExponent(exponent) - 14);
-      const bool raw = energy == 0 || shared_.row_error[t] >= 0x7F800000 ||
-                       arena_[u_.asked_at + t] != 0;
+      const bool raw =
+          energy == 0 || shared_.row_error[t] >= 0x7F800000 || arena_[u_.asked_at + t] != 0;
       shared_.given_raw[t] = raw;
       shared_.row_step[t] = raw ? 0 : ClampStep((log_32 + 4) >> 3);
     }
@@ -132,8 +137,7 @@ class FusedRows {
   }
 
   __device__ void Run(uint32_t* sums) {
-    const uint32_t rows = kUnitThreads / lanes_;
-    for (uint32_t at = 0; at < u_.tokens; at += rows) Row(at + threadIdx.x / lanes_, sums);
+    ForEachRow([&](uint32_t t, const Words& words) { Row(t, words, sums); });
     if (__any_sync(kEveryLane, any_ != 0) && threadIdx.x % 32 == 0) shared_.any = 1;
     const uint32_t halves = __reduce_add_sync(kEveryLane, halves_);
     if (threadIdx.x % 32 == 0) atomicAdd(&shared_.halves, halves);
@@ -142,17 +146,37 @@ class FusedRows {
   __device__ uint32_t Channel(int i) const { return slice_.Channel(i); }
 
  private:
-  __device__ void Row(uint32_t t, uint32_t* sums) {
+  // A lane's slice of a row as it lies in memory.
+  struct Words {
+    uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+  };
+
+  // Calls f(t, words) for the lane's rows; the next row is on its way meanwhile.
+  template <typename F>
+  __device__ void ForEachRow(F f) {
+    const uint32_t rows = kUnitThreads / lanes_;
+    uint32_t t = threadIdx.x / lanes_;
+    Words next = Load(t);
+    for (uint32_t at = 0; at < u_.tokens; at += rows, t += rows) {
+      const Words words = next;
+      next = Load(t + rows);
+      f(t, words);
+    }
+  }
+
+  __device__ void Row(uint32_t t, const Words& words, uint32_t* sums) {
     const bool valid = active_ && t < u_.tokens;
-    float x[16] = {}, y[16];
-    float2 angle[8];
-    Load(t, valid, x);
-    Unrotate(t, valid, x, angle, y);
-    // Stays zero unless some number is not finite.
-    float finite = 0;
+    float y[16];
+    ToFloats(words, y);
+    bool raw = t >= u_.tokens;
+    if constexpr (kKey) {
+      Unrotate(t, valid, y);
+      // Stays zero unless some number is not finite; values' rows that have such are raw by now.
+      float finite = 0;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) finite = __fmaf_rn(y[i], 0.0f, finite);
-    bool raw = RowAny(finite != 0.0f, lanes_) || t >= u_.tokens;
+      for (int i = 0; i < 16; ++i) finite = __fmaf_rn(y[i], 0.0f, finite);
+      raw = RowAny(finite != 0.0f, lanes_) || raw;
+    }
     float row_inverse = 1, row_step = 1;
     if constexpr (kKey) {
       if (!raw) raw = arena_[u_.asked_at + t] != 0;
@@ -175,15 +199,15 @@ class FusedRows {
     const bool marks = RowAny(out && active_ && !raw, lanes_);
     raw |= marks;
     if (t < u_.tokens && sub_ == 0) shared_.raw[t] = raw;
-    Rotate(angle, number);
+    if constexpr (kKey) Rotate(t, valid, number);
     if (!raw && active_) halves_ += (q2[0] & 1) + (q2[8] & 1);
-    Measure(t, raw || !active_, x, number, row_inverse, sums);
+    Measure(t, raw || !active_, words, number, row_inverse, sums);
   }
 
   // A row's sum of squares as integers, and the bits of its largest number, into shared memory.
-  __device__ void AddEnergy(uint32_t t) {
-    float x[16] = {};
-    Load(t, active_ && t < u_.tokens, x);
+  __device__ void AddEnergy(uint32_t t, const Words& words) {
+    float x[16];
+    ToFloats(words, x);
     uint32_t most = 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i) most = max(most, __float_as_uint(fabsf(x[i])));
@@ -192,8 +216,8 @@ class FusedRows {
     uint32_t part[2] = {0, 0};  // eight squares of at most 2^28 each
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const uint32_t v =
-          __float_as_uint(__fadd_rn(__fmul_rn(fabsf(x[i]), scale), kMagic)) & 0x3FFFFF;
+      // The product is exact: rounded once, as in two steps.
+      const uint32_t v = __float_as_uint(__fmaf_rn(fabsf(x[i]), scale, kMagic)) & 0x3FFFFF;
       part[i / 8] += v * v;
     }
     unsigned long long energy = static_cast<unsigned long long>(part[0]) + part[1];
@@ -203,21 +227,28 @@ class FusedRows {
     shared_.row_error[t] = most;
   }
 
-  __device__ void Load(uint32_t t, bool valid, float (&x)[16]) {
-    if (!valid) return;
+  __device__ Words Load(uint32_t t) {
+    Words words;
+    if (!active_ || t >= u_.tokens) return words;
     const TokenPlace place = reinterpret_cast<const TokenPlace*>(arena_ + u_.places_at)[t];
     const unsigned char* row = reinterpret_cast<const unsigned char*>(u_.src) +
                                place.block * u_.block_stride + place.slot * u_.token_stride;
     const bool woven = kKey && u_.interleaved && slice_.rotated;
     const uint32_t first = woven ? 2 * slice_.channel[0] : slice_.channel[0];
     const uint32_t second = woven ? first + 8 : slice_.channel[1];
-    const uint4 low = *reinterpret_cast<const uint4*>(row + 2 * first);
-    const uint4 high = *reinterpret_cast<const uint4*>(row + 2 * second);
-    any_ |= low.x | low.y | low.z | low.w | high.x | high.y | high.z | high.w;
-    Unpack<kBf16>(low, x);
-    Unpack<kBf16>(high, x + 8);
+    words.low = *reinterpret_cast<const uint4*>(row + 2 * first);
+    words.high = *reinterpret_cast<const uint4*>(row + 2 * second);
+    return words;
+  }
+
+  // The slice's numbers in canonical order.
+  __device__ void ToFloats(const Words& words, float (&x)[16]) {
+    const uint4 &a = words.low, &b = words.high;
+    any_ |= a.x | a.y | a.z | a.w | b.x | b.y | b.z | b.w;
+    Unpack<kBf16>(a, x);
+    Unpack<kBf16>(b, x + 8);
     if constexpr (kKey) {
-      if (!woven) return;
+      if (!(u_.interleaved && slice_.rotated)) return;
       float in[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) in[i] = x[i];
@@ -228,29 +259,27 @@ class FusedRows {
 
   // Slices that are not rotated turn by nothing: that may change the sign of a zero, which no
   // integer made of it shows.
-  __device__ void Unrotate(uint32_t t, bool valid, const float (&x)[16], float2 (&angle)[8],
-                           float (&y)[16]) {
-    if constexpr (!kKey) {
+  __device__ void LoadAngles(uint32_t t, bool valid, float2 (&angle)[8]) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) y[i] = x[i];
-    } else {
+    for (int i = 0; i < 8; ++i) angle[i] = {1.0f, 0.0f};
+    if (!valid || !slice_.rotated) return;
+    const float4* from = reinterpret_cast<const float4*>(
+        arena_ + u_.rope_at + 8 * (size_t{t} * u_.pairs + slice_.channel[0]));
 #pragma unroll
-      for (int i = 0; i < 8; ++i) angle[i] = {1.0f, 0.0f};
-      if (valid && slice_.rotated) {
-        const float4* from = reinterpret_cast<const float4*>(
-            arena_ + u_.rope_at + 8 * (size_t{t} * u_.pairs + slice_.channel[0]));
+    for (int i = 0; i < 4; ++i) {
+      const float4 two = from[i];
+      angle[2 * i] = {two.x, two.y};
+      angle[2 * i + 1] = {two.z, two.w};
+    }
+  }
+  __device__ void Unrotate(uint32_t t, bool valid, float (&y)[16]) {
+    float2 angle[8];
+    LoadAngles(t, valid, angle);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float4 two = from[i];
-          angle[2 * i] = {two.x, two.y};
-          angle[2 * i + 1] = {two.z, two.w};
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        y[i] = __fadd_rn(__fmul_rn(x[i], angle[i].x), __fmul_rn(x[8 + i], angle[i].y));
-        y[8 + i] = __fsub_rn(__fmul_rn(x[8 + i], angle[i].x), __fmul_rn(x[i], angle[i].y));
-      }
+    for (int i = 0; i < 8; ++i) {
+      const float a = y[i], b = y[8 + i];
+      y[i] = __fadd_rn(__fmul_rn(a, angle[i].x), __fmul_rn(b, angle[i].y));
+      y[8 + i] = __fsub_rn(__fmul_rn(b, angle[i].x), __fmul_rn(a, angle[i].y));
     }
   }
 
@@ -312,28 +341,33 @@ class FusedRows {
     }
   }
 
-  __device__ void Rotate(const float2 (&angle)[8], float (&number)[16]) {
-    if constexpr (kKey) {
+  // Angles are read again: they lie in the first-level cache, and registers are scarcer.
+  __device__ void Rotate(uint32_t t, bool valid, float (&number)[16]) {
+    float2 angle[8];
+    LoadAngles(t, valid, angle);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float a = number[i], b = number[8 + i];
-        number[i] = __fsub_rn(__fmul_rn(a, angle[i].x), __fmul_rn(b, angle[i].y));
-        number[8 + i] = __fadd_rn(__fmul_rn(b, angle[i].x), __fmul_rn(a, angle[i].y));
-      }
+    for (int i = 0; i < 8; ++i) {
+      const float a = number[i], b = number[8 + i];
+      number[i] = __fsub_rn(__fmul_rn(a, angle[i].x), __fmul_rn(b, angle[i].y));
+      number[8 + i] = __fadd_rn(__fmul_rn(b, angle[i].x), __fmul_rn(a, angle[i].y));
     }
   }
 
-  __device__ void Measure(uint32_t t, bool skip, const float (&x)[16], float (&number)[16],
+  __device__ void Measure(uint32_t t, bool skip, Words words, float (&number)[16],
                           float row_inverse, uint32_t* sums) {
     const uint32_t slice = active_ ? sub_ : 0;
-#pragma unroll
-    for (int i = 0; i < 16; i += 2) ThroughDtypePair<kBf16>(number[i], number[i + 1]);
+    // Unpacked once more, so that 8 registers and not 16 hold the row until here.
+    Forget(words.low);
+    Forget(words.high);
+    float x[16];
+    ToFloats(words, x);
     uint32_t error[2] = {0, 0};
-    unsigned long long square = 0;
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
       float4 inverse = {row_inverse, row_inverse, row_inverse, row_inverse};
       if constexpr (kKey) inverse = c_.inverse[quad * u_.slices + slice];
+      ThroughDtypePair<kBf16>(number[4 * quad], number[4 * quad + 1]);
+      ThroughDtypePair<kBf16>(number[4 * quad + 2], number[4 * quad + 3]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int n = 4 * quad + i;
@@ -343,9 +377,6 @@ class FusedRows {
           if (!skip) sums[n] += bits * bits;
         } else {
           error[quad / 2] += bits * bits;
-          const float v = fminf(fabsf(__fmul_rn(x[n], row_inverse)), kRoundLimitInteger);
-          const uint32_t value = __float_as_uint(__fadd_rn(v, kMagic)) & 0x3FFFFF;
-          square += static_cast<unsigned long long>(value) * value;
         }
       }
     }
@@ -353,12 +384,35 @@ class FusedRows {
       const auto add = [](auto a, auto b) { return a + b; };
       unsigned long long both = active_ ? static_cast<unsigned long long>(error[0]) + error[1] : 0;
       both = RowReduce(both, lanes_, add);
-      square = RowReduce(active_ ? square : 0, lanes_, add);
+      const unsigned long long square =
+          RowReduce(active_ ? Square(x, row_inverse) : 0, lanes_, add);
       if (!skip && sub_ == 0) {
         shared_.row_error[t] = both;
         shared_.row_square[t] = square;
       }
     }
+  }
+
+  // Sum of squares of the numbers in 1/256 step, rounded. Small ones fit 32 bits together.
+  __device__ unsigned long long Square(const float (&x)[16], float row_inverse) const {
+    uint32_t small = 0;
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float v = fabsf(__fmul_rn(x[i], row_inverse));
+      largest = fmaxf(largest, v);
+      const uint32_t value = __float_as_uint(__fadd_rn(v, kMagic)) & 0x3FFFFF;
+      small += value * value;
+    }
+    if (largest < 16383.0f) return small;
+    unsigned long long square = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float v = fminf(fabsf(__fmul_rn(x[i], row_inverse)), kRoundLimitInteger);
+      const uint32_t value = __float_as_uint(__fadd_rn(v, kMagic)) & 0x3FFFFF;
+      square += static_cast<unsigned long long>(value) * value;
+    }
+    return square;
   }
 
   unsigned char* arena_;
@@ -393,7 +447,7 @@ __device__ bool FillSlices(const EncodeUnit& u, const ChannelArrays& channels,
 }
 
 template <bool kKey, bool kBf16>
-__global__ void __launch_bounds__(kUnitThreads, 2)
+__global__ void __launch_bounds__(kUnitThreads, kFusedBlocks)
     FusedKernel(EncodeLaunch launch, uint64_t list_at) {
   __shared__ UnitShared shared;
   __shared__ EncodeUnit unit;

@@ -35,28 +35,22 @@ struct UnitEncoder {
     __syncthreads();
   }
 
-  // Under own ones.
+  // Under own ones. Outliers are left out of means and spreads: where there are some, both are
+  // taken again, once.
   __device__ void QuantiseWithOwn() {
     choice.ForgetOutliers();
-    passes.template Run<kPassMeans>();
-    __syncthreads();
-    choice.OwnMeans();
-    passes.template Run<kPassQuantise | kPassSquares>();
-    __syncthreads();
-    choice.OwnSigmas();
-    passes.template Run<kPassCheck>();
-    __syncthreads();
-    if (shared.marked == 0) return;
-    // Outliers are left out of means and spreads: take both again, once.
-    choice.ClearSums();
-    passes.template Run<kPassMeans>();
-    __syncthreads();
-    choice.OwnMeans();
-    passes.template Run<kPassQuantise | kPassSquares>();
-    __syncthreads();
-    choice.OwnSigmas();
-    passes.template Run<kPassCheck>();
-    __syncthreads();
+    for (int n = 0; n < 2; ++n) {
+      passes.template Run<kPassMeans>();
+      __syncthreads();
+      choice.OwnMeans();
+      passes.template Run<kPassQuantise | kPassSquares>();
+      __syncthreads();
+      choice.OwnSigmas();
+      passes.template Run<kPassCheck>();
+      __syncthreads();
+      if (n > 0 || shared.marked == 0) return;
+      choice.ClearSums();
+    }
   }
 
   __device__ void FindSteps() {
@@ -100,8 +94,7 @@ struct UnitBlock {
   UnitPasses<kPaired, kSingle> passes;
   UnitChoice choice;
   __device__ UnitBlock(const EncodeLaunch& launch, uint32_t index, UnitShared& shared)
-      : unit(reinterpret_cast<const EncodeUnit*>(launch.arena_dev + launch.units_at)
-                 [index]),
+      : unit(reinterpret_cast<const EncodeUnit*>(launch.arena_dev + launch.units_at)[index]),
         channels(channel_bytes, unit.dim),
         passes(kConstants, launch, unit, shared, channels),
         choice(kConstants, launch, unit, shared, channels) {}
@@ -197,18 +190,16 @@ template <bool kPaired, bool kSingle>
 __global__ void __launch_bounds__(kUnitThreads, 2)
     OnePassKernel(EncodeLaunch launch, UnitList list) {
   __shared__ UnitShared shared;
-  ForEachUnit(launch, list, [&](uint32_t index) {
-    EncodeInOnePass<kPaired, kSingle>(launch, index, shared);
-  });
+  ForEachUnit(launch, list,
+              [&](uint32_t index) { EncodeInOnePass<kPaired, kSingle>(launch, index, shared); });
 }
 
 template <bool kPaired, bool kSingle>
-__global__ void __launch_bounds__(kUnitThreads, kPaired && kSingle ? 2 : 1)
+__global__ void __launch_bounds__(kUnitThreads, kPaired&& kSingle ? 2 : 1)
     UnitKernel(EncodeLaunch launch, UnitList list) {
   __shared__ UnitShared shared;
-  ForEachUnit(launch, list, [&](uint32_t index) {
-    EncodeInPasses<kPaired, kSingle>(launch, index, shared);
-  });
+  ForEachUnit(launch, list,
+              [&](uint32_t index) { EncodeInPasses<kPaired, kSingle>(launch, index, shared); });
 }
 
 }  // namespace
@@ -219,8 +210,8 @@ cudaError_t LaunchShape(const EncodeLaunch& launch, int shape, cudaStream_t stre
   const uint32_t units = launch.unit_lists[shape];
   if (units == 0) return cudaSuccess;
   const int bytes = static_cast<int>(ChannelArrayBytes(launch.max_dim));
-  cudaError_t error = cudaFuncSetAttribute(
-      UnitKernel<kPaired, kSingle>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t error = cudaFuncSetAttribute(UnitKernel<kPaired, kSingle>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(OnePassKernel<kPaired, kSingle>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

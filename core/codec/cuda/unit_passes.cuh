@@ -30,11 +30,11 @@ struct UnitShared {
 // Arrays [dim] of the block, at fixed places for a dim.
 struct ChannelArrays {
   unsigned long long* sum64;
-  float* inverse;     // 256 / step; of keys
-  float* offset;      // 64 * mean: quarter steps in 1/256 step
-  float* step;        // step / 4; of keys
-  int32_t* mean;      // quarter steps
-  uint32_t* bound;    // H | (2H or 2H - 1) << 16: points q2 with -H <= q2 <= that - H are coded
+  float* inverse;   // 256 / step; of keys
+  float* offset;    // 64 * mean: quarter steps in 1/256 step
+  float* step;      // step / 4; of keys
+  int32_t* mean;    // quarter steps
+  uint32_t* bound;  // H | (2H or 2H - 1) << 16: points q2 with -H <= q2 <= that - H are coded
   uint32_t* sum32;
   int16_t* sigma;
   int32_t* values[3];  // sent: steps, means, sigmas
@@ -78,6 +78,16 @@ __device__ inline bool RowAny(bool v, uint32_t lanes) {
   return lanes == 32 ? votes != 0 : (votes >> first & ((1u << lanes) - 1)) != 0;
 }
 
+// Adds to a sum in shared memory. The hardware has no 64-bit addition there and would loop until no
+// other thread comes between, so halves are added apart.
+__device__ inline void AddShared(unsigned long long* sum, unsigned long long v) {
+  uint32_t* halves = reinterpret_cast<uint32_t*>(sum);
+  const uint32_t low = static_cast<uint32_t>(v);
+  const bool carry = atomicAdd(halves, low) + low < low;
+  const uint32_t high = static_cast<uint32_t>(v >> 32) + carry;
+  if (high != 0) atomicAdd(halves + 1, high);
+}
+
 // Nearest point of E8 to z / 256: as NearestE8 of core/codec/cpu/e8.h, twice the point into q2.
 __device__ inline void NearestPoint(const int (&z)[8], int* q2) {
   int largest = -1, smallest = 1 << 20, sum = 0, parity_half = 0, parity_whole = 0;
@@ -111,8 +121,8 @@ __device__ inline void StorePoints(int16_t* to, const int* q2) {
   uint32_t w[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    w[i] = __byte_perm(static_cast<uint32_t>(q2[2 * i]), static_cast<uint32_t>(q2[2 * i + 1]),
-                       0x5410);
+    w[i] =
+        __byte_perm(static_cast<uint32_t>(q2[2 * i]), static_cast<uint32_t>(q2[2 * i + 1]), 0x5410);
   }
   *reinterpret_cast<uint4*>(to) = {w[0], w[1], w[2], w[3]};
 }
@@ -316,8 +326,7 @@ class UnitPasses {
   }
 
   // Lattice points of the row into scratch. True when some number is too large for that.
-  __device__ bool Quantise(uint32_t t, bool counts, float row_scale, bool load, S& slice,
-                           int* q2) {
+  __device__ bool Quantise(uint32_t t, bool counts, float row_scale, bool load, S& slice, int* q2) {
     bool beyond = false;
     Each(t, counts, slice, load, [&](const S& s) {
 #pragma unroll
@@ -490,7 +499,7 @@ class UnitPasses {
     if constexpr (kSingle) {
       sums.high[i] += v;
     } else {
-      atomicAdd(&ch_.sum64[s.Channel(i)], static_cast<unsigned long long>(v));
+      AddShared(&ch_.sum64[s.Channel(i)], v);
     }
   }
   template <int kFlags>
@@ -504,7 +513,7 @@ class UnitPasses {
         atomicAdd(&ch_.sum32[s.Channel(i)], sums.low[i]);
       }
       if constexpr ((kFlags & (kPassSpread | kPassSquares)) != 0) {
-        atomicAdd(&ch_.sum64[s.Channel(i)], sums.high[i]);
+        AddShared(&ch_.sum64[s.Channel(i)], sums.high[i]);
       }
     }
   }

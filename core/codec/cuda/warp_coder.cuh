@@ -8,6 +8,7 @@
 
 #include "core/codec/cuda/decode_tasks.h"
 #include "core/codec/entropy_tables.h"
+#include "core/codec/side_arithmetic.h"
 
 namespace latticekv::cuda {
 
@@ -26,12 +27,28 @@ struct DeviceConstants {
 
 // Two look-ups decode a symbol: slot -> 4 * its number in the table, number -> packed symbol. One
 // look-up would need 288 KiB. At the start of the block's dynamic shared memory.
+struct SharedTable {
+  uint8_t slot[kProbabilityTotal];
+  uint32_t symbol[kMaxSymbols];
+};
 struct SharedTables {
-  uint8_t slot[kTableIds * kProbabilityTotal];
   uint16_t ring[kWarpsPerBlock][kRingWords];  // at a multiple of its rows' size
-  uint32_t symbol[kTableIds * kMaxSymbols];   // value << 21 | start << 11 | frequency
+  SharedTable table[kTableIds];
 };
 extern __shared__ __align__(1024) unsigned char shared_bytes[];
+
+// Packed symbols: start << 22 | value + 64 << 11 | frequency. The bits of the value stay where they
+// are until they are part of a number: a channel's number comes as 2048 * value (kValueOne), means
+// and cosets are added in that scale, and steps are divided by it, all of which is exact.
+inline constexpr uint32_t kValueMask = 0x3F800, kValueOne = 0x800;
+inline constexpr int kValueOffset = 64;
+// Of means, quarter steps: a whole step of 4 is kValueOne, and the offset is taken away again.
+__device__ inline int32_t ScaledMean(int mean) {
+  return static_cast<int32_t>(static_cast<uint32_t>(mean - 4 * kValueOffset) * (kValueOne / 4));
+}
+__device__ inline float ScaledStep(int step) {
+  return __fmul_rn(StepFloat(step), 1.0f / static_cast<float>(kValueOne));
+}
 
 // Reads at 32-bit shared addresses: the compiler would add the block's base to every one.
 __device__ inline uint32_t SharedBase() {
@@ -40,11 +57,6 @@ __device__ inline uint32_t SharedBase() {
 __device__ inline uint32_t LoadShared8(uint32_t at) {
   uint32_t v;
   asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at));
-  return v;
-}
-__device__ inline uint32_t LoadShared16(uint32_t at) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at));
   return v;
 }
 __device__ inline uint32_t LoadShared32(uint32_t at) {
@@ -62,12 +74,12 @@ __device__ inline void BuildTables(const DeviceConstants& constants, SharedTable
     for (int i = 0; i < head.count; ++i) {
       const uint32_t frequency = constants.frequencies[head.at + i];
       for (uint32_t s = lane; s < frequency; s += 32) {
-        shared.slot[id * kProbabilityTotal + start + s] = static_cast<uint8_t>(4 * i);
+        shared.table[id].slot[start + s] = static_cast<uint8_t>(4 * i);
       }
       if (lane == 0) {
-        const int value = head.first + i * head.stride;
-        shared.symbol[id * kMaxSymbols + i] =
-            static_cast<uint32_t>(value) << 21 | start << 11 | frequency;
+        const int value = head.first + i * head.stride + kValueOffset;
+        shared.table[id].symbol[i] =
+            start << 22 | static_cast<uint32_t>(value) * kValueOne | frequency;
       }
       start += frequency;
     }
@@ -79,41 +91,47 @@ __device__ inline void BuildTables(const DeviceConstants& constants, SharedTable
 class WarpCoder {
  public:
   __device__ WarpCoder(const unsigned char* states, uint32_t words)
-      : words_(states + 4 * 32), total_(words) {
+      : words_(states + 4 * 32), total_(2 * words) {
     ring_ = SharedBase() + static_cast<uint32_t>(offsetof(SharedTables, ring)) +
             threadIdx.x / 32 * (2 * kRingWords);
+    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(before_));
     const unsigned char* p = states + 4 * Lane();
     x_ = p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24;
-    next_ = LoadPair(0);
+    LoadNext();
   }
 
   // Makes sure that `need` words are at hand, at most 288.
   __device__ void Reserve(uint32_t need) {
-    if (loaded_ - used_ >= need) return;
+    if (loaded_ - used_ >= 2 * need) return;
     __syncwarp();
+#pragma unroll 1
     do {
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(
-                       ring_ | (2 * (loaded_ + 2 * Lane()) & (2 * kRingWords - 1))),
-                   "r"(next_)
-                   : "memory");
-      loaded_ += 64;
-      next_ = LoadPair(loaded_);
-    } while (loaded_ - used_ < need);
+      asm volatile(
+          "st.shared.u32 [%0], %1;" ::"r"(ring_ | (loaded_ + 4 * Lane() & (2 * kRingWords - 1))),
+          "r"(NextPair())
+          : "memory");
+      loaded_ += 128;
+      LoadNext();
+    } while (loaded_ - used_ < 2 * need);
     __syncwarp();
   }
 
-  // A symbol from table `id`, read by lanes that are `active`; reserves nothing. kAll: all are.
+  // A packed symbol from table `id`, read by lanes that are `active`; reserves nothing. kAll: all
+  // are.
   template <bool kAll = false>
+  __device__ uint32_t Packed(uint32_t id, bool active = true) {
+    const uint32_t slot = x_ & (kProbabilityTotal - 1);
+    const uint32_t table = SharedBase() + static_cast<uint32_t>(offsetof(SharedTables, table)) +
+                           id * static_cast<uint32_t>(sizeof(SharedTable));
+    const uint32_t at = LoadShared8(table + slot);
+    const uint32_t packed =
+        LoadShared32(table + at + static_cast<uint32_t>(offsetof(SharedTable, symbol)));
+    Advance<kAll>((packed & 0x7FF) * (x_ >> kProbabilityBits) + (slot - (packed >> 22)), active);
+    return packed;
+  }
+  // Its value.
   __device__ int Symbol(uint32_t id, bool active = true) {
-    const uint32_t slot = x_ & (kProbabilityTotal - 1), base = SharedBase();
-    const uint32_t at = LoadShared8(base + (id * kProbabilityTotal + slot));
-    const uint32_t entry =
-        LoadShared32(base + static_cast<uint32_t>(offsetof(SharedTables, symbol)) +
-                     (id * (4 * kMaxSymbols) + at));
-    const uint32_t x =
-        (entry & 0x7FF) * (x_ >> kProbabilityBits) + slot - (entry >> 11 & (kProbabilityTotal - 1));
-    Advance<kAll>(x, active);
-    return static_cast<int32_t>(entry) >> 21;
+    return static_cast<int>((Packed(id, active) & kValueMask) / kValueOne) - kValueOffset;
   }
 
   // The coset: the half one has the `half_frequency` highest slots.
@@ -139,41 +157,55 @@ class WarpCoder {
   __device__ static uint32_t Lane() { return threadIdx.x % 32; }
 
  private:
+  // Active lanes go on to `x`; those whose states are too low read a word, in order of the lanes.
+  // One comparison for vote and reads, which the compiler would make two of.
   template <bool kAll>
   __device__ void Advance(uint32_t x, bool active) {
-    const bool reads = (kAll || active) && x < kLow;
-    const uint32_t readers = __ballot_sync(kAllLanes, reads);
     if (kAll || active) x_ = x;
-    if (reads) {
-      const uint32_t at = 2 * (used_ + __popc(readers & LanesBefore()));
-      x_ = x << 16 | LoadShared16(ring_ | (at & (2 * kRingWords - 1)));
-    }
-    used_ += __popc(readers);
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t.reg .b32 readers, n;\n\t"
+        "setp.lt.u32 p, %0, %2;\n\t"
+        "vote.sync.ballot.b32 readers, p, 0xffffffff;\n\t"
+        "and.b32 n, readers, %3;\n\t"
+        "popc.b32 n, n;\n\t"
+        "mad.lo.u32 n, n, 2, %1;\n\t"
+        "and.b32 n, n, %5;\n\t"
+        "or.b32 n, n, %4;\n\t"
+        "@p ld.shared.u16 n, [n];\n\t"
+        "@p prmt.b32 %0, n, %0, 0x5410;\n\t"
+        "popc.b32 n, readers;\n\t"
+        "mad.lo.u32 %1, n, 2, %1;\n\t}"
+        : "+r"(x_), "+r"(used_)
+        : "r"(kAll || active ? kLow : 0), "r"(before_), "r"(ring_), "n"(2 * kRingWords - 1)
+        : "memory");
   }
 
-  __device__ static uint32_t LanesBefore() {
-    uint32_t mask;
-    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(mask));
-    return mask;
-  }
-
-  // Words at + 2 * lane and the one behind it; zeros past the end. The stream may begin at any
-  // byte; reading whole aligned u32 touches at most 7 bytes around it, which the arena has.
-  __device__ uint32_t LoadPair(uint32_t at) const {
-    const uint32_t first = at + 2 * Lane();
-    if (first >= total_) return 0;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(words_) + 2 * size_t{first};
+  // Starts loading the words behind `loaded_`, two a lane. The stream may begin at any byte;
+  // reading whole aligned u32 touches at most 7 bytes around it, which the arena has.
+  __device__ void LoadNext() {
+    const uint32_t first = loaded_ + 4 * Lane();
+    next_[0] = next_[1] = 0;
+    if (first >= total_) return;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(words_) + first;
     const uint32_t* aligned = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-    const uint32_t pair = __funnelshift_r(__ldg(aligned), __ldg(aligned + 1), (address & 3) * 8);
-    return first + 1 < total_ ? pair : pair & 0xFFFF;
+    next_[0] = __ldg(aligned);
+    next_[1] = __ldg(aligned + 1);
+  }
+  // They, put together as late as can be; zeros past the end.
+  __device__ uint32_t NextPair() const {
+    const uint32_t pair = __funnelshift_r(
+        next_[0], next_[1], static_cast<uint32_t>(reinterpret_cast<uintptr_t>(words_) & 3) * 8);
+    return loaded_ + 4 * Lane() + 2 < total_ ? pair : pair & 0xFFFF;
   }
 
   uint32_t ring_;  // shared address, aligned to the ring's size
+  uint32_t before_;
   const unsigned char* words_;
+  // In bytes.
   uint32_t total_;
-  uint32_t x_;
   uint32_t used_ = 0, loaded_ = 0;
-  uint32_t next_;  // this lane's words of the block that goes into the ring next
+  uint32_t x_;
+  uint32_t next_[2];  // around this lane's words of the block that goes into the ring next
 };
 
 }  // namespace latticekv::cuda
