@@ -308,9 +308,9 @@ cudaError_t LaunchEntropy(const EncodeLaunch& launch, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(EntropyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kEntryBytes);
   if (error != cudaSuccess) return error;
-  const uint32_t blocks = kEntropyBlocks * launch.blocks;
-  EntropyKernel < <<blocks<launch.tiles ? blocks : launch.tiles, kEntropyThreads, kEntryBytes,
-                           stream>>>(launch);
+  uint32_t blocks = kEntropyBlocks * launch.blocks;
+  if (blocks > launch.tiles) blocks = launch.tiles;
+  EntropyKernel<<<blocks, kEntropyThreads, kEntryBytes, stream>>>(launch);
   return cudaGetLastError();
 }
 
