@@ -1,4 +1,5 @@
-// Layouts and profiles that frames of the decoder target belong to. An input names one of them.
+// What the fuzz targets' inputs begin with, and the layouts and profiles that frames of the decoder
+// target belong to. An input names one of them.
 #ifndef LATTICEKV_TESTS_FUZZ_SUBJECTS_H_
 #define LATTICEKV_TESTS_FUZZ_SUBJECTS_H_
 
@@ -14,6 +15,8 @@ namespace latticekv::testing {
 enum class FuzzInput : uint8_t { kFrame = 0, kLayout = 1, kProfile = 2 };
 inline constexpr uint8_t kFuzzReseal = 1 << 2;
 inline constexpr int kFuzzSubjectShift = 4;
+// The first byte of an input of file_fuzz: this for safetensors, else kFuzzReseal or not.
+inline constexpr uint8_t kFuzzSafetensors = 1;
 
 struct FuzzSubject {
   Layout layout;

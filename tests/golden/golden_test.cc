@@ -6,13 +6,17 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "core/base/sha256.h"
 #include "core/codec/codec.h"
+#include "core/codec/frame_format.h"
 #include "tests/support/sample_chunk.h"
+#include "tests/support/stage_settings.h"
 
 namespace latticekv {
 namespace {
@@ -113,6 +117,17 @@ std::vector<Case> Cases() {
       WithMass(MakeCase("evicted_mass_profile_balanced", layout(2, 64, DType::kBF16, interleaved),
                         30, PresetId::kBalanced, StatsMode::kProfile, true, 512)),
       2));
+  // The combinations of stages that none of the above has.
+  for (uint32_t stages : {2u | 8, 2u | 16, 2u | 8 | 16, 2u | 32, 2u | 8 | 32, 2u | 16 | 32,
+                          2u | 8 | 16 | 32, 2u | 4 | 8 | 32, 2u | 4 | 16 | 32, 64u | 32}) {
+    const RopeSpec rope =
+        stages & kStageRope ? RopeSpec{RopeStyle::kNeox, 16, 10000.0} : RopeSpec{};
+    Case c = MakeCase("stages_" + std::to_string(stages), layout(1, 16, DType::kF16, rope), 13,
+                      PresetId::kBalanced, StatsMode::kOwn, true, 0);
+    for (uint32_t t = 0; t < 13; ++t) c.mass.push_back(static_cast<float>(t * t % 37));
+    c.options = testing::OptionsForStages(stages, 13, *c.profile, c.mass);
+    out.push_back(std::move(c));
+  }
   return out;
 }
 
@@ -161,6 +176,21 @@ TEST(GoldenTest, FramesDecodeToTheSameBytesAndEncodeToThemselves) {
       EXPECT_EQ(c.options.keep.empty(), DecodeWhole(c, AsBytes(golden)) == c.chunk.raw);
     }
   }
+}
+
+TEST(GoldenTest, EveryCombinationOfStagesThatTheFormatAllowsHasAFrame) {
+  std::set<uint32_t> found;
+  for (const auto& entry : std::filesystem::directory_iterator(kFolder + "frames")) {
+    const std::string frame = ReadFile(entry.path());
+    const auto parsed = ParseFrameHeader(AsBytes(frame));
+    ASSERT_TRUE(parsed.ok()) << entry.path() << ": " << parsed.status();
+    found.insert(parsed->header.stages);
+  }
+  const std::vector<uint32_t> allowed = testing::AllowedStages();
+  // Exact and seed frames with and without eviction, the latter with and without rotary embedding
+  // too; lattice frames with any of four stages.
+  EXPECT_EQ(allowed.size(), 2u + 4u + 16u);
+  EXPECT_EQ(found, std::set<uint32_t>(allowed.begin(), allowed.end()));
 }
 
 // The worked example of the format document: one layer, one head of 8 channels, two tokens.
