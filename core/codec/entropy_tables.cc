@@ -13,6 +13,26 @@ static_assert([] {
   return true;
 }());
 
+void FillCosts(EntropyTables& out) {
+  for (int spread = 0; spread < kEntropyTables; ++spread) {
+    auto& cost = out.cost[static_cast<size_t>(spread)];
+    const auto of = [&](int half, Subset subset, int symbol) {
+      return out
+          .encode[static_cast<size_t>(TableId(spread, half, subset))]
+                 [static_cast<size_t>(symbol + kSymbolOffset)]
+          .cost;
+    };
+    for (int k = -kSymbolOffset; k < kSymbolOffset; ++k) {
+      for (int half = 0; half < 2; ++half) {
+        const auto at = static_cast<size_t>((2 * k + half) & (kCostEntries - 1));
+        cost[kCostPlain][at] = of(half, kAll, k);
+        cost[kCostLast][at] = of(half, k & 1 ? kOdd : kEven, k);
+      }
+      cost[kCostHigh][static_cast<size_t>(k & (kCostEntries - 1))] = of(1, kAll, k);
+    }
+  }
+}
+
 }  // namespace
 
 const EntropyTables& Tables() {
@@ -35,6 +55,7 @@ const EntropyTables& Tables() {
         start = static_cast<uint16_t>(start + frequency);
       }
     }
+    FillCosts(*out);
     return out;
   }();
   return *tables;

@@ -72,11 +72,19 @@ inline constexpr uint32_t kPackedStride = 128;
 inline constexpr int kPackedFrequencyShift = 10;
 inline constexpr int kPackedCostShift = 20;
 
+// Costs for vector code that looks up many coordinates of one channel at once: entry q2 mod 128 of
+// a coordinate without low bits (but for the last of its group, and the last), symbol mod 128 of
+// one with them.
+enum CostKind { kCostPlain = 0, kCostLast = 1, kCostHigh = 2, kCostKinds = 3 };
+inline constexpr uint32_t kCostEntries = 128;
+
 struct EntropyTables {
   // [table][symbol + kSymbolOffset], [table][slot]; `packed` is `encode` for vector code.
   std::array<std::array<EncodeEntry, 2 * kSymbolOffset + 1>, kTableIds> encode;
   std::array<std::array<DecodeEntry, kProbabilityTotal>, kTableIds> decode;
   std::array<uint32_t, kTableIds * kPackedStride> packed;
+  // [spread][kind][entry]
+  std::array<std::array<std::array<uint16_t, kCostEntries>, kCostKinds>, kEntropyTables> cost;
 };
 
 // Built once. Thread-safe.

@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_CODEC_FIXED_POINT_H_
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -23,11 +24,18 @@ inline int Sixteenths(double ratio) { return static_cast<int>(std::lround(16 * s
 
 // round(16 log2 v) for v >= 1, from integer comparisons alone.
 inline int Log2Sixteenths(uint64_t v) {
+  // How many thresholds lie below the beginning of each 32nd of an octave, none of which holds two.
+  static constexpr std::array<uint8_t, 32> kBelow = [] {
+    std::array<uint8_t, 32> out{};
+    for (uint64_t i = 0; i < 32; ++i) {
+      for (uint64_t threshold : kLogThresholds) out[i] += threshold <= (32 + i) << 27;
+    }
+    return out;
+  }();
   const int top = 63 - std::countl_zero(v);
   const uint64_t mantissa = top >= 32 ? v >> (top - 32) : v << (32 - top);  // 2^32 <= m < 2^33
-  int j = 0;
-  while (j < 16 && mantissa >= kLogThresholds[j]) ++j;
-  return 16 * top + j;
+  const int j = kBelow[mantissa >> 27 & 31];
+  return 16 * top + j + (j < 16 && mantissa >= kLogThresholds[j]);
 }
 
 // round(16 log2 w) of a positive float.
@@ -51,6 +59,17 @@ static inline int32_t RoundClamped(float v, float limit = kRoundLimit) {
   v = v < limit ? v : limit;
   v = v > -limit ? v : -limit;
   return RoundSmall(v);
+}
+
+// Exponent e such that every |x| < 2^e, from the bits of the largest; -126 for zeros.
+static inline int ExponentOf(uint32_t largest_bits) {
+  return static_cast<int>(largest_bits >> 23) - 126;
+}
+// Takes |x| < 2^exponent to integers below 2^14.
+static inline float IntegerScale(int exponent) {
+  const int biased = 127 + 14 - exponent;
+  const int clamped = biased < 1 ? 1 : biased > 254 ? 254 : biased;
+  return std::bit_cast<float>(static_cast<uint32_t>(clamped) << 23);
 }
 
 }  // namespace latticekv

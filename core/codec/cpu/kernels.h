@@ -31,8 +31,15 @@ struct SourceRow {
 inline constexpr uint32_t kRowNotZero = 1;
 inline constexpr uint32_t kRowNotFinite = 2;
 
-// A vector in canonical order and how it is brought to steps: x[c] * inverse[c], or, where
-// `inverse` is null, x[c] * row_inverse.
+// Largest magnitude of a vector, as its float's bits, and its energy: the sum of squares of
+// RoundSmall(x * scale), each at most 2^14, with the IntegerScale of that magnitude.
+struct RowNorm {
+  uint32_t largest_bits;
+  uint64_t energy;
+};
+
+// A vector in canonical order and how it is brought to 1/256 of its steps: x[c] * inverse[c], or,
+// where `inverse` is null, x[c] * row_inverse.
 struct ScaledRow {
   const float* x;
   const float* inverse;
@@ -50,6 +57,13 @@ struct LatticeRow {
   const SinCos* angle;
   uint32_t pairs;
   uint32_t dim;
+};
+
+// A vector to rebuild, and the elements of `dtype` that it stands for.
+struct MeasuredRow {
+  const LatticeRow& row;
+  DType dtype;
+  const std::byte* src;
 };
 
 // Bounds that a channel's table sets on q2: low, high of the integer coset, high of the half one.
@@ -88,34 +102,40 @@ inline constexpr size_t kWordSlack = 32 * 17 + 32;
 
 struct CpuKernels {
   CodecBackend backend;
-  // Elements as floats to `stored`, un-rotated in canonical order to `canonical`.
-  uint32_t (*load_row)(const SourceRow& row, float* stored, float* canonical);
-  // Largest magnitude, as its float's bits.
+  // Elements as floats, un-rotated, in canonical order.
+  uint32_t (*load_row)(const SourceRow& row, float* canonical);
   uint32_t (*largest_bits)(const float* x, uint32_t dim);
-  // Sum of squares of RoundSmall(x * scale), each at most 2^14.
-  uint64_t (*energy)(const float* x, float scale, uint32_t dim);
-  // The same by channel, with the sums; square[c] holds eight rows.
+  RowNorm (*norm)(const float* x, uint32_t dim);
+  // Adds RoundSmall(x * scale), at most 2^14, and its square by channel; square[c] holds eight
+  // rows.
   void (*add_moments)(const float* x, float scale, uint32_t dim, int32_t* sum, uint32_t* square);
   // sum[c] += sixteenths of steps.
   void (*add_sixteenths)(const ScaledRow& row, int32_t* sum);
-  // Nearest lattice points to (steps - offset). Not 0: too far away for integers, q2 unspecified.
+  // Nearest lattice points to the vector less `offset`, in 1/256 of steps as well. Not 0: too far
+  // away for integers, q2 unspecified.
   uint32_t (*quantize_row)(const ScaledRow& row, const float* offset, int16_t* q2);
   // square[c] += q2[c]^2, with |q2| < 2^14; holds eight rows.
   void (*add_squares)(const int16_t* q2, uint32_t dim, uint32_t* square);
-  uint32_t (*is_outlier)(const int16_t* q2, const PointLimits& limits, uint32_t dim);
-  // Cost of the symbols in 1/256 bit, low bits left out. `codes` by channel.
-  uint64_t (*point_cost)(const int16_t* q2, const PointCode* codes, uint32_t dim);
+  // Not 0: some point is beyond the limits. Adds the number of groups in the half coset.
+  uint32_t (*check_row)(const int16_t* q2, const PointLimits& limits, uint32_t dim,
+                        uint32_t* halves);
+  // Cost of the symbols of contiguous rows in 1/256 bit, low bits left out. `codes` by channel.
+  uint64_t (*point_cost)(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes);
   // In the layout's order, rotated. `scratch` has room for a row.
   void (*rebuild_row)(const LatticeRow& row, float* scratch, float* out);
   void (*store_row)(DType dtype, const float* x, uint32_t dim, std::byte* dst);
   // To `dtype` and back.
   void (*cast_row)(DType dtype, float* x, uint32_t dim);
-  // squares[c] += squared error in 1/256 step of the channel; holds 256 rows.
+  // squares[c] += squared error times inverse[c]^2, which takes it to 1/256 step of the channel;
+  // holds 256 rows.
   void (*add_errors)(const float* back, const float* exact, const float* inverse, uint32_t dim,
                      uint32_t* squares);
-  // Adds squared error and squared norm in 1/256 step.
+  // Adds squared error and squared norm, both taken to 1/256 step by `inverse`.
   void (*add_relative)(const float* back, const float* exact, float inverse, uint32_t dim,
                        uint64_t* error, uint64_t* norm);
+  // rebuild_row, cast_row and add_errors, or add_relative, at once.
+  void (*measure_errors)(const MeasuredRow& row, const float* inverse, uint32_t* squares);
+  void (*measure_relative)(const MeasuredRow& row, float inverse, uint64_t* error, uint64_t* norm);
   void (*encode_rounds)(EncodeRun& run);
   // Stops behind `end`, which is then below `next`.
   void (*decode_rounds)(DecodeRun& run);

@@ -1,47 +1,14 @@
-// The kernels with AVX2 and F16C: 8 floats, 16 lattice coordinates or a quarter of the coder's
-// lanes in a register. What is not here the compiler vectorises from row_kernels.h. Compiled with
-// flags of its own: see kernels.h.
+// The kernels on rows with AVX2 and F16C: 8 floats or 16 lattice coordinates in a register. What is
+// not here the compiler vectorises from row_kernels.h; the coder's are in coder_avx2.cc. Compiled
+// with flags of its own: see kernels.h.
 #include <immintrin.h>
 
+#include "core/codec/cpu/avx2_points.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/row_kernels.h"
-#include "core/codec/tile_format.h"
-
-// For what the coder's loops must keep in registers.
-#define LKV_INLINE inline __attribute__((always_inline))
 
 namespace latticekv {
 namespace {
-
-constexpr int kParts = kLanes / 8;
-
-// For every set of eight lanes: the places of its lanes in order, and how many of it lie below a
-// lane; a byte each.
-struct LaneOrders {
-  uint64_t compress[256], expand[256];
-};
-constexpr LaneOrders MakeLaneOrders() {
-  LaneOrders out{};
-  for (uint32_t set = 0; set < 256; ++set) {
-    uint32_t count = 0;
-    for (uint32_t lane = 0; lane < 8; ++lane) {
-      out.expand[set] |= uint64_t{count} << (8 * lane);
-      if (set >> lane & 1) out.compress[set] |= uint64_t{lane} << (8 * count++);
-    }
-  }
-  return out;
-}
-constexpr LaneOrders kLaneOrders = MakeLaneOrders();
-
-__m256i Order(uint64_t bytes) {
-  return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes)));
-}
-uint32_t SetOf(__m256i lanes) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes)));
-}
-__m256i Load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-void Store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
-__m256i Set32(uint32_t v) { return _mm256_set1_epi32(static_cast<int>(v)); }
 
 __m256 Clamp(__m256 v, float limit) {
   v = _mm256_min_ps(v, _mm256_set1_ps(limit));
@@ -99,38 +66,83 @@ void Turn(const SinCos* angle, uint32_t pairs, float* x) {
   }
 }
 
-uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
-  if (row.dtype == DType::kF16) {
-    for (uint32_t c = 0; c < row.dim; c += 8) {
-      const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row.src + 2 * c));
-      _mm256_storeu_ps(stored + c, _mm256_cvtph_ps(h));
-    }
-  } else {
-    LoadRow(row.dtype, row.src, row.dim, stored);
+// Bits of all stored elements, and which of them, or of the rotated ones, were not finite.
+struct Found {
+  __m256i any = _mm256_setzero_si256(), infinite = any;
+  LKV_INLINE void Look(__m256 v) {
+    const __m256i exponent = _mm256_set1_epi32(0x7F800000);
+    const __m256i bits = _mm256_and_si256(_mm256_castps_si256(v), exponent);
+    infinite = _mm256_or_si256(infinite, _mm256_cmpeq_epi32(bits, exponent));
   }
-  for (uint32_t c = 0; c < row.dim && row.order == nullptr; c += 8) {
-    _mm256_storeu_ps(canonical + c, _mm256_loadu_ps(stored + c));
+  LKV_INLINE void LookAtStored(__m256 v) {
+    any = _mm256_or_si256(any, _mm256_castps_si256(v));
+    Look(v);
   }
-  for (uint32_t c = 0; c < row.dim && row.order != nullptr; ++c)
-    canonical[c] = stored[row.order[c]];
+  uint32_t flags() const {
+    return (_mm256_testz_si256(any, any) ? 0 : kRowNotZero) |
+           (_mm256_testz_si256(infinite, infinite) ? 0 : kRowNotFinite);
+  }
+};
+
+__m256 LoadHalves(const std::byte* src) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
+}
+
+// f16 in the layout's own order, whole registers: one pass.
+uint32_t LoadInOrder(const SourceRow& row, float* canonical) {
+  const uint32_t pairs = row.pairs;
+  Found found;
+  for (uint32_t i = 0; i < pairs; i += 8) {
+    __m256 cos, sin;
+    LoadAngles(row.angle + i, cos, sin);
+    const __m256 a = LoadHalves(row.src + 2 * i), b = LoadHalves(row.src + 2 * (i + pairs));
+    found.LookAtStored(a);
+    found.LookAtStored(b);
+    const __m256 x = _mm256_add_ps(_mm256_mul_ps(a, cos), _mm256_mul_ps(b, sin));
+    const __m256 y = _mm256_sub_ps(_mm256_mul_ps(b, cos), _mm256_mul_ps(a, sin));
+    found.Look(x);
+    found.Look(y);
+    _mm256_storeu_ps(canonical + i, x);
+    _mm256_storeu_ps(canonical + i + pairs, y);
+  }
+  for (uint32_t c = 2 * pairs; c < row.dim; c += 8) {
+    const __m256 x = LoadHalves(row.src + 2 * c);
+    found.LookAtStored(x);
+    _mm256_storeu_ps(canonical + c, x);
+  }
+  return found.flags();
+}
+
+uint32_t LoadVector(const SourceRow& row, float* canonical) {
+  if (row.dtype == DType::kF16 && row.order == nullptr && row.pairs % 8 == 0) {
+    return LoadInOrder(row, canonical);
+  }
+  float stored[limits::kMaxHeadDim];
+  LoadRow(row.dtype, row.src, row.dim, stored);
+  for (uint32_t c = 0; c < row.dim; ++c) {
+    canonical[c] = stored[row.order != nullptr ? row.order[c] : c];
+  }
   Turn<false>(row.angle, row.pairs, canonical);
   return row_kernels::Classify(stored, canonical, row.dim);
 }
 
+// Eight coordinates of a vector to rebuild, before rotation.
+LKV_INLINE __m256 Rebuilt(const LatticeRow& row, uint32_t c) {
+  const __m256i q =
+      _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row.q2 + c)));
+  const __m256i quarters = _mm256_add_epi32(_mm256_add_epi32(q, q), Load(row.mean + c));
+  const __m256 step = row.step ? _mm256_loadu_ps(row.step + c) : _mm256_set1_ps(row.row_step);
+  return _mm256_mul_ps(_mm256_cvtepi32_ps(quarters), step);
+}
+
 void RebuildVector(const LatticeRow& row, float* scratch, float* out) {
   float* x = row.order == nullptr ? out : scratch;
-  for (uint32_t c = 0; c < row.dim; c += 8) {
-    const __m256i q =
-        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row.q2 + c)));
-    const __m256i quarters = _mm256_add_epi32(_mm256_add_epi32(q, q), Load(row.mean + c));
-    const __m256 step = row.step ? _mm256_loadu_ps(row.step + c) : _mm256_set1_ps(row.row_step);
-    _mm256_storeu_ps(x + c, _mm256_mul_ps(_mm256_cvtepi32_ps(quarters), step));
-  }
+  for (uint32_t c = 0; c < row.dim; c += 8) _mm256_storeu_ps(x + c, Rebuilt(row, c));
   Turn<true>(row.angle, row.pairs, x);
   for (uint32_t c = 0; c < row.dim && row.order != nullptr; ++c) out[row.order[c]] = x[c];
 }
 
-// Eight coordinates in steps.
+// Eight coordinates in 1/256 of steps.
 LKV_INLINE __m256 Scaled(const ScaledRow& row, uint32_t c) {
   const __m256 inverse =
       row.inverse ? _mm256_loadu_ps(row.inverse + c) : _mm256_set1_ps(row.row_inverse);
@@ -139,7 +151,7 @@ LKV_INLINE __m256 Scaled(const ScaledRow& row, uint32_t c) {
 
 void AddSixteenths(const ScaledRow& row, int32_t* sum) {
   for (uint32_t c = 0; c < row.dim; c += 8) {
-    const __m256 y = _mm256_mul_ps(Scaled(row, c), _mm256_set1_ps(16.0f));
+    const __m256 y = _mm256_mul_ps(Scaled(row, c), _mm256_set1_ps(0.0625f));
     Store(sum + c, _mm256_add_epi32(Load(sum + c), Round(Clamp(y, kRoundLimit))));
   }
 }
@@ -156,13 +168,30 @@ uint64_t Sum64(__m256i v) {
   return part[0] + part[1] + part[2] + part[3];
 }
 
-uint64_t Energy(const float* x, float scale, uint32_t dim) {
-  __m256i sum = _mm256_setzero_si256();
-  for (uint32_t c = 0; c < dim; c += 8) {
-    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + c), _mm256_set1_ps(scale));
-    sum = AddSquaresWide(sum, Round(v));
+// The sum of eight numbers of 32 bits each, unsigned.
+uint64_t SumUnsigned(__m256i v) {
+  return Sum64(_mm256_add_epi64(_mm256_srli_epi64(v, 32),
+                                _mm256_and_si256(v, _mm256_set1_epi64x(0xFFFFFFFF))));
+}
+// Squares of eight numbers whose magnitude fits 15 bits.
+LKV_INLINE __m256i SmallSquares(__m256i v) {
+  const __m256i low = _mm256_and_si256(v, _mm256_set1_epi32(0xFFFF));
+  return _mm256_madd_epi16(low, low);
+}
+
+RowNorm Norm(const float* x, uint32_t dim) {
+  const uint32_t largest = row_kernels::LargestBits(x, dim);
+  const __m256 scale = _mm256_set1_ps(IntegerScale(ExponentOf(largest)));
+  uint64_t energy = 0;
+  for (uint32_t begin = 0; begin < dim; begin += 64) {
+    __m256i sum = _mm256_setzero_si256();  // each at most 8 * 2^28
+    for (uint32_t c = begin; c < dim && c < begin + 64; c += 8) {
+      const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + c), scale));
+      sum = _mm256_add_epi32(sum, SmallSquares(v));
+    }
+    energy += SumUnsigned(sum);
   }
-  return Sum64(sum);
+  return {largest, energy};
 }
 
 // Combines each group's eight 16-bit numbers; the result stands in all eight places.
@@ -175,70 +204,65 @@ __m256i OverGroup(__m256i v, Operation operation) {
 __m256i Max16(__m256i a, __m256i b) { return _mm256_max_epi16(a, b); }
 __m256i Min16(__m256i a, __m256i b) { return _mm256_min_epi16(a, b); }
 __m256i Add16(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
-// All ones where a bit of `bit`, a power of two, is set.
-__m256i HasBit(__m256i v, int bit) {
-  const __m256i b = _mm256_set1_epi16(static_cast<int16_t>(bit));
-  return _mm256_cmpeq_epi16(_mm256_and_si256(v, b), b);
-}
 
-// NearestE8 (e8.h) of two groups.
+// NearestE8 (e8.h) of two groups. Errors are scaled by 16, with the place below.
 LKV_INLINE __m256i NearestPoints(__m256i k, __m256i fraction) {
-  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i two = _mm256_set1_epi16(2);
   const __m256i forward = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i up = _mm256_cmpgt_epi16(fraction, _mm256_set1_epi16(127));
-  const __m256i whole = _mm256_sub_epi16(k, up);
-  const __m256i a =
-      _mm256_blendv_epi8(fraction, _mm256_sub_epi16(_mm256_set1_epi16(256), fraction), up);
-  const __m256i a8 = _mm256_slli_epi16(a, 3);
-  const __m256i rising = _mm256_or_si256(a8, forward);
-  const __m256i falling = _mm256_or_si256(a8, _mm256_xor_si256(forward, _mm256_set1_epi16(7)));
+  // 256 - fraction where it is rounded up.
+  const __m256i a = _mm256_sub_epi16(_mm256_xor_si256(fraction, up),
+                                     _mm256_and_si256(up, _mm256_set1_epi16(-257)));
+  const __m256i a16 = _mm256_slli_epi16(a, 4);
+  const __m256i rising = _mm256_or_si256(a16, forward);
+  // Less 2048, half a step: how much nearer than half a step the integer is.
+  const __m256i falling =
+      _mm256_add_epi16(a16, _mm256_sub_epi16(_mm256_set1_epi16(7 - 2048), forward));
   const __m256i largest = OverGroup(falling, Max16), smallest = OverGroup(rising, Min16);
-  // Errors sum to 1024 at most; above them the number of odd k, up to 8.
+  // Errors sum to 1024 at most; above them the number of odd k, up to 8, and the parity of the
+  // number rounded up.
+  const __m256i odd_k = _mm256_and_si256(_mm256_slli_epi16(k, 11), _mm256_set1_epi16(0x0800));
   const __m256i sums =
-      OverGroup(_mm256_add_epi16(a, _mm256_slli_epi16(_mm256_and_si256(k, one), 11)), Add16);
-  const __m256i sum_error = _mm256_and_si256(sums, _mm256_set1_epi16(2047));
-  const __m256i odd_half = HasBit(sums, 2048);
-  const __m256i odd_whole = _mm256_xor_si256(odd_half, HasBit(OverGroup(up, Add16), 1));
-  // The squared distance to the half coset less that to the integers, in 2^-8.
-  const __m256i twice_smallest = _mm256_slli_epi16(_mm256_srli_epi16(smallest, 3), 1);
-  const __m256i twice_largest = _mm256_slli_epi16(_mm256_srli_epi16(largest, 3), 1);
-  __m256i difference = _mm256_sub_epi16(_mm256_set1_epi16(512), sum_error);
-  difference = _mm256_add_epi16(difference, _mm256_and_si256(odd_half, twice_smallest));
-  difference = _mm256_sub_epi16(
-      difference,
-      _mm256_and_si256(odd_whole, _mm256_sub_epi16(_mm256_set1_epi16(256), twice_largest)));
+      OverGroup(_mm256_add_epi16(_mm256_add_epi16(a, odd_k), _mm256_slli_epi16(up, 15)), Add16);
+  const __m256i odd_half = _mm256_srai_epi16(_mm256_slli_epi16(sums, 4), 15);
+  const __m256i odd_whole = _mm256_xor_si256(odd_half, _mm256_srai_epi16(sums, 15));
+  // The squared distance to the half coset less that to the integers, in 2^-11.
+  const __m256i errors_only = _mm256_set1_epi16(-16);
+  __m256i difference =
+      _mm256_sub_epi16(_mm256_set1_epi16(4096),
+                       _mm256_slli_epi16(_mm256_and_si256(sums, _mm256_set1_epi16(2047)), 3));
+  difference = _mm256_add_epi16(
+      difference, _mm256_and_si256(_mm256_and_si256(smallest, errors_only), odd_half));
+  difference = _mm256_add_epi16(
+      difference, _mm256_and_si256(_mm256_and_si256(largest, errors_only), odd_whole));
   const __m256i half = _mm256_srai_epi16(difference, 15);
-  const __m256i out = _mm256_blendv_epi8(_mm256_add_epi16(whole, whole),
-                                         _mm256_add_epi16(_mm256_add_epi16(k, k), one), half);
+  const __m256i k2 = _mm256_add_epi16(k, k);
+  // Twice the point: 2 k, and 2 more where rounded up, or 1 more of the half coset.
+  const __m256i more = _mm256_blendv_epi8(_mm256_and_si256(up, two), _mm256_set1_epi16(1), half);
   const __m256i fix =
       _mm256_blendv_epi8(_mm256_and_si256(odd_whole, _mm256_cmpeq_epi16(falling, largest)),
                          _mm256_and_si256(odd_half, _mm256_cmpeq_epi16(rising, smallest)), half);
   // -2 where up and half differ, else 2.
-  const __m256i step = _mm256_sub_epi16(
-      _mm256_set1_epi16(2), _mm256_and_si256(_mm256_xor_si256(up, half), _mm256_set1_epi16(4)));
-  return _mm256_add_epi16(out, _mm256_and_si256(fix, step));
+  const __m256i step =
+      _mm256_sub_epi16(two, _mm256_and_si256(_mm256_xor_si256(up, half), _mm256_set1_epi16(4)));
+  return _mm256_add_epi16(_mm256_add_epi16(k2, more), _mm256_and_si256(fix, step));
 }
 
-// Eight coordinates less their offset in units of 2^-8; `beyond` collects those too large.
-LKV_INLINE __m256i Units(const ScaledRow& row, const float* offset, uint32_t c, __m256i& beyond) {
-  const __m256 y = _mm256_sub_ps(Scaled(row, c), _mm256_loadu_ps(offset + c));
-  const __m256i z = Round(Clamp(_mm256_mul_ps(y, _mm256_set1_ps(256.0f)), kRoundLimit));
-  beyond = _mm256_or_si256(
-      beyond, _mm256_cmpgt_epi32(_mm256_abs_epi32(z), _mm256_set1_epi32(kRoundLimitInteger - 1)));
+// Eight coordinates less their offset, rounded; `largest` collects what tells that one is too large
+// (the conversion makes what is beyond 32 bits the smallest number).
+LKV_INLINE __m256i Units(const ScaledRow& row, const float* offset, uint32_t c, __m256i& largest) {
+  const __m256i z = _mm256_cvtps_epi32(_mm256_sub_ps(Scaled(row, c), _mm256_loadu_ps(offset + c)));
+  largest =
+      _mm256_max_epu32(largest, _mm256_add_epi32(z, _mm256_set1_epi32(kRoundLimitInteger - 1)));
   return z;
 }
 
-// 16 numbers of 16 bits from two times eight that fit.
-__m256i Pack(__m256i a, __m256i b) {
-  return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
-}
-
 uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) {
-  __m256i beyond = _mm256_setzero_si256();
+  __m256i largest = _mm256_setzero_si256();
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const bool both = row.dim - c >= 16;
-    const __m256i a = Units(row, offset, c, beyond);
-    const __m256i b = both ? Units(row, offset, c + 8, beyond) : _mm256_setzero_si256();
+    const __m256i a = Units(row, offset, c, largest);
+    const __m256i b = both ? Units(row, offset, c + 8, largest) : _mm256_setzero_si256();
     const __m256i whole = Pack(_mm256_srai_epi32(a, 8), _mm256_srai_epi32(b, 8));
     const __m256i byte = _mm256_set1_epi32(255);
     const __m256i fraction = Pack(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
@@ -249,31 +273,36 @@ uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) 
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q2 + c), _mm256_castsi256_si128(points));
     }
   }
-  return SetOf(beyond);
+  const __m256i most = _mm256_set1_epi32(2 * kRoundLimitInteger - 2);
+  const __m256i fits = _mm256_cmpeq_epi32(_mm256_max_epu32(largest, most), most);
+  return SetOf(fits) ^ 255;
 }
 
-uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim, uint32_t* halves) {
   __m128i out = _mm_setzero_si128();
   const __m128i one = _mm_set1_epi16(1);
   const auto load = [](const int16_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   };
+  uint32_t found = 0;
   for (uint32_t c = 0; c < dim; c += 8) {
     const __m128i q = load(q2 + c);
+    found += static_cast<uint32_t>(_mm_cvtsi128_si32(q)) & 1;
     const __m128i half = _mm_cmpeq_epi16(_mm_and_si128(q, one), one);
     const __m128i high =
         _mm_blendv_epi8(load(limits.high_whole + c), load(limits.high_half + c), half);
     out = _mm_or_si128(
         out, _mm_or_si128(_mm_cmpgt_epi16(load(limits.low + c), q), _mm_cmpgt_epi16(q, high)));
   }
+  *halves += found;
   return static_cast<uint32_t>(_mm_movemask_epi8(out));
 }
 
-// Squared error in 1/256 step, at most 4095^2.
+// Squared error in 1/256 step, at most 4095^2. What the conversion cannot hold it makes -2^31.
 LKV_INLINE __m256i SquaredErrors(__m256 error, __m256 inverse) {
-  const __m256 e = _mm256_mul_ps(_mm256_mul_ps(error, inverse), _mm256_set1_ps(256.0f));
-  const __m256i rounded = Round(Clamp(e, 4095.0f));
-  return _mm256_mullo_epi32(rounded, rounded);
+  const __m256i e = _mm256_min_epu32(
+      _mm256_abs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(error, inverse))), _mm256_set1_epi32(4095));
+  return _mm256_madd_epi16(e, e);
 }
 
 void AddErrors(const float* back, const float* exact, const float* inverse, uint32_t dim,
@@ -285,44 +314,125 @@ void AddErrors(const float* back, const float* exact, const float* inverse, uint
   }
 }
 
-void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
-                 uint64_t* error, uint64_t* norm) {
-  const __m256 scale = _mm256_set1_ps(inverse);
-  __m256i e = _mm256_setzero_si256(), v = e;  // e: at most 128 * 2^24 each
+// Squared errors and squared norm of a vector in 1/256 step. The norm is a sum in 32 bits as long
+// as the coordinates are small, and is otherwise taken again.
+struct RelativeSum {
+  const __m256 scale;
+  __m256i e = _mm256_setzero_si256(), v = e, most = e;  // e: at most 64 * 2^25 each
+  explicit RelativeSum(float inverse) : scale(_mm256_set1_ps(inverse)) {}
+  // Two registers of what there will be, and of what there was.
+  LKV_INLINE void Add(__m256 back0, __m256 exact0, __m256 back1, __m256 exact1) {
+    const __m256i errors =
+        _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(back0, exact0), scale)),
+                           _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(back1, exact1), scale)));
+    const __m256i clamped = _mm256_min_epu16(_mm256_abs_epi16(errors), _mm256_set1_epi16(4095));
+    e = _mm256_add_epi32(e, _mm256_madd_epi16(clamped, clamped));
+    const __m256i units = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(exact0, scale)),
+                                             _mm256_cvtps_epi32(_mm256_mul_ps(exact1, scale)));
+    v = _mm256_add_epi32(v, _mm256_madd_epi16(units, units));
+    most = _mm256_max_epu16(most, _mm256_abs_epi16(units));
+  }
+  // False: `norm` is another.
+  LKV_INLINE bool AddTo(uint32_t dim, uint64_t* error, uint64_t* norm) const {
+    *error += SumUnsigned(e);
+    const __m256i small = _mm256_set1_epi16((1 << 13) - 1);
+    const __m256i is_small = _mm256_cmpeq_epi16(_mm256_max_epu16(most, small), small);
+    if (_mm256_movemask_epi8(is_small) != -1 || dim > 256) return false;
+    *norm += SumUnsigned(v);
+    return true;
+  }
+};
+
+// The squared norm, whatever its size.
+template <typename LoadExact>
+uint64_t LargeNorm(uint32_t dim, float inverse, LoadExact load) {
+  __m256i v = _mm256_setzero_si256();
   for (uint32_t c = 0; c < dim; c += 8) {
-    const __m256 x = _mm256_loadu_ps(exact + c);
-    const __m256 difference = _mm256_sub_ps(_mm256_loadu_ps(back + c), x);
-    e = _mm256_add_epi32(e, SquaredErrors(difference, scale));
-    const __m256 units = _mm256_mul_ps(_mm256_mul_ps(x, scale), _mm256_set1_ps(256.0f));
+    const __m256 units = _mm256_mul_ps(load(c), _mm256_set1_ps(inverse));
     v = AddSquaresWide(v, Round(Clamp(units, kRoundLimit)));
   }
-  *error += Sum64(_mm256_add_epi64(_mm256_srli_epi64(e, 32),
-                                   _mm256_and_si256(e, _mm256_set1_epi64x(0xFFFFFFFF))));
-  *norm += Sum64(v);
+  return Sum64(v);
 }
 
-// Places in EntropyTables::packed of eight coordinates; `last` are those with the last place of
-// their group.
-LKV_INLINE __m256i PackedPlaces(__m256i code, __m256i q2, __m256i last) {
-  const __m256i one = _mm256_set1_epi32(1);
-  const __m256i k = _mm256_srai_epi32(q2, 1);
-  const __m256i low = _mm256_srli_epi32(code, kPointLowBitsShift);
-  const __m256i plain = _mm256_cmpeq_epi32(low, _mm256_setzero_si256());
-  const __m256i coset = _mm256_mullo_epi16(_mm256_and_si256(q2, one), _mm256_set1_epi32(3));
-  const __m256i parity = _mm256_and_si256(last, _mm256_add_epi32(one, _mm256_and_si256(k, one)));
-  const __m256i table = _mm256_add_epi32(_mm256_and_si256(code, _mm256_set1_epi32(255)),
-                                         _mm256_and_si256(plain, _mm256_add_epi32(coset, parity)));
-  static_assert(kPackedStride == 128);
-  return _mm256_add_epi32(
-      _mm256_slli_epi32(table, 7),
-      _mm256_add_epi32(_mm256_srav_epi32(k, low), _mm256_set1_epi32(kSymbolOffset)));
+void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
+                 uint64_t* error, uint64_t* norm) {
+  RelativeSum sum(inverse);
+  const __m256 zero = _mm256_setzero_ps();
+  for (uint32_t c = 0; c < dim; c += 8) {
+    sum.Add(_mm256_loadu_ps(back + c), _mm256_loadu_ps(exact + c), zero, zero);
+  }
+  if (sum.AddTo(dim, error, norm)) return;
+  *norm += LargeNorm(dim, inverse, [&](uint32_t c) { return _mm256_loadu_ps(exact + c); });
 }
 
-__m256i Gather(const uint32_t* table, __m256i places) {
-  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), places, 4);
+// f16 vectors in the layout's own order, of whole registers.
+bool InOneGo(const MeasuredRow& m) {
+  return m.dtype == DType::kF16 && m.row.order == nullptr && m.row.pairs % 8 == 0 &&
+         m.row.dim % 16 == 0;
+}
+// A register of what the decoder will write and of what there was.
+struct RebuiltPart {
+  uint32_t first;
+  __m256 back, exact;
+};
+// Calls sink(part, part) for the registers of such a vector.
+template <typename Sink>
+LKV_INLINE void ForRebuilt(const MeasuredRow& m, Sink sink) {
+  const LatticeRow& row = m.row;
+  const uint32_t pairs = row.pairs;
+  const auto part = [&](uint32_t c, __m256 x) {
+    return RebuiltPart{c, _mm256_cvtph_ps(ToHalf(x)), LoadHalves(m.src + 2 * c)};
+  };
+  for (uint32_t i = 0; i < pairs; i += 8) {
+    __m256 cos, sin;
+    LoadAngles(row.angle + i, cos, sin);
+    const __m256 a = Rebuilt(row, i), b = Rebuilt(row, i + pairs);
+    sink(part(i, _mm256_sub_ps(_mm256_mul_ps(a, cos), _mm256_mul_ps(b, sin))),
+         part(i + pairs, _mm256_add_ps(_mm256_mul_ps(b, cos), _mm256_mul_ps(a, sin))));
+  }
+  for (uint32_t c = 2 * pairs; c < row.dim; c += 16) {
+    sink(part(c, Rebuilt(row, c)), part(c + 8, Rebuilt(row, c + 8)));
+  }
 }
 
-uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+void PairOf(const MeasuredRow& m, row_kernels::RowPair& out) {
+  RebuildVector(m.row, out.exact, out.back);
+  CastVector(m.dtype, out.back, m.row.dim);
+  LoadRow(m.dtype, m.src, m.row.dim, out.exact);
+}
+
+void MeasureErrors(const MeasuredRow& m, const float* inverse, uint32_t* squares) {
+  if (!InOneGo(m)) {
+    row_kernels::RowPair pair;
+    PairOf(m, pair);
+    return AddErrors(pair.back, pair.exact, inverse, m.row.dim, squares);
+  }
+  const auto add = [&](const RebuiltPart& p) {
+    const __m256i e =
+        SquaredErrors(_mm256_sub_ps(p.back, p.exact), _mm256_loadu_ps(inverse + p.first));
+    Store(squares + p.first, _mm256_add_epi32(Load(squares + p.first), e));
+  };
+  ForRebuilt(m, [&](const RebuiltPart& a, const RebuiltPart& b) {
+    add(a);
+    add(b);
+  });
+}
+
+void MeasureRelative(const MeasuredRow& m, float inverse, uint64_t* error, uint64_t* norm) {
+  if (!InOneGo(m)) {
+    row_kernels::RowPair pair;
+    PairOf(m, pair);
+    return AddRelative(pair.back, pair.exact, inverse, m.row.dim, error, norm);
+  }
+  RelativeSum sum(inverse);
+  ForRebuilt(m, [&](const RebuiltPart& a, const RebuiltPart& b) {
+    sum.Add(a.back, a.exact, b.back, b.exact);
+  });
+  if (sum.AddTo(m.row.dim, error, norm)) return;
+  *norm += LargeNorm(m.row.dim, inverse, [&](uint32_t c) { return LoadHalves(m.src + 2 * c); });
+}
+
+uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   const uint32_t* packed = Tables().packed.data();
   const __m256i last = _mm256_setr_epi32(0, 0, 0, 0, 0, 0, 0, -1);
   __m256i cost = _mm256_setzero_si256();  // each at most 128 * 2^12
@@ -338,258 +448,10 @@ uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   for (uint32_t p : part) sum += p;
   return sum;
 }
-
-// Rows of eight registers become columns within each 128 bits.
-LKV_INLINE void Transpose8x8(__m256i v[8]) {
-  __m256i a[8], b[8];
-  for (int i = 0; i < 4; ++i) {
-    a[i] = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
-    a[i + 4] = _mm256_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {
-    for (int h = 0; h < 2; ++h) {
-      b[4 * h + i] = _mm256_unpacklo_epi32(a[4 * h + 2 * i], a[4 * h + 2 * i + 1]);
-      b[4 * h + 2 + i] = _mm256_unpackhi_epi32(a[4 * h + 2 * i], a[4 * h + 2 * i + 1]);
-    }
-  }
-  for (int p = 0; p < 4; ++p) {
-    v[2 * p] = _mm256_unpacklo_epi64(b[2 * p], b[2 * p + 1]);
-    v[2 * p + 1] = _mm256_unpackhi_epi64(b[2 * p], b[2 * p + 1]);
-  }
-}
-
-// Lanes below 2^16 take the next words, in order.
-LKV_INLINE __m256i Renormalise(__m256i x, const std::byte*& next) {
-  const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
-  const uint32_t set = SetOf(low);
-  const __m256i words =
-      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(next)));
-  const __m256i taken = _mm256_permutevar8x32_epi32(words, Order(kLaneOrders.expand[set]));
-  next += 2 * static_cast<uint32_t>(__builtin_popcount(set));
-  return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), taken), low);
-}
-
-// Takes the coset from eight lanes; renormalisation is the caller's. All ones: half.
-LKV_INLINE __m256i PopCoset(uint32_t half_frequency, __m256i& x) {
-  const __m256i half = Set32(half_frequency), whole = Set32(kProbabilityTotal - half_frequency);
-  const __m256i slot = _mm256_and_si256(x, Set32(kProbabilityTotal - 1));
-  const __m256i in_whole = _mm256_cmpgt_epi32(whole, slot);
-  const __m256i frequency = _mm256_blendv_epi8(half, whole, in_whole);
-  const __m256i start = _mm256_andnot_si256(in_whole, whole);
-  x = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(x, kProbabilityBits)),
-                       _mm256_sub_epi32(slot, start));
-  return _mm256_andnot_si256(in_whole, _mm256_set1_epi32(-1));
-}
-
-LKV_INLINE __m256i PopSymbol(const uint32_t* decode, __m256i table, __m256i& x) {
-  const __m256i ten = _mm256_set1_epi32(1023);
-  const __m256i place =
-      _mm256_or_si256(_mm256_slli_epi32(table, kProbabilityBits), _mm256_and_si256(x, ten));
-  const __m256i entry = Gather(decode, place);
-  const __m256i frequency =
-      _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32(entry, 10), ten), _mm256_set1_epi32(1));
-  x = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(x, kProbabilityBits)),
-                       _mm256_and_si256(entry, ten));
-  return _mm256_srai_epi32(entry, 22);
-}
-
-// Symbols and raw bits of one coordinate of 32 groups, the last one of a group or another.
-template <bool kLowBits>
-LKV_INLINE void DecodeCoordinate(const PointCode* codes, bool last, const __m256i half[kParts],
-                                 const uint32_t* decode, __m256i x[kParts], __m256i sum[kParts],
-                                 const std::byte*& next, __m256i k[kParts]) {
-  const __m256i one = _mm256_set1_epi32(1);
-  __m256i low[kParts];
-  for (int h = 0; h < kParts; ++h) {
-    __m256i table = Load(codes + 8 * h);
-    __m256i more = _mm256_and_si256(half[h], _mm256_set1_epi32(3));
-    if (last) {
-      more = _mm256_add_epi32(more, _mm256_add_epi32(one, _mm256_and_si256(sum[h], one)));
-    }
-    if (kLowBits) {
-      low[h] = _mm256_srli_epi32(table, kPointLowBitsShift);
-      more = _mm256_and_si256(more, _mm256_cmpeq_epi32(low[h], _mm256_setzero_si256()));
-      table = _mm256_and_si256(table, _mm256_set1_epi32(255));
-    }
-    k[h] = PopSymbol(decode, _mm256_add_epi32(table, more), x[h]);
-  }
-  for (int h = 0; h < kParts; ++h) x[h] = Renormalise(x[h], next);
-  for (int h = 0; h < kParts && kLowBits; ++h) {
-    const __m256i split = _mm256_cmpgt_epi32(low[h], _mm256_setzero_si256());
-    const __m256i count = last ? _mm256_add_epi32(low[h], split) : low[h];
-    const __m256i bits = _mm256_andnot_si256(_mm256_sllv_epi32(_mm256_set1_epi32(-1), count), x[h]);
-    x[h] = Renormalise(_mm256_srlv_epi32(x[h], count), next);
-    k[h] = _mm256_or_si256(_mm256_sllv_epi32(k[h], count), bits);
-    if (!last) continue;
-    const __m256i known =
-        _mm256_add_epi32(_mm256_add_epi32(k[h], k[h]), _mm256_and_si256(sum[h], one));
-    k[h] = _mm256_blendv_epi8(k[h], known, split);
-  }
-  for (int h = 0; h < kParts; ++h) sum[h] = _mm256_add_epi32(sum[h], k[h]);
-}
-
-template <bool kLowBits>
-void DecodeRun256(DecodeRun& run) {
-  const uint32_t* decode = reinterpret_cast<const uint32_t*>(Tables().decode.data());
-  __m256i x[kParts];
-  for (int h = 0; h < kParts; ++h) x[h] = Load(run.state + 8 * h);
-  const std::byte* next = run.next;
-  uint32_t phase = run.phase;
-  int16_t* q2 = run.q2;
-  for (uint32_t r = 0; r < run.rounds && next <= run.end; ++r, q2 += 8 * kLanes) {
-    __m256i half[kParts], sum[kParts], points[2][8];
-    for (int h = 0; h < kParts; ++h) {
-      half[h] = PopCoset(run.half_frequency, x[h]);
-      sum[h] = _mm256_setzero_si256();
-    }
-    for (int h = 0; h < kParts; ++h) x[h] = Renormalise(x[h], next);
-    const PointCode* codes = run.codes + phase;
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i, codes += run.stride) {
-      __m256i k[kParts];
-      DecodeCoordinate<kLowBits>(codes, i == 7, half, decode, x, sum, next, k);
-      for (int p = 0; p < 2; ++p) {
-        const __m256i packed = Pack(k[2 * p], k[2 * p + 1]);
-        points[p][i] =
-            _mm256_sub_epi16(_mm256_add_epi16(packed, packed), Pack(half[2 * p], half[2 * p + 1]));
-      }
-    }
-    __m128i* out = reinterpret_cast<__m128i*>(q2);
-    for (int p = 0; p < 2; ++p) {
-      Transpose8x8(points[p]);
-      for (int j = 0; j < 8; ++j) {
-        _mm_storeu_si128(out + 16 * p + j, _mm256_castsi256_si128(points[p][j]));
-        _mm_storeu_si128(out + 16 * p + j + 8, _mm256_extracti128_si256(points[p][j], 1));
-      }
-    }
-    phase = (phase + kLanes) % run.groups;
-  }
-  for (int h = 0; h < kParts; ++h) Store(run.state + 8 * h, x[h]);
-  run.next = next;
-}
-
-void DecodeRounds(DecodeRun& run) {
-  run.any_low_bits ? DecodeRun256<true>(run) : DecodeRun256<false>(run);
-}
-
-// Lanes that are all ones in `which` give their low words, in order, and keep the high ones.
-LKV_INLINE __m256i Emit(__m256i x, __m256i which, uint16_t*& out) {
-  const uint32_t set = SetOf(which);
-  const __m256i words = _mm256_permutevar8x32_epi32(_mm256_and_si256(x, Set32(0xFFFF)),
-                                                    Order(kLaneOrders.compress[set]));
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(out),
-      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-  out += __builtin_popcount(set);
-  return _mm256_blendv_epi8(x, _mm256_srli_epi32(x, 16), which);
-}
-
-// x after coding a symbol, x < frequency * 2^22.
-LKV_INLINE __m256i Push(__m256i x, __m256i frequency, __m256i start) {
-  // Two roundings of 2^-24 each leave the quotient, below 2^22, at most one off.
-  const __m256 high =
-      _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16)), _mm256_set1_ps(65536.0f));
-  const __m256 exact = _mm256_add_ps(high, _mm256_cvtepi32_ps(_mm256_and_si256(x, Set32(0xFFFF))));
-  __m256i quotient = _mm256_cvttps_epi32(_mm256_div_ps(exact, _mm256_cvtepi32_ps(frequency)));
-  __m256i rest = _mm256_sub_epi32(x, _mm256_mullo_epi32(quotient, frequency));
-  const __m256i less = _mm256_srai_epi32(rest, 31);
-  rest = _mm256_add_epi32(rest, _mm256_and_si256(less, frequency));
-  quotient = _mm256_add_epi32(quotient, less);
-  const __m256i fits = _mm256_cmpgt_epi32(frequency, rest);
-  rest = _mm256_sub_epi32(rest, _mm256_andnot_si256(fits, frequency));
-  quotient = _mm256_add_epi32(quotient, _mm256_andnot_si256(fits, _mm256_set1_epi32(1)));
-  return _mm256_add_epi32(_mm256_slli_epi32(quotient, kProbabilityBits),
-                          _mm256_add_epi32(rest, start));
-}
-
-// States in x[0] .. x[3] are those of lanes 31 .. 24, 23 .. 16 and so on: the order in which they
-// give words.
-LKV_INLINE void PushSymbols(const __m256i frequency[kParts], const __m256i start[kParts],
-                            __m256i x[kParts], uint16_t*& out) {
-  for (int h = 0; h < kParts; ++h) {
-    const __m256i fits = _mm256_cmpgt_epi32(frequency[h], _mm256_srli_epi32(x[h], 22));
-    x[h] = Emit(x[h], _mm256_xor_si256(fits, _mm256_set1_epi32(-1)), out);
-  }
-  for (int h = 0; h < kParts; ++h) x[h] = Push(x[h], frequency[h], start[h]);
-}
-
-LKV_INLINE void PushLowBits(const PointCode* codes, const __m256i q2[kParts], bool last,
-                            __m256i x[kParts], uint16_t*& out) {
-  const __m256i zero = _mm256_setzero_si256();
-  for (int h = 0; h < kParts; ++h) {
-    const __m256i low = _mm256_srli_epi32(Load(codes + 8 * h), kPointLowBitsShift);
-    const __m256i count = last ? _mm256_add_epi32(low, _mm256_cmpgt_epi32(low, zero)) : low;
-    // A shift by 32, for no bits, gives 0.
-    const __m256i top = _mm256_srlv_epi32(x[h], _mm256_sub_epi32(_mm256_set1_epi32(32), count));
-    const __m256i fits = _mm256_cmpeq_epi32(top, zero);
-    x[h] = Emit(x[h], _mm256_xor_si256(fits, _mm256_set1_epi32(-1)), out);
-    const __m256i k = _mm256_srai_epi32(q2[h], last ? 2 : 1);
-    const __m256i bits = _mm256_andnot_si256(_mm256_sllv_epi32(_mm256_set1_epi32(-1), count), k);
-    x[h] = _mm256_or_si256(_mm256_sllv_epi32(x[h], count), bits);
-  }
-}
-
-// Lanes 31 .. 24 and so on of the states, and back.
-__m256i Reversed(__m256i v) {
-  return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0));
-}
-
-// Points of a round by coordinate; element e of points[p] is lane 31 - 16 p - e.
-LKV_INLINE void LoadPoints(const int16_t* q2, __m256i points[2][8]) {
-  const __m128i* groups = reinterpret_cast<const __m128i*>(q2);
-  for (int p = 0; p < 2; ++p) {
-    for (int j = 0; j < 8; ++j) {
-      const __m128i* group = groups + 31 - 16 * p - j;
-      points[p][j] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(group)),
-                                             _mm_loadu_si128(group - 8), 1);
-    }
-    Transpose8x8(points[p]);
-  }
-}
-
-template <bool kLowBits>
-void EncodeRound256(const EncodeRun& run, uint32_t round, __m256i x[kParts], uint16_t*& out) {
-  const uint32_t* packed = Tables().packed.data();
-  const __m256i ten = _mm256_set1_epi32(1023);
-  const uint32_t group = (run.phase + round * kLanes) % run.groups;
-  const PointCode* window = run.codes + (run.groups - group) % run.groups;
-  __m256i points[2][8], q2[kParts], frequency[kParts], start[kParts];
-  LoadPoints(run.q2 + size_t{round} * 8 * kLanes, points);
-#pragma GCC unroll 8
-  for (int i = 7; i >= 0; --i) {
-    const PointCode* codes = window + static_cast<uint32_t>(i) * run.stride;
-    for (int h = 0; h < kParts; ++h) {
-      const __m256i pair = points[h / 2][i];
-      q2[h] = _mm256_cvtepi16_epi32(h % 2 ? _mm256_extracti128_si256(pair, 1)
-                                          : _mm256_castsi256_si128(pair));
-      const __m256i entry = Gather(
-          packed, PackedPlaces(Load(codes + 8 * h), q2[h], _mm256_set1_epi32(i == 7 ? -1 : 0)));
-      frequency[h] = _mm256_and_si256(_mm256_srli_epi32(entry, kPackedFrequencyShift), ten);
-      start[h] = _mm256_and_si256(entry, ten);
-    }
-    if (kLowBits) PushLowBits(codes, q2, i == 7, x, out);
-    PushSymbols(frequency, start, x, out);
-  }
-  const __m256i half = Set32(run.half_frequency);
-  const __m256i whole = Set32(kProbabilityTotal - run.half_frequency);
-  for (int h = 0; h < kParts; ++h) {  // q2 still holds the first coordinates
-    const __m256i in_half =
-        _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_and_si256(q2[h], _mm256_set1_epi32(1)));
-    frequency[h] = _mm256_blendv_epi8(whole, half, in_half);
-    start[h] = _mm256_and_si256(in_half, whole);
-  }
-  PushSymbols(frequency, start, x, out);
-}
-
-void EncodeRounds(EncodeRun& run) {
-  __m256i x[kParts];
-  for (int h = 0; h < kParts; ++h) x[h] = Reversed(Load(run.state + 24 - 8 * h));
-  uint16_t* out = run.out;
-  for (uint32_t r = run.rounds; r-- > 0;) {
-    run.any_low_bits ? EncodeRound256<true>(run, r, x, out) : EncodeRound256<false>(run, r, x, out);
-  }
-  for (int h = 0; h < kParts; ++h) Store(run.state + 24 - 8 * h, Reversed(x[h]));
-  run.out = out;
+uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes) {
+  uint64_t total = 0;
+  for (uint32_t r = 0; r < rows; ++r) total += RowCost(q2 + size_t{r} * dim, codes, dim);
+  return total;
 }
 
 }  // namespace
@@ -597,19 +459,21 @@ void EncodeRounds(EncodeRun& run) {
 const CpuKernels kAvx2Kernels = {CodecBackend::kAvx2,
                                  LoadVector,
                                  row_kernels::LargestBits,
-                                 Energy,
+                                 Norm,
                                  row_kernels::AddMoments,
                                  AddSixteenths,
                                  QuantizeVector,
                                  row_kernels::AddSquares,
-                                 IsOutlier,
+                                 CheckRow,
                                  PointCost,
                                  RebuildVector,
                                  StoreVector,
                                  CastVector,
                                  AddErrors,
                                  AddRelative,
-                                 EncodeRounds,
-                                 DecodeRounds};
+                                 MeasureErrors,
+                                 MeasureRelative,
+                                 EncodeRoundsAvx2,
+                                 DecodeRoundsAvx2};
 
 }  // namespace latticekv

@@ -1,13 +1,10 @@
-// The kernels with AVX-512 F, BW, VL and DQ: 16 floats, 32 lattice coordinates or half of the
-// coder's lanes in a register. Compiled with flags of its own: see kernels.h.
+// The kernels on rows with AVX-512 F, BW, VL and DQ: 16 floats or 32 lattice coordinates in a
+// register. The coder's are in coder_avx512.cc. Compiled with flags of its own: see kernels.h.
 #include <immintrin.h>
 
+#include "core/codec/cpu/avx512_points.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/row_kernels.h"
-#include "core/codec/tile_format.h"
-
-// For what the coder's loops must keep in registers.
-#define LKV_INLINE inline __attribute__((always_inline))
 
 namespace latticekv {
 namespace {
@@ -115,7 +112,7 @@ struct Found {
 
 // Canonical order is the layout's: one pass.
 template <DType kType, bool kWhole>
-uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
+uint32_t LoadInOrder(const SourceRow& row, float* canonical) {
   const size_t bytes = kType == DType::kF32 ? 4 : 2;
   const uint32_t pairs = row.pairs;
   Found found;
@@ -125,8 +122,6 @@ uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
     LoadAngles(row.angle + i, kWhole || pairs - i >= 16 ? 16 : pairs - i, cos, sin);
     const __m512 a = LoadElements(kType, row.src + i * bytes, mask);
     const __m512 b = LoadElements(kType, row.src + (i + pairs) * bytes, mask);
-    _mm512_mask_storeu_ps(stored + i, mask, a);
-    _mm512_mask_storeu_ps(stored + i + pairs, mask, b);
     found.LookAtStored(a);
     found.LookAtStored(b);
     const __m512 x = _mm512_add_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin));
@@ -139,15 +134,15 @@ uint32_t LoadInOrder(const SourceRow& row, float* stored, float* canonical) {
   for (uint32_t c = 2 * pairs; c < row.dim; c += 16) {
     const __mmask16 mask = First16<kWhole>(row.dim - c);
     const __m512 x = LoadElements(kType, row.src + c * bytes, mask);
-    _mm512_mask_storeu_ps(stored + c, mask, x);
     _mm512_mask_storeu_ps(canonical + c, mask, x);
     found.LookAtStored(x);
   }
   return found.flags();
 }
 
-uint32_t LoadPermuted(const SourceRow& row, float* stored, float* canonical) {
+uint32_t LoadPermuted(const SourceRow& row, float* canonical) {
   const size_t bytes = DTypeBytes(row.dtype);
+  float stored[limits::kMaxHeadDim];
   Found found;
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const __mmask16 mask = First16(row.dim - c);
@@ -169,20 +164,20 @@ uint32_t LoadPermuted(const SourceRow& row, float* stored, float* canonical) {
 }
 
 template <bool kWhole>
-uint32_t LoadByType(const SourceRow& row, float* stored, float* canonical) {
+uint32_t LoadByType(const SourceRow& row, float* canonical) {
   switch (row.dtype) {
     case DType::kF16:
-      return LoadInOrder<DType::kF16, kWhole>(row, stored, canonical);
+      return LoadInOrder<DType::kF16, kWhole>(row, canonical);
     case DType::kBF16:
-      return LoadInOrder<DType::kBF16, kWhole>(row, stored, canonical);
+      return LoadInOrder<DType::kBF16, kWhole>(row, canonical);
     default:
-      return LoadInOrder<DType::kF32, kWhole>(row, stored, canonical);
+      return LoadInOrder<DType::kF32, kWhole>(row, canonical);
   }
 }
 
-uint32_t LoadVector(const SourceRow& row, float* stored, float* canonical) {
-  if (row.order != nullptr) return LoadPermuted(row, stored, canonical);
-  LKV_BY_DIM(LoadByType, Whole(row.dim, row.pairs), row, stored, canonical);
+uint32_t LoadVector(const SourceRow& row, float* canonical) {
+  if (row.order != nullptr) return LoadPermuted(row, canonical);
+  LKV_BY_DIM(LoadByType, Whole(row.dim, row.pairs), row, canonical);
 }
 
 // Adds the squares of 16 numbers in two halves.
@@ -192,20 +187,40 @@ LKV_INLINE __m512i AddSquaresWide(__m512i sum, __m512i v) {
                           _mm512_add_epi64(_mm512_mul_epu32(n, n), _mm512_mul_epu32(odd, odd)));
 }
 
-template <bool kWhole>
-uint64_t EnergyOf(const float* x, float scale, uint32_t dim) {
-  __m512i sum = _mm512_setzero_si512();
-  for (uint32_t c = 0; c < dim; c += 16) {
-    const __m512 v = _mm512_maskz_loadu_ps(First16<kWhole>(dim - c), x + c);
-    sum = AddSquaresWide(sum, Round(_mm512_mul_ps(v, _mm512_set1_ps(scale))));
-  }
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
-}
-uint64_t Energy(const float* x, float scale, uint32_t dim) {
-  LKV_BY_DIM(EnergyOf, Whole(dim), x, scale, dim);
+// Sums of 16 numbers of 32 bits each, unsigned.
+LKV_INLINE uint64_t SumUnsigned(__m512i v) {
+  const __m512i low = _mm512_and_si512(v, _mm512_set1_epi64(0xFFFFFFFF));
+  return static_cast<uint64_t>(
+      _mm512_reduce_add_epi64(_mm512_add_epi64(low, _mm512_srli_epi64(v, 32))));
 }
 
-// 16 coordinates in steps.
+template <bool kWhole>
+RowNorm NormOf(const float* x, uint32_t dim) {
+  __m512i most = _mm512_setzero_si512();
+  for (uint32_t c = 0; c < dim; c += 16) {
+    const __m512 v = _mm512_abs_ps(_mm512_maskz_loadu_ps(First16<kWhole>(dim - c), x + c));
+    most = _mm512_max_epu32(most, _mm512_castps_si512(v));
+  }
+  const uint32_t largest = _mm512_reduce_max_epu32(most);
+  const __m512 scale = _mm512_set1_ps(IntegerScale(ExponentOf(largest)));
+  uint64_t energy = 0;
+  for (uint32_t begin = 0; begin < dim; begin += 128) {
+    __m512i sum = _mm512_setzero_si512();  // each at most 4 * 2 * 2^28
+    for (uint32_t c = begin; c < dim && c < begin + 128; c += 32) {
+      const auto units = [&](uint32_t at) {
+        const __mmask16 mask = kWhole ? 0xFFFF : at < dim ? First16(dim - at) : __mmask16{0};
+        return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + at), scale));
+      };
+      const __m512i v = _mm512_packs_epi32(units(c), units(c + 16));
+      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(v, v));
+    }
+    energy += SumUnsigned(sum);
+  }
+  return {largest, energy};
+}
+RowNorm Norm(const float* x, uint32_t dim) { LKV_BY_DIM(NormOf, Whole(dim), x, dim); }
+
+// 16 coordinates in 1/256 of steps.
 LKV_INLINE __m512 Scaled(const ScaledRow& row, uint32_t c, __mmask16 mask) {
   const __m512 inverse =
       row.inverse ? _mm512_maskz_loadu_ps(mask, row.inverse + c) : _mm512_set1_ps(row.row_inverse);
@@ -216,7 +231,7 @@ template <bool kWhole>
 void AddSixteenthsOf(const ScaledRow& row, int32_t* sum) {
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const __mmask16 mask = First16<kWhole>(row.dim - c);
-    const __m512 y = _mm512_mul_ps(Scaled(row, c, mask), _mm512_set1_ps(16.0f));
+    const __m512 y = _mm512_mul_ps(Scaled(row, c, mask), _mm512_set1_ps(0.0625f));
     const __m512i z = Round(Clamp(y, kRoundLimit));
     _mm512_mask_storeu_epi32(sum + c, mask,
                              _mm512_add_epi32(_mm512_maskz_loadu_epi32(mask, sum + c), z));
@@ -247,48 +262,55 @@ __m512i GroupSum(__m512i v) {
   return _mm512_add_epi16(v, Exchange1(v));
 }
 
-// NearestE8 (e8.h) of four groups.
+// NearestE8 (e8.h) of four groups. Errors are scaled by 16, with the place below.
 LKV_INLINE __m512i NearestPoints(__m512i k, __m512i fraction) {
-  const __m512i one = _mm512_set1_epi16(1);
+  const __m512i two = _mm512_set1_epi16(2);
   const __m512i forward = _mm512_broadcast_i32x4(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7));
   const __mmask32 up = _mm512_cmpge_epi16_mask(fraction, _mm512_set1_epi16(128));
-  const __m512i whole = _mm512_mask_add_epi16(k, up, k, one);
   const __m512i a = _mm512_mask_sub_epi16(fraction, up, _mm512_set1_epi16(256), fraction);
-  const __m512i a8 = _mm512_slli_epi16(a, 3);
-  const __m512i rising = _mm512_add_epi16(a8, forward);
-  const __m512i falling = _mm512_add_epi16(a8, _mm512_sub_epi16(_mm512_set1_epi16(7), forward));
+  const __m512i a16 = _mm512_slli_epi16(a, 4);
+  const __m512i rising = _mm512_or_si512(a16, forward);
+  // Less 2048, half a step: how much nearer than half a step the integer is.
+  const __m512i falling =
+      _mm512_add_epi16(a16, _mm512_sub_epi16(_mm512_set1_epi16(7 - 2048), forward));
   const __m512i largest = GroupMax(falling), smallest = GroupMin(rising);
-  // Errors sum to 1024 at most; above them the number of odd k, up to 8.
-  const __m512i sums =
-      GroupSum(_mm512_add_epi16(a, _mm512_slli_epi16(_mm512_and_si512(k, one), 11)));
-  const __m512i sum_error = _mm512_and_si512(sums, _mm512_set1_epi16(2047));
-  const __m512i ups = GroupSum(_mm512_maskz_mov_epi16(up, one));
+  // Errors sum to 1024 at most; above them the number of odd k, up to 8, and the parity of the
+  // number rounded up.
+  const __m512i odd_k = _mm512_slli_epi16(k, 11), up_bit = _mm512_slli_epi16(fraction, 8);
+  const __m512i parities =
+      _mm512_and_si512(_mm512_ternarylogic_epi32(_mm512_set1_epi16(0x0800), odd_k, up_bit, 0xCA),
+                       _mm512_set1_epi16(static_cast<int16_t>(0x8800)));
+  const __m512i sums = GroupSum(_mm512_add_epi16(a, parities));
   const __mmask32 odd_half = _mm512_test_epi16_mask(sums, _mm512_set1_epi16(2048));
-  const __mmask32 odd_whole = odd_half ^ _mm512_test_epi16_mask(ups, one);
-  // The squared distance to the half coset less that to the integers, in 2^-8.
-  __m512i difference = _mm512_sub_epi16(_mm512_set1_epi16(512), sum_error);
+  const __mmask32 odd_whole = odd_half ^ _mm512_movepi16_mask(sums);
+  // The squared distance to the half coset less that to the integers, in 2^-11.
+  const __m512i errors_only = _mm512_set1_epi16(-16);
+  __m512i difference =
+      _mm512_sub_epi16(_mm512_set1_epi16(4096),
+                       _mm512_slli_epi16(_mm512_and_si512(sums, _mm512_set1_epi16(2047)), 3));
   difference = _mm512_mask_add_epi16(difference, odd_half, difference,
-                                     _mm512_slli_epi16(_mm512_srli_epi16(smallest, 3), 1));
-  difference =
-      _mm512_mask_sub_epi16(difference, odd_whole, difference,
-                            _mm512_sub_epi16(_mm512_set1_epi16(256),
-                                             _mm512_slli_epi16(_mm512_srli_epi16(largest, 3), 1)));
+                                     _mm512_and_si512(smallest, errors_only));
+  difference = _mm512_mask_add_epi16(difference, odd_whole, difference,
+                                     _mm512_and_si512(largest, errors_only));
   const __mmask32 half = _mm512_movepi16_mask(difference);
-  const __m512i out = _mm512_mask_blend_epi16(half, _mm512_add_epi16(whole, whole),
-                                              _mm512_add_epi16(_mm512_add_epi16(k, k), one));
-  const __mmask32 fix = (half & odd_half & _mm512_cmpeq_epi16_mask(rising, smallest)) |
-                        (~half & odd_whole & _mm512_cmpeq_epi16_mask(falling, largest));
-  const __m512i step =
-      _mm512_mask_blend_epi16(~(up ^ half), _mm512_set1_epi16(-2), _mm512_set1_epi16(2));
+  const __m512i k2 = _mm512_add_epi16(k, k);
+  const __m512i out = _mm512_mask_blend_epi16(half, _mm512_mask_add_epi16(k2, up, k2, two),
+                                              _mm512_add_epi16(k2, _mm512_set1_epi16(1)));
+  const __mmask32 fix = _mm512_mask_cmpeq_epi16_mask(half & odd_half, rising, smallest) |
+                        _mm512_mask_cmpeq_epi16_mask(~half & odd_whole, falling, largest);
+  const __m512i step = _mm512_mask_blend_epi16(up ^ half, two, _mm512_set1_epi16(-2));
   return _mm512_mask_add_epi16(out, fix, out, step);
 }
 
-// 16 coordinates less their offset in units of 2^-8; `beyond` collects those too large.
+// 16 coordinates less their offset, rounded; `largest` collects what tells that one is too large
+// (the conversion makes what is beyond 32 bits the smallest number).
+constexpr uint32_t kMostShifted = 2 * kRoundLimitInteger - 2;
 LKV_INLINE __m512i Units(const ScaledRow& row, const float* offset, uint32_t c, __mmask16 mask,
-                         __mmask16& beyond) {
-  const __m512 y = _mm512_sub_ps(Scaled(row, c, mask), _mm512_maskz_loadu_ps(mask, offset + c));
-  const __m512i z = Round(Clamp(_mm512_mul_ps(y, _mm512_set1_ps(256.0f)), kRoundLimit));
-  beyond |= _mm512_cmpge_epi32_mask(_mm512_abs_epi32(z), _mm512_set1_epi32(kRoundLimitInteger));
+                         __m512i& largest) {
+  const __m512i z = _mm512_cvtps_epi32(
+      _mm512_sub_ps(Scaled(row, c, mask), _mm512_maskz_loadu_ps(mask, offset + c)));
+  largest =
+      _mm512_max_epu32(largest, _mm512_add_epi32(z, _mm512_set1_epi32(kRoundLimitInteger - 1)));
   return z;
 }
 
@@ -297,11 +319,11 @@ uint32_t QuantizeBy(const ScaledRow& row, const float* offset, int16_t* q2) {
   const __m512i low_words =
       _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
                        24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  __mmask16 beyond = 0;
+  __m512i largest = _mm512_setzero_si512();
   for (uint32_t c = 0; c < row.dim; c += 32) {
     const uint32_t left = row.dim - c;
-    const __m512i a = Units(row, offset, c, First16<kWhole>(left), beyond);
-    const __m512i b = left > 16 ? Units(row, offset, c + 16, First16<kWhole>(left - 16), beyond)
+    const __m512i a = Units(row, offset, c, First16<kWhole>(left), largest);
+    const __m512i b = left > 16 ? Units(row, offset, c + 16, First16<kWhole>(left - 16), largest)
                                 : _mm512_setzero_si512();
     const __m512i whole =
         _mm512_permutex2var_epi16(_mm512_srai_epi32(a, 8), low_words, _mm512_srai_epi32(b, 8));
@@ -310,52 +332,37 @@ uint32_t QuantizeBy(const ScaledRow& row, const float* offset, int16_t* q2) {
     const __mmask32 mask = First32<kWhole>(left);
     _mm512_mask_storeu_epi16(q2 + c, mask, NearestPoints(whole, fraction));
   }
-  return beyond;
+  return _mm512_cmpgt_epu32_mask(largest, _mm512_set1_epi32(static_cast<int>(kMostShifted)));
 }
 uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) {
   LKV_BY_DIM(QuantizeBy, Whole(row.dim), row, offset, q2);
 }
 
 template <bool kWhole>
-uint32_t IsOutlierOf(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+uint32_t CheckRowOf(const int16_t* q2, const PointLimits& limits, uint32_t dim, uint32_t* halves) {
   __mmask32 out = 0;
+  uint32_t found = 0;
   for (uint32_t c = 0; c < dim; c += 32) {
     const uint32_t left = dim - c;
     const __mmask32 mask = First32<kWhole>(left);
     const __m512i q = _mm512_maskz_loadu_epi16(mask, q2 + c);
     const __m512i low = _mm512_maskz_loadu_epi16(mask, limits.low + c);
+    const __mmask32 half = _mm512_test_epi16_mask(q, _mm512_set1_epi16(1));
     const __m512i high =
-        _mm512_mask_blend_epi16(_mm512_test_epi16_mask(q, _mm512_set1_epi16(1)),
-                                _mm512_maskz_loadu_epi16(mask, limits.high_whole + c),
+        _mm512_mask_blend_epi16(half, _mm512_maskz_loadu_epi16(mask, limits.high_whole + c),
                                 _mm512_maskz_loadu_epi16(mask, limits.high_half + c));
     out |= _mm512_cmplt_epi16_mask(q, low) | _mm512_cmpgt_epi16_mask(q, high);
+    found += static_cast<uint32_t>(__builtin_popcount(half & 0x01010101));
   }
+  *halves += found;
   return out;
 }
-uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
-  LKV_BY_DIM(IsOutlierOf, Whole(dim), q2, limits, dim);
-}
-
-// Places in EntropyTables::packed of 16 coordinates; `last` are those with the last place of their
-// group.
-LKV_INLINE __m512i PackedPlaces(__m512i code, __m512i q2, __mmask16 last) {
-  const __m512i one = _mm512_set1_epi32(1);
-  const __m512i k = _mm512_srai_epi32(q2, 1);
-  const __m512i low = _mm512_srli_epi32(code, kPointLowBitsShift);
-  const __mmask16 plain = _mm512_testn_epi32_mask(low, low);
-  __m512i table = _mm512_and_si512(code, _mm512_set1_epi32(255));
-  table = _mm512_mask_add_epi32(table, plain & _mm512_test_epi32_mask(q2, one), table,
-                                _mm512_set1_epi32(3));
-  table = _mm512_mask_add_epi32(table, plain & last, table,
-                                _mm512_add_epi32(one, _mm512_and_si512(k, one)));
-  static_assert(kPackedStride == 128);
-  return _mm512_add_epi32(
-      _mm512_slli_epi32(table, 7),
-      _mm512_add_epi32(_mm512_srav_epi32(k, low), _mm512_set1_epi32(kSymbolOffset)));
+uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim, uint32_t* halves) {
+  LKV_BY_DIM(CheckRowOf, Whole(dim), q2, limits, dim, halves);
 }
 
 template <bool kWhole>
-uint64_t PointCostOf(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+uint64_t RowCostOf(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   const uint32_t* packed = Tables().packed.data();
   __m512i cost = _mm512_setzero_si512();  // each at most 64 * 2^12
   for (uint32_t c = 0; c < dim; c += 16) {
@@ -368,8 +375,59 @@ uint64_t PointCostOf(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   }
   return static_cast<uint64_t>(_mm512_reduce_add_epi32(cost));
 }
-uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
-  LKV_BY_DIM(PointCostOf, Whole(dim), q2, codes, dim);
+uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+  LKV_BY_DIM(RowCostOf, Whole(dim), q2, codes, dim);
+}
+
+// 32 coordinates of one channel: how to find their costs.
+struct ChannelCosts {
+  const uint16_t* table;
+  __m128i shift;
+  ChannelCosts(PointCode code, bool last) {
+    const uint32_t low = code >> kPointLowBitsShift;
+    const int kind = low > 0 ? kCostHigh : last ? kCostLast : kCostPlain;
+    table = Tables().cost[(code & 255) / 6][static_cast<size_t>(kind)].data();
+    shift = _mm_cvtsi32_si128(static_cast<int>(low > 0 ? low + 1 : 0));
+  }
+  LKV_INLINE __m512i Of(__m512i q2) const {
+    const __m512i at = _mm512_sra_epi16(q2, shift);
+    const auto part = [this](int i) { return _mm512_loadu_si512(table + 32 * i); };
+    const __m512i near = _mm512_permutex2var_epi16(part(0), at, part(1));
+    const __m512i far = _mm512_permutex2var_epi16(part(2), at, part(3));
+    return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(at, _mm512_set1_epi16(64)), near, far);
+  }
+};
+
+// 32 rows at a time, whose coordinates of a channel are looked up at once: no gathers.
+uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes) {
+  const uint32_t whole = rows / 32 * 32;
+  const __m512i ones = _mm512_set1_epi16(1);
+  uint64_t total = 0;
+  for (uint32_t c = 0; c < dim && whole > 0; c += 8) {
+    // Two costs a lane for each coordinate of at most 8 * 8: far below 2^31.
+    __m512i sum = _mm512_setzero_si512();
+    for (uint32_t r = 0; r < whole; r += 32) {
+      __m512i v[8];
+      for (uint32_t j = 0; j < 8; ++j) {
+        const auto row = [&](uint32_t i) {
+          return _mm_loadu_si128(
+              reinterpret_cast<const __m128i*>(q2 + size_t{r + j + 8 * i} * dim + c));
+        };
+        v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
+        v[j] = _mm512_inserti32x4(v[j], row(2), 2);
+        v[j] = _mm512_inserti32x4(v[j], row(3), 3);
+      }
+      Transpose8x8(v);
+#pragma GCC unroll 8
+      for (uint32_t i = 0; i < 8; ++i) {
+        const __m512i cost = ChannelCosts(codes[c + i], i == 7).Of(v[i]);
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(cost, ones));
+      }
+    }
+    total += static_cast<uint64_t>(_mm512_reduce_add_epi32(sum));
+  }
+  for (uint32_t r = whole; r < rows; ++r) total += RowCost(q2 + size_t{r} * dim, codes, dim);
+  return total;
 }
 
 template <bool kWhole>
@@ -424,11 +482,11 @@ void CastVector(DType dtype, float* x, uint32_t dim) {
   LKV_BY_DIM(CastBy, Whole(dim), dtype, x, dim);
 }
 
-// Squared error in 1/256 step, at most 4095^2.
-__m512i SquaredErrors(__m512 error, __m512 inverse) {
-  const __m512 e = _mm512_mul_ps(_mm512_mul_ps(error, inverse), _mm512_set1_ps(256.0f));
-  const __m512i rounded = Round(Clamp(e, 4095.0f));
-  return _mm512_mullo_epi32(rounded, rounded);
+// Squared error in 1/256 step, at most 4095^2. What the conversion cannot hold it makes -2^31.
+LKV_INLINE __m512i SquaredErrors(__m512 error, __m512 inverse) {
+  const __m512i e = _mm512_min_epu32(
+      _mm512_abs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(error, inverse))), _mm512_set1_epi32(4095));
+  return _mm512_madd_epi16(e, e);
 }
 
 template <bool kWhole>
@@ -448,286 +506,180 @@ void AddErrors(const float* back, const float* exact, const float* inverse, uint
   LKV_BY_DIM(AddErrorsOf, Whole(dim), back, exact, inverse, dim, squares);
 }
 
+// Squared errors and squared norm of a vector in 1/256 step. The norm is a sum in 32 bits as long
+// as the coordinates are small, and is otherwise taken again.
+struct RelativeSum {
+  static constexpr uint32_t kSmall = 1 << 13;
+  const __m512 scale;
+  __m512i e = _mm512_setzero_si512(), v = e, most = e;  // e: at most 32 * 2^25 each
+  explicit RelativeSum(float inverse) : scale(_mm512_set1_ps(inverse)) {}
+  // Two registers of what there will be, and of what there was.
+  LKV_INLINE void Add(__m512 back0, __m512 exact0, __m512 back1, __m512 exact1) {
+    const __m512i errors =
+        _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(back0, exact0), scale)),
+                           _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(back1, exact1), scale)));
+    const __m512i clamped = _mm512_min_epu16(_mm512_abs_epi16(errors), _mm512_set1_epi16(4095));
+    e = _mm512_add_epi32(e, _mm512_madd_epi16(clamped, clamped));
+    const __m512i units = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(exact0, scale)),
+                                             _mm512_cvtps_epi32(_mm512_mul_ps(exact1, scale)));
+    v = _mm512_add_epi32(v, _mm512_madd_epi16(units, units));
+    most = _mm512_max_epu16(most, _mm512_abs_epi16(units));
+  }
+  LKV_INLINE void Add(__m512 back, __m512 exact) {
+    Add(back, exact, _mm512_setzero_ps(), _mm512_setzero_ps());
+  }
+  // False: `norm` is another.
+  LKV_INLINE bool AddTo(uint32_t dim, uint64_t* error, uint64_t* norm) const {
+    *error += SumUnsigned(e);
+    const __mmask32 large =
+        _mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(static_cast<int16_t>(kSmall)));
+    if (large != 0 || dim > 512) return false;
+    *norm += SumUnsigned(v);
+    return true;
+  }
+};
+
+// The squared norm, whatever its size.
+template <typename LoadExact>
+uint64_t LargeNorm(uint32_t dim, float inverse, LoadExact load) {
+  __m512i v = _mm512_setzero_si512();
+  for (uint32_t c = 0; c < dim; c += 16) {
+    const __m512 units = _mm512_mul_ps(load(c, First16(dim - c)), _mm512_set1_ps(inverse));
+    v = AddSquaresWide(v, Round(Clamp(units, kRoundLimit)));
+  }
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(v));
+}
+
 template <bool kWhole>
 void AddRelativeOf(const float* back, const float* exact, float inverse, uint32_t dim,
                    uint64_t* error, uint64_t* norm) {
-  const __m512 scale = _mm512_set1_ps(inverse);
-  __m512i e = _mm512_setzero_si512(), v = e;  // e: at most 64 * 2^24 each
+  RelativeSum sum(inverse);
   for (uint32_t c = 0; c < dim; c += 16) {
     const __mmask16 mask = First16<kWhole>(dim - c);
-    const __m512 x = _mm512_maskz_loadu_ps(mask, exact + c);
-    e = _mm512_add_epi32(
-        e, SquaredErrors(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, back + c), x), scale));
-    const __m512 units = _mm512_mul_ps(_mm512_mul_ps(x, scale), _mm512_set1_ps(256.0f));
-    v = AddSquaresWide(v, Round(Clamp(units, kRoundLimit)));
+    sum.Add(_mm512_maskz_loadu_ps(mask, back + c), _mm512_maskz_loadu_ps(mask, exact + c));
   }
-  const __m512i wide = _mm512_add_epi64(_mm512_srli_epi64(e, 32),
-                                        _mm512_and_si512(e, _mm512_set1_epi64(0xFFFFFFFF)));
-  *error += static_cast<uint64_t>(_mm512_reduce_add_epi64(wide));
-  *norm += static_cast<uint64_t>(_mm512_reduce_add_epi64(v));
+  if (sum.AddTo(dim, error, norm)) return;
+  *norm += LargeNorm(dim, inverse, [&](uint32_t c, __mmask16 mask) {
+    return _mm512_maskz_loadu_ps(mask, exact + c);
+  });
 }
 void AddRelative(const float* back, const float* exact, float inverse, uint32_t dim,
                  uint64_t* error, uint64_t* norm) {
   LKV_BY_DIM(AddRelativeOf, Whole(dim), back, exact, inverse, dim, error, norm);
 }
 
-// Rows of eight registers become columns within each 128 bits.
-LKV_INLINE void Transpose8x8(__m512i v[8]) {
-  __m512i a[8], b[8];
-  for (int i = 0; i < 4; ++i) {
-    a[i] = _mm512_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
-    a[i + 4] = _mm512_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+// A decoder's cast to a dtype and back.
+template <DType kType>
+LKV_INLINE __m512 CastBack(__m512 v) {
+  if (kType == DType::kF16) {
+    return _mm512_cvtph_ps(
+        _mm512_cvtps_ph(Clamp(v, 65504.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  for (int i = 0; i < 2; ++i) {
-    for (int h = 0; h < 2; ++h) {
-      b[4 * h + i] = _mm512_unpacklo_epi32(a[4 * h + 2 * i], a[4 * h + 2 * i + 1]);
-      b[4 * h + 2 + i] = _mm512_unpackhi_epi32(a[4 * h + 2 * i], a[4 * h + 2 * i + 1]);
-    }
-  }
-  for (int p = 0; p < 4; ++p) {
-    v[2 * p] = _mm512_unpacklo_epi64(b[2 * p], b[2 * p + 1]);
-    v[2 * p + 1] = _mm512_unpackhi_epi64(b[2 * p], b[2 * p + 1]);
-  }
+  alignas(64) std::byte stored[64];
+  StoreElements(kType, v, stored, 0xFFFF);
+  return LoadElements(kType, stored, 0xFFFF);
 }
 
-// Half of the decoder's lanes.
-struct Lanes {
-  __m512i x;
+// 16 coordinates of a vector to rebuild, before rotation.
+LKV_INLINE __m512 Rebuilt(const LatticeRow& row, uint32_t c, __mmask16 mask) {
+  const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, row.q2 + c));
+  const __m512i quarters =
+      _mm512_add_epi32(_mm512_add_epi32(q, q), _mm512_maskz_loadu_epi32(mask, row.mean + c));
+  const __m512 step =
+      row.step ? _mm512_maskz_loadu_ps(mask, row.step + c) : _mm512_set1_ps(row.row_step);
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(quarters), step);
+}
 
-  // Lanes below 2^16 take the next words, in order.
-  void Renormalise(const std::byte*& next) {
-    const __mmask16 low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(1 << 16));
-    const __m512i words =
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(next)));
-    const __m512i taken = _mm512_maskz_expand_epi32(low, words);
-    x = _mm512_mask_or_epi32(x, low, _mm512_slli_epi32(x, 16), taken);
-    next += 2 * static_cast<uint32_t>(__builtin_popcount(static_cast<uint32_t>(low)));
-  }
-  __m512i slot() const { return _mm512_and_si512(x, _mm512_set1_epi32(kProbabilityTotal - 1)); }
-  // Lanes in the half coset; renormalisation is the caller's.
-  __mmask16 Coset(__m512i half_frequency, __m512i whole_frequency) {
-    const __m512i s = slot();
-    const __mmask16 half = _mm512_cmpge_epu32_mask(s, whole_frequency);
-    const __m512i frequency = _mm512_mask_blend_epi32(half, whole_frequency, half_frequency);
-    x = _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32(x, kProbabilityBits)),
-                         _mm512_mask_sub_epi32(s, half, s, whole_frequency));
-    return half;
-  }
-  __m512i Symbol(__m512i table, const uint32_t* decode) {
-    const __m512i place = _mm512_or_si512(_mm512_slli_epi32(table, kProbabilityBits), slot());
-    const __m512i entry = _mm512_i32gather_epi32(place, decode, 4);
-    const __m512i ten = _mm512_set1_epi32(1023);
-    const __m512i frequency =
-        _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(entry, 10), ten), _mm512_set1_epi32(1));
-    x = _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32(x, kProbabilityBits)),
-                         _mm512_and_si512(entry, ten));
-    return _mm512_srai_epi32(entry, 22);
-  }
-  __m512i Bits(__m512i count) {
-    const __m512i all = _mm512_set1_epi32(-1);
-    const __m512i bits = _mm512_andnot_si512(_mm512_sllv_epi32(all, count), x);
-    x = _mm512_srlv_epi32(x, count);
-    return bits;
-  }
+// A register of what the decoder will write and of what there was.
+struct RebuiltPart {
+  uint32_t first;
+  __mmask16 mask;
+  __m512 back, exact;
 };
 
-__m512i Pack(__m512i a, __m512i b) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)),
-                            _mm512_cvtepi32_epi16(b), 1);
-}
-
-// Symbols and raw bits of coordinate `last ? 7 : below 7` of 32 groups.
-template <bool kLowBits>
-LKV_INLINE void DecodeCoordinate(const PointCode* codes, bool last, const __mmask16 half[2],
-                                 const uint32_t* decode, Lanes lanes[2], __m512i sum[2],
-                                 const std::byte*& next, __m512i k[2]) {
-  const __m512i one = _mm512_set1_epi32(1);
-  __m512i low[2];
-  __mmask16 split[2] = {0, 0};
-  for (int h = 0; h < 2; ++h) {
-    __m512i table = _mm512_loadu_si512(codes + 16 * h);
-    if (kLowBits) {
-      low[h] = _mm512_srli_epi32(table, kPointLowBitsShift);
-      split[h] = _mm512_test_epi32_mask(low[h], low[h]);
-      table = _mm512_and_si512(table, _mm512_set1_epi32(255));
-    }
-    const __mmask16 plain = static_cast<__mmask16>(~split[h]);
-    table = _mm512_mask_add_epi32(table, half[h] & plain, table, _mm512_set1_epi32(3));
-    if (last) {
-      table = _mm512_mask_add_epi32(table, plain, table,
-                                    _mm512_add_epi32(one, _mm512_and_si512(sum[h], one)));
-    }
-    k[h] = lanes[h].Symbol(table, decode);
+// Calls sink(part, part) for the registers of a vector in the layout's own order.
+template <DType kType, bool kWhole, typename Sink>
+LKV_INLINE void ForRebuilt(const MeasuredRow& m, Sink sink) {
+  constexpr size_t kBytes = kType == DType::kF32 ? 4 : 2;
+  const LatticeRow& row = m.row;
+  const uint32_t pairs = row.pairs;
+  const auto part = [&](uint32_t c, __mmask16 mask, __m512 x) {
+    return RebuiltPart{c, mask, CastBack<kType>(x), LoadElements(kType, m.src + c * kBytes, mask)};
+  };
+  for (uint32_t i = 0; i < pairs; i += 16) {
+    const __mmask16 mask = First16<kWhole>(pairs - i);
+    __m512 cos, sin;
+    LoadAngles(row.angle + i, kWhole || pairs - i >= 16 ? 16 : pairs - i, cos, sin);
+    const __m512 a = Rebuilt(row, i, mask), b = Rebuilt(row, i + pairs, mask);
+    sink(part(i, mask, _mm512_sub_ps(_mm512_mul_ps(a, cos), _mm512_mul_ps(b, sin))),
+         part(i + pairs, mask, _mm512_add_ps(_mm512_mul_ps(b, cos), _mm512_mul_ps(a, sin))));
   }
-  lanes[0].Renormalise(next);
-  lanes[1].Renormalise(next);
-  if (kLowBits && (split[0] | split[1])) {
-    for (int h = 0; h < 2; ++h) {
-      const __m512i count = last ? _mm512_mask_sub_epi32(low[h], split[h], low[h], one) : low[h];
-      const __m512i bits = lanes[h].Bits(count);
-      lanes[h].Renormalise(next);
-      k[h] = _mm512_or_si512(_mm512_sllv_epi32(k[h], count), bits);
-      if (last) {
-        k[h] = _mm512_mask_add_epi32(k[h], split[h], _mm512_add_epi32(k[h], k[h]),
-                                     _mm512_and_si512(sum[h], one));
-      }
-    }
-  }
-  for (int h = 0; h < 2; ++h) sum[h] = _mm512_add_epi32(sum[h], k[h]);
-}
-
-template <bool kLowBits>
-void DecodeRun512(DecodeRun& run) {
-  const uint32_t* decode = reinterpret_cast<const uint32_t*>(Tables().decode.data());
-  const __m512i half_frequency = _mm512_set1_epi32(static_cast<int>(run.half_frequency));
-  const __m512i whole_frequency =
-      _mm512_set1_epi32(static_cast<int>(kProbabilityTotal - run.half_frequency));
-  Lanes lanes[2] = {{_mm512_loadu_si512(run.state)}, {_mm512_loadu_si512(run.state + 16)}};
-  const std::byte* next = run.next;
-  uint32_t phase = run.phase;
-  int16_t* q2 = run.q2;
-  for (uint32_t r = 0; r < run.rounds && next <= run.end; ++r, q2 += 8 * kLanes) {
-    __mmask16 half[2];
-    for (int h = 0; h < 2; ++h) half[h] = lanes[h].Coset(half_frequency, whole_frequency);
-    lanes[0].Renormalise(next);
-    lanes[1].Renormalise(next);
-    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    __m512i points[8];
-    const __mmask32 halves = static_cast<__mmask32>(half[0]) | static_cast<__mmask32>(half[1])
-                                                                   << 16;
-    const PointCode* codes = run.codes + phase;
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i, codes += run.stride) {
-      __m512i k[2];
-      DecodeCoordinate<kLowBits>(codes, i == 7, half, decode, lanes, sum, next, k);
-      const __m512i packed = Pack(k[0], k[1]);
-      points[i] = _mm512_sub_epi16(_mm512_add_epi16(packed, packed), _mm512_movm_epi16(halves));
-    }
-    Transpose8x8(points);
-    __m128i* out = reinterpret_cast<__m128i*>(q2);
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      _mm_storeu_si128(out + j, _mm512_castsi512_si128(points[j]));
-      _mm_storeu_si128(out + j + 8, _mm512_extracti32x4_epi32(points[j], 1));
-      _mm_storeu_si128(out + j + 16, _mm512_extracti32x4_epi32(points[j], 2));
-      _mm_storeu_si128(out + j + 24, _mm512_extracti32x4_epi32(points[j], 3));
-    }
-    phase = (phase + kLanes) % run.groups;
-  }
-  _mm512_storeu_si512(run.state, lanes[0].x);
-  _mm512_storeu_si512(run.state + 16, lanes[1].x);
-  run.next = next;
-}
-
-void DecodeRounds(DecodeRun& run) {
-  run.any_low_bits ? DecodeRun512<true>(run) : DecodeRun512<false>(run);
-}
-
-// Lanes of `mask` give their low words, in order, and keep the high ones.
-LKV_INLINE __m512i Emit(__m512i x, __mmask16 mask, uint16_t*& out) {
-  const __m512i words = _mm512_maskz_compress_epi32(mask, x);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(words));
-  out += __builtin_popcount(static_cast<uint32_t>(mask));
-  return _mm512_mask_srli_epi32(x, mask, x, 16);
-}
-
-// x after coding a symbol, x < frequency * 2^22.
-LKV_INLINE __m512i Push(__m512i x, __m512i frequency, __m512i start) {
-  // Rounded down all the way the quotient, below 2^22, is right or one too small.
-  constexpr int kDown = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
-  const __m512 exact = _mm512_cvt_roundepu32_ps(x, kDown);
-  __m512i quotient =
-      _mm512_cvttps_epi32(_mm512_div_round_ps(exact, _mm512_cvtepi32_ps(frequency), kDown));
-  __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, frequency));
-  const __mmask16 more = _mm512_cmpge_epu32_mask(rest, frequency);
-  rest = _mm512_mask_sub_epi32(rest, more, rest, frequency);
-  quotient = _mm512_mask_add_epi32(quotient, more, quotient, _mm512_set1_epi32(1));
-  return _mm512_add_epi32(_mm512_slli_epi32(quotient, kProbabilityBits),
-                          _mm512_add_epi32(rest, start));
-}
-
-// States in x[0] and x[1] are those of lanes 31 .. 16 and 15 .. 0: the order in which they give
-// words.
-LKV_INLINE void PushSymbols(const __m512i frequency[2], const __m512i start[2], __m512i x[2],
-                            uint16_t*& out) {
-  for (int h = 0; h < 2; ++h) {
-    const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x[h], 22), frequency[h]);
-    x[h] = Emit(x[h], full, out);
-  }
-  for (int h = 0; h < 2; ++h) x[h] = Push(x[h], frequency[h], start[h]);
-}
-
-LKV_INLINE void PushLowBits(const PointCode* codes, const __m512i q2[2], bool last, __m512i x[2],
-                            uint16_t*& out) {
-  for (int h = 0; h < 2; ++h) {
-    const __m512i low = _mm512_srli_epi32(_mm512_loadu_si512(codes + 16 * h), kPointLowBitsShift);
-    const __mmask16 split = _mm512_test_epi32_mask(low, low);
-    const __m512i count = last ? _mm512_mask_sub_epi32(low, split, low, _mm512_set1_epi32(1)) : low;
-    // A shift by 32, for no bits, gives 0.
-    const __m512i top = _mm512_srlv_epi32(x[h], _mm512_sub_epi32(_mm512_set1_epi32(32), count));
-    x[h] = Emit(x[h], _mm512_test_epi32_mask(top, top), out);
-    const __m512i k = _mm512_srai_epi32(q2[h], last ? 2 : 1);
-    const __m512i bits = _mm512_andnot_si512(_mm512_sllv_epi32(_mm512_set1_epi32(-1), count), k);
-    x[h] = _mm512_or_si512(_mm512_sllv_epi32(x[h], count), bits);
+  for (uint32_t c = 2 * pairs; c < row.dim; c += 32) {
+    const __mmask16 mask = First16<kWhole>(row.dim - c);
+    const __mmask16 mask2 = kWhole             ? 0xFFFF
+                            : row.dim - c > 16 ? First16(row.dim - c - 16)
+                                               : __mmask16{0};
+    sink(part(c, mask, Rebuilt(row, c, mask)), part(c + 16, mask2, Rebuilt(row, c + 16, mask2)));
   }
 }
 
-LKV_INLINE __m512i LoadGroups(const int16_t* q2, int j) {
-  // Element e is lane 31 - e, so the 128 bits at L hold the groups 31 - 8 L - j.
-  const __m128i* groups = reinterpret_cast<const __m128i*>(q2);
-  __m512i v = _mm512_castsi128_si512(_mm_loadu_si128(groups + 31 - j));
-  v = _mm512_inserti32x4(v, _mm_loadu_si128(groups + 23 - j), 1);
-  v = _mm512_inserti32x4(v, _mm_loadu_si128(groups + 15 - j), 2);
-  return _mm512_inserti32x4(v, _mm_loadu_si128(groups + 7 - j), 3);
+template <DType kType, bool kWhole>
+void MeasureErrorsOf(const MeasuredRow& m, const float* inverse, uint32_t* squares) {
+  const auto add = [&](const RebuiltPart& p) {
+    const __m512i e = SquaredErrors(_mm512_sub_ps(p.back, p.exact),
+                                    _mm512_maskz_loadu_ps(p.mask, inverse + p.first));
+    uint32_t* to = squares + p.first;
+    _mm512_mask_storeu_epi32(to, p.mask, _mm512_add_epi32(e, _mm512_maskz_loadu_epi32(p.mask, to)));
+  };
+  ForRebuilt<kType, kWhole>(m, [&](const RebuiltPart& a, const RebuiltPart& b) {
+    add(a);
+    add(b);
+  });
 }
 
-template <bool kLowBits>
-void EncodeRun512(EncodeRun& run) {
-  const uint32_t* packed = Tables().packed.data();
-  const __m512i ten = _mm512_set1_epi32(1023);
-  const __m512i reverse = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i x[2] = {_mm512_permutexvar_epi32(reverse, _mm512_loadu_si512(run.state + 16)),
-                  _mm512_permutexvar_epi32(reverse, _mm512_loadu_si512(run.state))};
-  uint16_t* out = run.out;
-  for (uint32_t r = run.rounds; r-- > 0;) {
-    const uint32_t group = (run.phase + r * kLanes) % run.groups;
-    const PointCode* window = run.codes + (run.groups - group) % run.groups;
-    __m512i points[8];
-    for (int j = 0; j < 8; ++j) points[j] = LoadGroups(run.q2 + size_t{r} * 8 * kLanes, j);
-    Transpose8x8(points);
-    __m512i frequency[2], start[2];
-#pragma GCC unroll 8
-    for (int i = 7; i >= 0; --i) {
-      const PointCode* codes = window + static_cast<uint32_t>(i) * run.stride;
-      const __m512i q2[2] = {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(points[i])),
-                             _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(points[i], 1))};
-      for (int h = 0; h < 2; ++h) {
-        const __m512i places = PackedPlaces(_mm512_loadu_si512(codes + 16 * h), q2[h],
-                                            static_cast<__mmask16>(i == 7 ? 0xFFFF : 0));
-        const __m512i entry = _mm512_i32gather_epi32(places, packed, 4);
-        frequency[h] = _mm512_and_si512(_mm512_srli_epi32(entry, kPackedFrequencyShift), ten);
-        start[h] = _mm512_and_si512(entry, ten);
-      }
-      if (kLowBits) PushLowBits(codes, q2, i == 7, x, out);
-      PushSymbols(frequency, start, x, out);
-    }
-    const __m512i half = _mm512_set1_epi32(static_cast<int>(run.half_frequency));
-    const __m512i whole = _mm512_sub_epi32(_mm512_set1_epi32(kProbabilityTotal), half);
-    const __mmask32 halves = _mm512_test_epi16_mask(points[0], _mm512_set1_epi16(1));
-    for (int h = 0; h < 2; ++h) {
-      const auto in_half = static_cast<__mmask16>(halves >> (16 * h));
-      frequency[h] = _mm512_mask_blend_epi32(in_half, whole, half);
-      start[h] = _mm512_maskz_mov_epi32(in_half, whole);
-    }
-    PushSymbols(frequency, start, x, out);
+template <DType kType, bool kWhole>
+void MeasureRelativeOf(const MeasuredRow& m, float inverse, uint64_t* error, uint64_t* norm) {
+  RelativeSum sum(inverse);
+  ForRebuilt<kType, kWhole>(m, [&](const RebuiltPart& a, const RebuiltPart& b) {
+    sum.Add(a.back, a.exact, b.back, b.exact);
+  });
+  if (sum.AddTo(m.row.dim, error, norm)) return;
+  *norm += LargeNorm(m.row.dim, inverse, [&](uint32_t c, __mmask16 mask) {
+    return LoadElements(kType, m.src + c * (kType == DType::kF32 ? 4 : 2), mask);
+  });
+}
+
+// The function for the dtype and for whole registers, or, where channels are permuted, the steps
+// one by one.
+#define LKV_BY_ROW(function, m, ...)                                               \
+  const bool whole = Whole((m).row.dim, (m).row.pairs);                            \
+  if ((m).dtype == DType::kF16) {                                                  \
+    return whole ? function<DType::kF16, true>(m, __VA_ARGS__)                     \
+                 : function<DType::kF16, false>(m, __VA_ARGS__);                   \
+  }                                                                                \
+  return (m).dtype == DType::kBF16 ? function<DType::kBF16, false>(m, __VA_ARGS__) \
+                                   : function<DType::kF32, false>(m, __VA_ARGS__)
+
+void PairOf(const MeasuredRow& m, row_kernels::RowPair& out) {
+  RebuildVector(m.row, out.exact, out.back);
+  CastVector(m.dtype, out.back, m.row.dim);
+  LoadRow(m.dtype, m.src, m.row.dim, out.exact);
+}
+void MeasureErrors(const MeasuredRow& m, const float* inverse, uint32_t* squares) {
+  if (m.row.order != nullptr) {
+    row_kernels::RowPair pair;
+    PairOf(m, pair);
+    return AddErrors(pair.back, pair.exact, inverse, m.row.dim, squares);
   }
-  _mm512_storeu_si512(run.state + 16, _mm512_permutexvar_epi32(reverse, x[0]));
-  _mm512_storeu_si512(run.state, _mm512_permutexvar_epi32(reverse, x[1]));
-  run.out = out;
+  LKV_BY_ROW(MeasureErrorsOf, m, inverse, squares);
 }
-
-void EncodeRounds(EncodeRun& run) {
-  run.any_low_bits ? EncodeRun512<true>(run) : EncodeRun512<false>(run);
+void MeasureRelative(const MeasuredRow& m, float inverse, uint64_t* error, uint64_t* norm) {
+  if (m.row.order != nullptr) {
+    row_kernels::RowPair pair;
+    PairOf(m, pair);
+    return AddRelative(pair.back, pair.exact, inverse, m.row.dim, error, norm);
+  }
+  LKV_BY_ROW(MeasureRelativeOf, m, inverse, error, norm);
 }
 
 }  // namespace
@@ -735,19 +687,21 @@ void EncodeRounds(EncodeRun& run) {
 const CpuKernels kAvx512Kernels = {CodecBackend::kAvx512,
                                    LoadVector,
                                    row_kernels::LargestBits,
-                                   Energy,
+                                   Norm,
                                    row_kernels::AddMoments,
                                    AddSixteenths,
                                    QuantizeVector,
                                    row_kernels::AddSquares,
-                                   IsOutlier,
+                                   CheckRow,
                                    PointCost,
                                    RebuildVector,
                                    StoreVector,
                                    CastVector,
                                    AddErrors,
                                    AddRelative,
-                                   EncodeRounds,
-                                   DecodeRounds};
+                                   MeasureErrors,
+                                   MeasureRelative,
+                                   EncodeRoundsAvx512,
+                                   DecodeRoundsAvx512};
 
 }  // namespace latticekv

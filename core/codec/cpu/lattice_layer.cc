@@ -5,6 +5,7 @@
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/prefetch.h"
 #include "core/codec/cpu/quantizer.h"
+#include "core/codec/cpu/rans.h"
 #include "core/codec/cpu/reconstruct.h"
 #include "core/codec/cpu/tile_coder.h"
 #include "core/codec/cpu/unit_encoder.h"
@@ -39,6 +40,18 @@ ByteVector AssembleTile(const CpuKernels& kernels, std::span<const CodedUnit> un
     coder.Finish(out);
   }
   return out.Take();
+}
+
+// What encoding a tile needs, kept by each thread from tile to tile: fresh memory would be faulted
+// in, page by page, under a lock that all threads share. A few MiB at the format's limits.
+struct EncoderMemory {
+  UnitData data;
+  PointBuffers points;
+  RansEncoder coder;
+};
+EncoderMemory& ThreadMemory() {
+  static thread_local EncoderMemory memory;
+  return memory;
 }
 
 // Those of keys are the layer's; those of values are sent with their steps.
@@ -130,23 +143,23 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& layer_context, const Latti
   const std::vector<int16_t> key_offset = KeyOffsets(choices);
   context.key_offset = key_offset;
   const std::vector<UnitRef> refs = LayerUnits(context.layer);
-  std::vector<CodedUnit> units;
-  UnitData data;
-  for (const UnitRef& ref : refs) {
-    LoadUnit(context, choices, ref, planes[ref.plane], data);
-    units.push_back(EncodeUnit(context, choices, ref, data));
-    MeasureUnit(context, data, units.back(), out.errors);
-    out.uses_profile |= UsesProfile(units.back().plan.header);
-  }
   const std::vector<uint32_t> tiles = SplitIntoTiles(refs, context.tokens);
   ByteWriter bytes;
   std::vector<ByteVector> bodies;
-  RansEncoder coder;
   if (context.mass) AppendTokenOffsets(key_offset, bytes);
   bytes.Put(static_cast<uint16_t>(tiles.size()));
-  std::span<const CodedUnit> rest(units);
+  EncoderMemory& memory = ThreadMemory();
+  std::span<const UnitRef> rest(refs);
   for (uint32_t count : tiles) {
-    bodies.push_back(AssembleTile(context.kernels, rest.first(count), planes, coder));
+    std::vector<CodedUnit> units;
+    for (const UnitRef& ref : rest.first(count)) {
+      LoadUnit(context, choices, ref, planes[ref.plane], memory.data);
+      units.push_back(EncodeUnit(context, choices, ref, memory.data, memory.points));
+      MeasureUnit(context, memory.data, units.back(), out.errors);
+      out.uses_profile |= UsesProfile(units.back().plan.header);
+    }
+    bodies.push_back(AssembleTile(context.kernels, units, planes, memory.coder));
+    for (CodedUnit& unit : units) memory.points.Give(std::move(unit.q2));
     rest = rest.subspan(count);
     bytes.Put(static_cast<uint16_t>(count));
     bytes.Put(static_cast<uint32_t>(bodies.back().size()));

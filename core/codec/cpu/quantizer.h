@@ -24,9 +24,31 @@ std::vector<int16_t> KeyOffsets(const LatticeChoices& choices);
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data);
 
+// Memory of lattice points, kept from unit to unit. Not thread-safe.
+class PointBuffers {
+ public:
+  // Of `size` numbers, unspecified.
+  std::vector<int16_t> Take(size_t size) {
+    std::vector<int16_t> out;
+    if (!free_.empty()) {
+      out = std::move(free_.back());
+      free_.pop_back();
+    }
+    out.resize(size);
+    return out;
+  }
+  void Give(std::vector<int16_t> buffer) {
+    if (buffer.capacity() > 0) free_.push_back(std::move(buffer));
+  }
+
+ private:
+  std::vector<std::vector<int16_t>> free_;
+};
+
 // Quantises `data` and codes it with the statistics that `stats` allows and that take least.
 CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const UnitRef& unit,
-                       const HeadProfile* profile, const UnitData& data, const StepPlan& steps);
+                       const HeadProfile* profile, const UnitData& data, const StepPlan& steps,
+                       PointBuffers& buffers);
 
 }  // namespace latticekv
 

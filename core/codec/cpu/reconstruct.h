@@ -39,14 +39,20 @@ class UnitReconstructor {
   // `q2` [head_dim]: twice the lattice point of coded row `row`, canonical order. Writes [head_dim]
   // in the layout's channel order, rotated to the row's position.
   void Row(size_t row, const int16_t* q2, float* out) {
-    row_.q2 = q2;
-    row_.angle = rope_ + size_t{plan_.coded[row]} * row_.pairs;
+    Lattice(row, q2);
     if (!plan_.offset.empty()) {
       ShiftedRow(row, out);
       return;
     }
-    if (row_.step == nullptr) row_.row_step = StepFloat(plan_.step[row]) * 0.25f;
     kernels_.rebuild_row(row_, canonical_.data(), out);
+  }
+
+  // What the kernels rebuild the row from, where there are no step offsets.
+  const LatticeRow& Lattice(size_t row, const int16_t* q2) {
+    row_.q2 = q2;
+    row_.angle = rope_ + size_t{plan_.coded[row]} * row_.pairs;
+    if (row_.step == nullptr) row_.row_step = StepFloat(plan_.step[row]) * 0.25f;
+    return row_;
   }
 
  private:

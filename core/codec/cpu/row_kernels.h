@@ -42,8 +42,8 @@ static inline uint32_t Classify(const float* before, const float* after, uint32_
   return (any != 0 ? kRowNotZero : 0) | (infinite ? kRowNotFinite : 0);
 }
 
-static inline uint32_t LoadRowUnrotated(const SourceRow& row, float* __restrict stored,
-                                        float* __restrict canonical) {
+static inline uint32_t LoadRowUnrotated(const SourceRow& row, float* __restrict canonical) {
+  float stored[limits::kMaxHeadDim];
   LoadRow(row.dtype, row.src, row.dim, stored);
   if (row.order == nullptr) {
     std::copy_n(stored, row.dim, canonical);
@@ -63,7 +63,9 @@ static inline uint32_t LargestBits(const float* x, uint32_t dim) {
   return largest;
 }
 
-static inline uint64_t Energy(const float* x, float scale, uint32_t dim) {
+static inline RowNorm Norm(const float* x, uint32_t dim) {
+  const uint32_t largest = LargestBits(x, dim);
+  const float scale = IntegerScale(ExponentOf(largest));
   uint64_t sum = 0;
   for (uint32_t c = 0; c < dim; c += 8) {
     uint32_t block = 0;  // at most 8 * 2^28
@@ -73,7 +75,7 @@ static inline uint64_t Energy(const float* x, float scale, uint32_t dim) {
     }
     sum += block;
   }
-  return sum;
+  return {largest, sum};
 }
 
 static inline void AddMoments(const float* __restrict x, float scale, uint32_t dim,
@@ -88,20 +90,22 @@ static inline void AddMoments(const float* __restrict x, float scale, uint32_t d
 static inline void AddSixteenths(const ScaledRow& row, int32_t* __restrict sum) {
   if (row.inverse == nullptr) {
     for (uint32_t c = 0; c < row.dim; ++c) {
-      sum[c] += RoundClamped(row.x[c] * row.row_inverse * 16.0f);
+      sum[c] += RoundClamped(row.x[c] * row.row_inverse * 0.0625f);
     }
     return;
   }
-  for (uint32_t c = 0; c < row.dim; ++c) sum[c] += RoundClamped(row.x[c] * row.inverse[c] * 16.0f);
+  for (uint32_t c = 0; c < row.dim; ++c) {
+    sum[c] += RoundClamped(row.x[c] * row.inverse[c] * 0.0625f);
+  }
 }
 
-// (y - offset) in units of 2^-8 as whole and fraction; not 0 when one is too large for that.
+// y - offset, both in units of 2^-8, as whole and fraction; not 0 when one is too large for that.
 static inline uint32_t SplitRow(const ScaledRow& row, const float* __restrict offset,
                                 int16_t* __restrict whole, int16_t* __restrict fraction) {
   uint32_t beyond = 0;
   for (uint32_t c = 0; c < row.dim; ++c) {
     const float y = row.x[c] * (row.inverse ? row.inverse[c] : row.row_inverse);
-    const int32_t z = RoundClamped((y - offset[c]) * 256.0f);
+    const int32_t z = RoundClamped(y - offset[c]);
     beyond |= (z >= kRoundLimitInteger) | (z <= -kRoundLimitInteger);
     whole[c] = static_cast<int16_t>(z >> 8);
     fraction[c] = static_cast<int16_t>(z & 255);
@@ -122,8 +126,10 @@ static inline void AddSquares(const int16_t* __restrict q2, uint32_t dim,
   for (uint32_t c = 0; c < dim; ++c) square[c] += static_cast<uint32_t>(int32_t{q2[c]} * q2[c]);
 }
 
-static inline uint32_t IsOutlier(const int16_t* q2, const PointLimits& limits, uint32_t dim) {
+static inline uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim,
+                                uint32_t* halves) {
   uint32_t out = 0;
+  for (uint32_t c = 0; c < dim; c += 8) *halves += static_cast<uint32_t>(q2[c] & 1);
   for (uint32_t c = 0; c < dim; ++c) {
     const int16_t high = (q2[c] & 1) ? limits.high_half[c] : limits.high_whole[c];
     out |= (q2[c] < limits.low[c]) | (q2[c] > high);
@@ -141,11 +147,14 @@ static inline size_t PackedPlace(PointCode code, int q2, int i) {
   return table * kPackedStride + static_cast<size_t>((k >> low) + kSymbolOffset);
 }
 
-static inline uint64_t PointCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+static inline uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim,
+                                 const PointCode* codes) {
   const uint32_t* packed = Tables().packed.data();
   uint64_t cost = 0;
-  for (uint32_t c = 0; c < dim; ++c) {
-    cost += packed[PackedPlace(codes[c], q2[c], static_cast<int>(c % 8))] >> kPackedCostShift;
+  for (uint32_t r = 0; r < rows; ++r, q2 += dim) {
+    for (uint32_t c = 0; c < dim; ++c) {
+      cost += packed[PackedPlace(codes[c], q2[c], static_cast<int>(c % 8))] >> kPackedCostShift;
+    }
   }
   return cost;
 }
@@ -168,10 +177,10 @@ static inline void CastRow(DType dtype, float* x, uint32_t dim) {
   LoadRow(dtype, stored, dim, x);
 }
 
-// An error in steps as an integer in 1/256 step. The lattice's errors are at most one step;
-// clamping at 16 keeps the sum of 256 squares within 32 bits.
-static inline int32_t RoundError(float steps) {
-  return static_cast<int16_t>(RoundClamped(steps * 256.0f, 4095.0f));
+// An error in 1/256 step as an integer. The lattice's errors are at most one step; clamping at 16
+// keeps the sum of 256 squares within 32 bits.
+static inline int32_t RoundError(float units) {
+  return static_cast<int16_t>(RoundClamped(units, 4095.0f));
 }
 
 static inline void AddErrors(const float* __restrict back, const float* __restrict exact,
@@ -191,13 +200,36 @@ static inline void AddRelative(const float* back, const float* exact, float inve
     for (uint32_t i = c; i < c + 8; ++i) {
       const int32_t ei = RoundError((back[i] - exact[i]) * inverse);
       block += static_cast<uint32_t>(ei * ei);
-      const int32_t vi = RoundClamped(exact[i] * inverse * 256.0f);
+      const int32_t vi = RoundClamped(exact[i] * inverse);
       v += static_cast<uint64_t>(int64_t{vi} * vi);
     }
     e += block;
   }
   *error += e;
   *norm += v;
+}
+
+// The row as a decoder will write it, and as it was.
+struct RowPair {
+  float back[limits::kMaxHeadDim], exact[limits::kMaxHeadDim];
+};
+static inline void RebuildPair(const MeasuredRow& m, RowPair& out) {
+  RebuildRow(m.row, out.exact, out.back);
+  CastRow(m.dtype, out.back, m.row.dim);
+  LoadRow(m.dtype, m.src, m.row.dim, out.exact);
+}
+
+static inline void MeasureErrors(const MeasuredRow& m, const float* inverse, uint32_t* squares) {
+  RowPair pair;
+  RebuildPair(m, pair);
+  AddErrors(pair.back, pair.exact, inverse, m.row.dim, squares);
+}
+
+static inline void MeasureRelative(const MeasuredRow& m, float inverse, uint64_t* error,
+                                   uint64_t* norm) {
+  RowPair pair;
+  RebuildPair(m, pair);
+  AddRelative(pair.back, pair.exact, inverse, m.row.dim, error, norm);
 }
 
 }  // namespace latticekv::row_kernels

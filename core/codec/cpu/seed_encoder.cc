@@ -106,7 +106,7 @@ void MeasureHead(const LatticeContext& context, const UnitRef& unit, const UnitD
   const bool profiled = key && profile != nullptr && !profile->query_energy.empty();
   const std::vector<uint32_t> order = CanonicalChannels(spec);
   SeedReconstructor reconstruct(spec, context.rope.Table(spec.rope), code.group);
-  std::vector<float> row(dim), back(dim);
+  std::vector<float> row(dim), back(dim), exact(dim);
   ByteVector stored(dim * DTypeBytes(spec.dtype));
   size_t at = first_row;
   for (uint32_t t = 0; t < context.tokens; ++t) {
@@ -114,7 +114,8 @@ void MeasureHead(const LatticeContext& context, const UnitRef& unit, const UnitD
     reconstruct.Row(t, &code.points[at * dim], &code.scales[at * groups], row.data());
     StoreRow(spec.dtype, row.data(), dim, stored.data());
     LoadRow(spec.dtype, stored.data(), dim, back.data());
-    const uint64_t e = SquaredError(&data.original[size_t{t} * dim], back.data(), dim,
+    LoadRow(spec.dtype, data.Stored(t), dim, exact.data());
+    const uint64_t e = SquaredError(exact.data(), back.data(), dim,
                                     profiled ? &profile->query_energy : nullptr, order);
     (key ? errors.within.key_error_sum : errors.within.value_error_sum) += e;
     (key ? errors.within.key_vectors : errors.within.value_vectors) += 1;

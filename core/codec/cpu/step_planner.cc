@@ -10,13 +10,6 @@
 namespace latticekv {
 namespace {
 
-// Exponent e such that every |x| < 2^e, from the bits of the largest; -127 for zeros.
-int ExponentOf(uint32_t largest_bits) { return static_cast<int>(largest_bits >> 23) - 126; }
-
-// Takes |x| < 2^exponent to integers below 2^14.
-float IntegerScale(int exponent) {
-  return std::bit_cast<float>(static_cast<uint32_t>(std::clamp(127 + 14 - exponent, 1, 254)) << 23);
-}
 // The exponent that the clamped scale stands for.
 int ScaledExponent(int exponent) { return 14 - (std::clamp(127 + 14 - exponent, 1, 254) - 127); }
 
@@ -138,14 +131,13 @@ StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
   for (uint32_t t = 0; t < context.tokens; ++t) {
     if (data.raw[t]) continue;
     const float* x = &data.canonical[size_t{t} * dim];
-    const int exponent = ExponentOf(context.kernels.largest_bits(x, dim));
-    const uint64_t energy = context.kernels.energy(x, IntegerScale(exponent), dim);
-    if (energy == 0) {
+    const RowNorm norm = context.kernels.norm(x, dim);
+    if (norm.energy == 0) {
       data.raw[t] = 1;  // no norm to be relative to
       continue;
     }
-    norm_32[t] =
-        Log2Sixteenths(energy) - Log2Sixteenths(dim) + 32 * (ScaledExponent(exponent) - 14);
+    norm_32[t] = Log2Sixteenths(norm.energy) - Log2Sixteenths(dim) +
+                 32 * (ScaledExponent(ExponentOf(norm.largest_bits)) - 14);
     out.value[t] = ClampStep((2 * context.value_unit_16 + norm_32[t] + 4) >> 3);
   }
   if (context.mass) PlanMassSteps(context, choices, data, norm_32, out);

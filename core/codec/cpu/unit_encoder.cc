@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/codec/cpu/float_cast.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/prefetch.h"
 #include "core/codec/cpu/quantizer.h"
@@ -62,20 +63,21 @@ void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, cons
   SourceRow row{spec.dtype, nullptr, dim, nullptr, nullptr, spec.rope.rotary_dims / 2};
   if (spec.rope.style == RopeStyle::kInterleaved) row.order = order.data();
   const SinCos* angles = row.pairs > 0 ? context.rope.Table(spec.rope) : nullptr;
-  data.original.resize(size_t{context.tokens} * dim);
-  data.canonical.resize(data.original.size());
+  data.view = view;
+  data.view.data += unit.head * view.head_stride;
+  data.canonical.resize(size_t{context.tokens} * dim);
   data.raw = choices.raw_tokens;
   const size_t row_bytes = dim * DTypeBytes(spec.dtype);
   uint32_t found = 0;
   for (uint32_t t = 0; t < context.tokens; ++t) {
-    row.src = view.data + t * view.token_stride + unit.head * view.head_stride;
+    row.src = data.Stored(t);
     row.angle = angles + size_t{t} * row.pairs;
     // A head's vectors lie too far apart for the processor to see where this is going.
     if (t + kRowsAhead < context.tokens) {
       PrefetchRow<0>(row.src + kRowsAhead * view.token_stride, row_bytes);
     }
     const size_t at = size_t{t} * dim;
-    const uint32_t flags = context.kernels.load_row(row, &data.original[at], &data.canonical[at]);
+    const uint32_t flags = context.kernels.load_row(row, &data.canonical[at]);
     found |= flags;
     data.raw[t] |= static_cast<uint8_t>((flags & kRowNotFinite) != 0);
   }
@@ -83,7 +85,7 @@ void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, cons
 }
 
 CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, UnitData& data) {
+                     const UnitRef& unit, UnitData& data, PointBuffers& buffers) {
   if (data.all_zero) {
     CodedUnit zero;
     zero.plan.unit = unit;
@@ -93,7 +95,7 @@ CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choice
   }
   const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
   const StepPlan steps = PlanSteps(context, choices, unit, profile, data);
-  return ChooseCoding(context, choices.stats, unit, profile, data, steps);
+  return ChooseCoding(context, choices.stats, unit, profile, data, steps, buffers);
 }
 
 void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
@@ -112,35 +114,45 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   std::vector<float> inverse(dim, 1.0f);
   if (key) {
     if (profiled) weights = LogitWeights(*profile, plan.step);
-    for (uint32_t c = 0; c < dim; ++c) inverse[order[c]] = StepFloat(-plan.step[c]);
+    for (uint32_t c = 0; c < dim; ++c) inverse[order[c]] = 256.0f * StepFloat(-plan.step[c]);
   }
   const CpuKernels& kernels = context.kernels;
   UnitReconstructor reconstruct(kernels, plan, context.rope.Table(spec.rope));
-  std::vector<float> row(dim), shifted_inverse(dim);
+  std::vector<float> row(dim), exact(dim), shifted_inverse(dim);
   uint64_t sum = 0, coarse_sum = 0;
   uint32_t coarse_vectors = 0;
   for (size_t i = 0; i < plan.coded.size(); ++i) {
-    const int offset = plan.offset.empty() ? 0 : plan.offset[i];
-    uint64_t& to = offset > 0 ? coarse_sum : sum;
-    coarse_vectors += offset > 0;
-    const float* exact = &data.original[size_t{plan.coded[i]} * dim];
-    reconstruct.Row(i, &unit.q2[i * dim], row.data());
-    kernels.cast_row(spec.dtype, row.data(), dim);
-    if (profiled && plan.offset.empty()) {
-      kernels.add_errors(row.data(), exact, inverse.data(), dim, squares.data());
+    const std::byte* src = data.Stored(plan.coded[i]);
+    if (plan.offset.empty()) {
+      const MeasuredRow measured{reconstruct.Lattice(i, &unit.q2[i * dim]), spec.dtype, src};
+      if (profiled) {
+        kernels.measure_errors(measured, inverse.data(), squares.data());
+        continue;
+      }
+      uint64_t error = 0, norm = 0;
+      kernels.measure_relative(measured, 256.0f * StepFloat(key ? -plan.step[0] : -plan.step[i]),
+                               &error, &norm);
+      sum += RelativeError(error, norm);
       continue;
     }
+    const int offset = plan.offset[i];
+    uint64_t& to = offset > 0 ? coarse_sum : sum;
+    coarse_vectors += offset > 0;
+    LoadRow(spec.dtype, src, dim, exact.data());
+    reconstruct.Row(i, &unit.q2[i * dim], row.data());
+    kernels.cast_row(spec.dtype, row.data(), dim);
     if (profiled) {
       const float factor = StepFloat(-offset);
       for (uint32_t c = 0; c < dim; ++c) shifted_inverse[c] = inverse[c] * factor;
       std::fill(squares.begin(), squares.end(), 0);
-      kernels.add_errors(row.data(), exact, shifted_inverse.data(), dim, squares.data());
+      kernels.add_errors(row.data(), exact.data(), shifted_inverse.data(), dim, squares.data());
       to += ShiftedLogitError(squares, order, weights, offset);
       continue;
     }
-    const float unit_inverse = StepFloat(key ? -plan.step[0] - offset : -plan.step[i]);
     uint64_t error = 0, norm = 0;
-    kernels.add_relative(row.data(), exact, unit_inverse, dim, &error, &norm);
+    kernels.add_relative(row.data(), exact.data(),
+                         256.0f * StepFloat(key ? -plan.step[0] - offset : -plan.step[i]), dim,
+                         &error, &norm);
     to += RelativeError(error, norm);
   }
   if (profiled && plan.offset.empty()) {

@@ -10,12 +10,17 @@
 
 namespace latticekv {
 
-// One unit's vectors. [tokens][head_dim] row-major.
+class PointBuffers;
+
+// One unit's vectors.
 struct UnitData {
-  std::vector<float> original;   // as stored, the layout's channel order
-  std::vector<float> canonical;  // canonical order, before rotary embedding
+  PlaneView view;                // of the unit's plane, from the head's first element
+  std::vector<float> canonical;  // [tokens][head_dim] in canonical order, before rotary embedding
   std::vector<uint8_t> raw;      // [tokens] 1: to be stored bit for bit
   bool all_zero = false;         // every element is +0
+
+  // A vector as it is stored.
+  const std::byte* Stored(size_t token) const { return view.data + token * view.token_stride; }
 };
 
 // Loads a unit and marks its raw vectors: tokens asked for, and vectors with a non-finite value.
@@ -26,7 +31,7 @@ void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, cons
 // Quantises and picks sources of steps, means and spreads by coded size. Marks vectors of `data`
 // raw that have no norm.
 CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, UnitData& data);
+                     const UnitRef& unit, UnitData& data, PointBuffers& buffers);
 
 // Adds the unit's squared errors, measured on what a decoder will write.
 void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
