@@ -4,7 +4,7 @@
 BUILD_PACKAGES=(
   g++ cmake ninja-build pkg-config
   libgrpc++-dev libgrpc-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  libssl-dev libzstd-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
+  libssl-dev libzstd-dev liburing-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
 )
 RUN_PACKAGES=(python3)
 TEST_PACKAGES=(libgtest-dev libgmock-dev python3-venv ca-certificates ccache git)

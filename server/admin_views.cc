@@ -90,15 +90,19 @@ void FillSessionSummary(CacheEngine& engine, const Session& session, v1::Session
   uint32_t blocks = 0, missing = 0;
   bool pinned = true;
   for (const SessionBlock& block : session.blocks) {
-    const StoredBlockPtr stored = engine.store().Peek(block.key);
-    if (!stored) {
+    // Not from the block itself: that would read the disk for each of a session's blocks.
+    if (!engine.store().Contains(block.key)) {
       ++missing;
       continue;
     }
     ++blocks;
     tokens += block.tokens;
     raw_bytes += block.raw_bytes;
-    stored_bytes += stored->frame_bytes;
+    if (const auto frame_bytes = engine.catalog().FrameBytes(block.key)) {
+      stored_bytes += *frame_bytes;
+    } else if (const StoredBlockPtr stored = engine.store().Peek(block.key)) {
+      stored_bytes += stored->frame_bytes;
+    }
     pinned = pinned && engine.store().IsPinned(block.key);
   }
   out->set_blocks(blocks);

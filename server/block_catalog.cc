@@ -100,6 +100,13 @@ void BlockCatalog::SetTtl(const BlockKey& key, int64_t ttl_ms) {
   static_cast<void>(store_->SetTtl(key, std::max<int64_t>(ttl_ms, 0)));
 }
 
+std::optional<uint64_t> BlockCatalog::FrameBytes(const BlockKey& key) const {
+  MutexLock lock(mutex_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end()) return std::nullopt;
+  return it->second.frame_bytes;
+}
+
 void BlockCatalog::Remove(const BlockKey& key) {
   const auto it = entries_.find(key);
   if (it == entries_.end()) return;

@@ -57,6 +57,9 @@ class BlockCatalog {
   // Why a block that is absent left: reason and sentence; nothing when it is not remembered.
   std::optional<std::pair<v1::Reason, std::string>> ExplainRemoval(const BlockKey& key) const;
 
+  // Size of a stored block's frame; nothing while the blocks found at the start are still read.
+  std::optional<uint64_t> FrameBytes(const BlockKey& key) const;
+
   uint64_t raw_bytes() const { return raw_bytes_.load(std::memory_order_relaxed); }
   uint64_t frame_bytes() const { return frame_bytes_.load(std::memory_order_relaxed); }
 

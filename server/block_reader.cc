@@ -58,8 +58,11 @@ absl::StatusOr<std::vector<Digest>> HashesOf(CacheEngine& engine, std::string_vi
 
 // The leading bytes of a frame on disk, up to its first layer.
 absl::StatusOr<ByteVector> ReadFramePrefix(const StoredBlock& block) {
-  ByteVector prefix(std::min<size_t>(block.frame_bytes, kFramePrefixReadBytes));
-  LKV_RETURN_IF_ERROR(block.ReadFrame(0, prefix));
+  ByteVector prefix = block.source->TakeHead();
+  if (prefix.size() < kFrameHeaderBytes) {
+    prefix.resize(std::min<size_t>(block.frame_bytes, kFramePrefixReadBytes));
+    LKV_RETURN_IF_ERROR(block.ReadFrame(0, prefix));
+  }
   if (prefix.size() < kFrameHeaderBytes) return prefix;
   const uint64_t wanted = FramePrefixBytes(prefix);
   if (wanted <= prefix.size() || wanted > block.frame_bytes) return prefix;
@@ -117,9 +120,9 @@ void OpenBlock(CacheEngine& engine, ReadBlock* out) {
 
 void Resolve(CacheEngine& engine, std::string_view name_space,
              const std::optional<Digest>& fingerprint, const v1::QualityBounds& bounds,
-             ReadBlock* out) {
+             StoredBlockPtr stored, ReadBlock* out) {
   const BlockKey key = engine.KeyOf(name_space, out->content_hash);
-  auto found = engine.Find(key);
+  auto found = engine.Describe(std::move(stored));
   if (!found) {
     out->miss = engine.ExplainAbsence(key);
     return;
@@ -195,12 +198,18 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
   LKV_ASSIGN_OR_RETURN(const auto hashes, HashesOf(engine, name_space, request));
   plan.first_layer = request.first_layer();
   plan.end_layer = plan.first_layer;
+  std::vector<StoredBlockPtr> stored(hashes.size());
+  if (layout_known) {
+    std::vector<BlockKey> keys;
+    for (const Digest& hash : hashes) keys.push_back(engine.KeyOf(name_space, hash));
+    stored = engine.store().PeekMany(keys);
+  }
   for (size_t i = 0; i < hashes.size(); ++i) {
     auto block = std::make_unique<ReadBlock>();
     block->index = static_cast<uint32_t>(i);
     block->content_hash = hashes[i];
     if (layout_known) {
-      Resolve(engine, name_space, fingerprint, request.bounds(), block.get());
+      Resolve(engine, name_space, fingerprint, request.bounds(), std::move(stored[i]), block.get());
     } else {
       block->miss =
           Miss(v1::REASON_UNKNOWN_LAYOUT, absl::StrCat("layout ", ToHex(*fingerprint),
@@ -230,7 +239,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
     plan.blocks.push_back(std::move(block));
   }
   const bool all_layers = request.first_layer() == 0 && request.layer_count() == 0;
-  if (all_layers && !plan.frames) Promote(engine, &plan);
+  if (all_layers) Promote(engine, &plan);
   return plan;
 }
 
@@ -344,16 +353,17 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
   return parts;
 }
 
-absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block, ByteVector* read) {
-  ByteSpan frame = block.block->frame;
-  if (block.on_disk()) {
-    read->resize(block.block->frame_bytes);
-    const absl::Status status = block.block->ReadFrame(0, *read);
+absl::StatusOr<StoredFrame> CheckStoredFrame(CacheEngine& engine, const ReadBlock& block) {
+  StoredFrame out;
+  out.in_memory = block.InMemory(engine.store());
+  absl::Status status;
+  if (!out.in_memory) {
+    out.read.resize(block.block->frame_bytes);
+    status = block.block->ReadFrame(0, out.read);
     if (absl::IsUnavailable(status)) return status;
-    frame = status.ok() ? ByteSpan(*read) : ByteSpan();
   }
-  if (Crc32c(frame) == block.metadata.frame_crc32c) return absl::OkStatus();
-  engine.DropCorrupt(block.block, "frame checksum");
+  if (status.ok() && Crc32c(out.bytes()) == block.metadata.frame_crc32c) return out;
+  engine.DropCorrupt(out.in_memory ? out.in_memory : block.block, "frame checksum");
   return absl::DataLossError("the stored frame's checksum is wrong");
 }
 
@@ -376,9 +386,7 @@ absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& stored) {
   ReadBlock block;
   block.block = stored;
   block.metadata = *std::move(metadata);
-  ByteVector read;
-  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block, &read));
-  read = {};
+  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block).status());
   OpenBlock(engine, &block);
   if (!block.block) {
     return block.miss.reason() == v1::REASON_CORRUPT

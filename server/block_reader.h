@@ -67,9 +67,14 @@ size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer);
 
-// Compares a frame with the checksum taken when it was stored; DATA_LOSS as above. The bytes of a
-// frame on disk go into `read`.
-absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block, ByteVector* read);
+// A whole frame: that of a block in memory, or read from disk.
+struct StoredFrame {
+  StoredBlockPtr in_memory;
+  ByteVector read;
+  ByteSpan bytes() const { return in_memory ? ByteSpan(in_memory->frame) : ByteSpan(read); }
+};
+// The frame, compared with the checksum taken when it was stored; DATA_LOSS as above.
+absl::StatusOr<StoredFrame> CheckStoredFrame(CacheEngine& engine, const ReadBlock& block);
 
 // Bytes [offset, offset + kMaxPartBytes) of block `index`'s frame.
 v1::GetPart FramePart(uint32_t index, ByteSpan frame, uint64_t offset);

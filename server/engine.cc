@@ -99,11 +99,11 @@ absl::Status CacheEngine::OpenJournal() {
   const StoreStats store = store_->Stats();
   const JournalStats journal = journal_->Stats();
   spdlog::info(
-      "disk tier in {}: {} blocks, {} bytes of {}; {} layouts, {} sessions, {} sessions ended "
-      "since none "
-      "of their blocks is there",
-      config_.disk_dir, store.recovered_blocks, store.disk_used_bytes, store.disk_capacity_bytes,
-      layouts_.size(), sessions_.size(), gone);
+      "disk tier in {} ({}): {} blocks, {} bytes of {}; {} layouts, {} sessions, {} sessions "
+      "ended since none of their blocks is there",
+      config_.disk_dir, FileSystem::Default()->name(), store.recovered_blocks,
+      store.disk_used_bytes, store.disk_capacity_bytes, layouts_.size(), sessions_.size(), gone);
+  damaged_told_ = store.corrupt_dropped;
   if (store.corrupt_dropped + journal.damaged_bytes + refused > 0) {
     spdlog::warn(
         "lost at recovery: {} damaged records of blocks; {} damaged bytes and {} records of the "
@@ -114,21 +114,14 @@ absl::Status CacheEngine::OpenJournal() {
 }
 
 void CacheEngine::FillCatalog() {
-  constexpr size_t kPage = 64;
-  std::optional<BlockKey> after;
-  for (size_t seen = kPage; seen == kPage && !stopping_.load();) {
-    std::vector<StoredBlockPtr> page;
-    store_->List(after, kPage, [&](const StoredBlockPtr& block) {
-      page.push_back(block);
-      return true;
-    });
-    seen = page.size();
-    for (const StoredBlockPtr& block : page) {
-      after = block->key;
+  constexpr uint32_t kPage = 256;
+  uint32_t cursor = 0;
+  do {
+    cursor = store_->VisitDisk(cursor, kPage, [&](const StoredBlockPtr& block) {
       const auto metadata = ParseMetadata(block->metadata);
       if (metadata.ok()) catalog_->OnRecovered(block, *metadata);
-    }
-  }
+    });
+  } while (cursor != 0 && !stopping_.load());
 }
 
 StoreHealth CacheEngine::DiskHealth() {
@@ -145,7 +138,17 @@ void CacheEngine::WatchDiskHealth() {
   if (!journal_) return;
   const StoreHealth health = DiskHealth();
   const bool ok = health.state == StoreHealth::State::kOk;
+  const StoreStats stats = store_->Stats();
   MutexLock lock(health_mutex_);
+  const uint64_t damaged =
+      stats.corrupt_dropped - std::exchange(damaged_told_, stats.corrupt_dropped);
+  const uint64_t lost = stats.lost_blocks - std::exchange(lost_told_, stats.lost_blocks);
+  if (damaged > 0) {
+    spdlog::warn(
+        "{} damaged records or blocks were found and dropped; `latticekv verify` checks all",
+        damaged);
+  }
+  if (lost > 0) spdlog::warn("{} blocks were lost with their files in {}", lost, config_.disk_dir);
   if (std::exchange(disk_ok_, ok) == ok) return;
   if (ok) {
     spdlog::info("the disk takes writes again");
@@ -179,7 +182,10 @@ BlockKey CacheEngine::KeyOf(std::string_view name_space, const Digest& content_h
 }
 
 std::optional<FoundBlock> CacheEngine::Find(const BlockKey& key) {
-  StoredBlockPtr block = store_->Peek(key);
+  return Describe(store_->Peek(key));
+}
+
+std::optional<FoundBlock> CacheEngine::Describe(StoredBlockPtr block) {
   if (!block) return std::nullopt;
   auto metadata = ParseMetadata(block->metadata);
   if (!metadata.ok()) {

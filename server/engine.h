@@ -73,6 +73,8 @@ class CacheEngine {
   // The block with its description, without marking it as used; nothing when absent. A block whose
   // description is damaged is dropped as corrupt.
   std::optional<FoundBlock> Find(const BlockKey& key);
+  // The same for what the store's Peek gave; null: nothing.
+  std::optional<FoundBlock> Describe(StoredBlockPtr block);
   // Counts a corrupt block and drops it, unless it was replaced by another meanwhile.
   void DropCorrupt(const StoredBlockPtr& block, std::string_view why);
   // Removes a block; false when absent. `reason` and `message` are kept for ExplainMiss.
@@ -105,6 +107,9 @@ class CacheEngine {
   std::unique_ptr<CodecPool> background_;
   Mutex health_mutex_;
   bool disk_ok_ LKV_GUARDED_BY(health_mutex_) = true;
+  // What the log has said of the store's counters.
+  uint64_t damaged_told_ LKV_GUARDED_BY(health_mutex_) = 0;
+  uint64_t lost_told_ LKV_GUARDED_BY(health_mutex_) = 0;
   std::function<void(bool)> disk_listener_ LKV_GUARDED_BY(health_mutex_);
   std::unique_ptr<StreamMonitor> monitor_;
 };

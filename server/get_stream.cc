@@ -70,7 +70,7 @@ void GetStream::ScheduleLocked() {
   while (!finished_ && AdvanceLocked()) {
     // A frame lies in the store already: the window pays for the part that is copied out of it.
     const ReadBlock& block = *plan_.blocks[next_block_];
-    // One on disk is read whole, to be checked before its first byte is sent.
+    // One on disk may have to be read whole, to be checked before its first byte is sent.
     const size_t frame_bytes = block.block->frame_bytes;
     const size_t bytes = !plan_.frames     ? LayerMemoryBytes(block, next_layer_)
                          : block.on_disk() ? frame_bytes
@@ -118,9 +118,11 @@ void GetStream::Decode(const ItemPtr& item) {
   }
   absl::Status status;
   std::deque<v1::GetPart> parts;
-  ByteVector frame;
+  StoredFrame frame;
   if (request_.encoding() == v1::ENCODING_FRAME) {
-    status = CheckStoredFrame(engine_, *block, &frame);
+    auto checked = CheckStoredFrame(engine_, *block);
+    status = checked.status();
+    if (checked.ok()) frame = *std::move(checked);
   } else {
     auto decoded = ReadLayer(engine_, *block, item->layer);
     status = decoded.status();
@@ -145,7 +147,7 @@ void GetStream::PopFrontLocked() {
 bool GetStream::NextPartLocked(Item& item) {
   const ReadBlock& block = *plan_.blocks[item.block];
   if (plan_.frames) {
-    const ByteSpan frame = block.on_disk() ? ByteSpan(item.frame) : ByteSpan(block.block->frame);
+    const ByteSpan frame = item.frame.bytes();
     if (item.frame_offset >= frame.size()) return false;
     *response_.mutable_part() = FramePart(block.index, frame, item.frame_offset);
     item.frame_offset += response_.part().data().size();

@@ -42,7 +42,7 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
     bool ready = false;
     absl::Status status;
     std::deque<v1::GetPart> parts;  // of raw reads
-    ByteVector frame;               // of frame reads from disk
+    StoredFrame frame;              // of frame reads
     uint64_t frame_offset = 0;      // of frame reads: next byte to send
   };
   using ItemPtr = std::shared_ptr<Item>;

@@ -2,6 +2,7 @@
 #include <grpc/support/log.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -55,6 +56,14 @@ sigset_t BlockEndSignals() {
   return signals;
 }
 
+// A segment takes two descriptors and a stream one: the usual soft limit of 1024 is soon reached.
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 // What the library says of its own goes to the debug level: our errors tell what matters.
 void LogGrpc(gpr_log_func_args* args) {
   spdlog::debug("grpc: {} ({}:{})", args->message, args->file, args->line);
@@ -70,6 +79,7 @@ int Run(int argc, char** argv) {
 
   gpr_set_log_function(LogGrpc);
 
+  RaiseDescriptorLimit();
   const sigset_t signals = BlockEndSignals();
   flags->server.on_drain_requested = [] { kill(getpid(), SIGTERM); };
   auto server = Server::Start(flags->server);

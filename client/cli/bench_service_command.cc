@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "client/cli/command.h"
+#include "client/cli/disk_bench.h"
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
 #include "client/cli/service_bench.h"
@@ -178,7 +179,38 @@ std::vector<std::string> RowText(const BenchRow& row) {
   return out;
 }
 
+absl::Status BenchDisk(const Arguments& arguments) {
+  DiskBenchSettings settings;
+  settings.directory = arguments.Get("disk");
+  LKV_ASSIGN_OR_RETURN(const uint64_t mb, arguments.GetNumber("disk-mb", 2048, 64, 1 << 22));
+  settings.bytes = mb << 20;
+  LKV_ASSIGN_OR_RETURN(const uint64_t rounds, arguments.GetNumber("rounds", 3, 1, 100));
+  settings.rounds = static_cast<uint32_t>(rounds);
+  LKV_ASSIGN_OR_RETURN(settings.workers, ReadNumbers(arguments, "workers", "1,4", 1, 64));
+  LKV_ASSIGN_OR_RETURN(const std::vector<DiskBenchRow> rows, RunDiskBench(settings));
+  Json list = Json::array();
+  std::vector<std::vector<std::string>> table = {
+      {"ROUND", "WHAT", "MB/s", "CPU s/GB", "OF THE FASTEST RAW READS"}};
+  for (const DiskBenchRow& row : rows) {
+    list.push_back({{"round", row.round},
+                    {"what", row.what},
+                    {"mb_per_s", row.mb_per_s},
+                    {"cpu_s_per_gb", row.cpu_s_per_gb},
+                    {"share_of_raw", row.share_of_raw}});
+    table.push_back({absl::StrCat(row.round), row.what, Fixed(row.mb_per_s, 0),
+                     Fixed(row.cpu_s_per_gb, 3),
+                     absl::StrCat(Fixed(row.share_of_raw * 100, 0), " %")});
+  }
+  if (arguments.Has("json")) {
+    PrintJson({{"record_bytes", 1 << 20}, {"bytes", settings.bytes}, {"rows", std::move(list)}});
+  } else {
+    PrintTable(table);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BenchService(const Arguments& arguments) {
+  if (arguments.Has("disk")) return BenchDisk(arguments);
   LKV_ASSIGN_OR_RETURN(BenchSettings settings, ReadSettings(arguments));
   LKV_ASSIGN_OR_RETURN(const std::vector<BenchCase> cases, ReadCases(arguments));
   LKV_ASSIGN_OR_RETURN(const auto bench,
@@ -234,6 +266,9 @@ Command BenchServiceCommand() {
             {"tokens", "N", "tokens of one put or get (default 512)"},
             {"memory-mb", "N", "memory of the daemon and of Redis (default 2048)"},
             {"seconds", "N", "time for each row (default 2)"},
+            {"disk", "DIR", "measure the disk tier in DIR instead, beside raw reads of 1 MiB"},
+            {"disk-mb", "N", "blocks to read back from it (default 2048)"},
+            {"rounds", "N", "of the disk's rows (default 3)"},
             JsonFlag()}},
           BenchService};
 }

@@ -52,6 +52,7 @@ inline constexpr size_t kMaxJournalRecordBytes = kMaxProfileBytes + (1 << 20);
 // Disk tier.
 inline constexpr uint64_t kMaxSegmentBytes = 256 << 20;
 inline constexpr uint64_t kMinSegments = 4;
+inline constexpr uint64_t kDiskReserveBytes = 16 << 20;
 inline constexpr size_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint32_t kMaxQualityRank = 255;
 inline constexpr size_t kWriteBatchBytes = 16 << 20;

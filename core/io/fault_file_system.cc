@@ -22,6 +22,11 @@ absl::Status FaultFileSystem::Faults::Next(FileOp op, const std::string& path) {
   return ErrnoStatus(plan.error, "injected fault at", path);
 }
 
+bool FaultFileSystem::Faults::Flips() const {
+  MutexLock lock(mutex);
+  return flip_one_in > 0;
+}
+
 uint64_t FaultFileSystem::Faults::Below(uint64_t n) {
   MutexLock lock(mutex);
   return random() % n;
@@ -42,6 +47,14 @@ class FaultFile : public File {
       ++faults_->faults;
     }
     return n;
+  }
+
+  absl::StatusOr<uint64_t> ReadPieces(uint64_t offset, uint64_t size,
+                                      const PieceSink& each) override {
+    // Bits are flipped in ReadAt.
+    if (faults_->Flips()) return File::ReadPieces(offset, size, each);
+    LKV_RETURN_IF_ERROR(faults_->Next(FileOp::kRead, path_));
+    return base_->ReadPieces(offset, size, each);
   }
 
   using File::WriteAt;
@@ -78,6 +91,8 @@ class FaultFile : public File {
     return base_->Allocate(size);
   }
   absl::StatusOr<bool> IsLinked() const override { return base_->IsLinked(); }
+  File* base() const { return base_.get(); }
+  const std::string& path() const { return path_; }
 
  private:
   const std::unique_ptr<File> base_;
@@ -130,6 +145,26 @@ absl::StatusOr<std::unique_ptr<File>> FaultFileSystem::Open(const std::string& p
       faults_->Next(mode == OpenMode::kCreate ? FileOp::kCreate : FileOp::kOpen, path));
   LKV_ASSIGN_OR_RETURN(auto file, base_->Open(path, mode));
   return std::make_unique<FaultFile>(std::move(file), faults_, path);
+}
+
+void FaultFileSystem::ReadBatch(std::span<FileRead> reads) {
+  if (faults_->Flips()) return FileSystem::ReadBatch(reads);
+  std::vector<FileRead> passed;
+  std::vector<FileRead*> origins;
+  for (FileRead& read : reads) {
+    const auto* file = static_cast<FaultFile*>(read.file);
+    read.got = 0;
+    read.status = faults_->Next(FileOp::kRead, file->path());
+    if (!read.status.ok()) continue;
+    passed.push_back(read);
+    passed.back().file = file->base();
+    origins.push_back(&read);
+  }
+  base_->ReadBatch(passed);
+  for (size_t i = 0; i < passed.size(); ++i) {
+    origins[i]->got = passed[i].got;
+    origins[i]->status = passed[i].status;
+  }
 }
 
 absl::Status FaultFileSystem::CreateDirectory(const std::string& path) {

@@ -46,6 +46,7 @@ class FaultFileSystem : public FileSystem {
   uint64_t faults() const;
 
   absl::StatusOr<std::unique_ptr<File>> Open(const std::string& path, OpenMode mode) override;
+  void ReadBatch(std::span<FileRead> reads) override;
   absl::Status CreateDirectory(const std::string& path) override;
   absl::Status SyncDirectory(const std::string& path) override;
   absl::Status Rename(const std::string& from, const std::string& to) override;
@@ -53,6 +54,7 @@ class FaultFileSystem : public FileSystem {
   absl::StatusOr<std::vector<std::string>> List(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override;
   absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override;
+  std::string_view name() const override { return "injected faults"; }
 
  private:
   friend class FaultFile;
@@ -65,6 +67,7 @@ class FaultFileSystem : public FileSystem {
     // The error of this call, or OK.
     absl::Status Next(FileOp op, const std::string& path);
     uint64_t Below(uint64_t n);
+    bool Flips() const;
     mutable Mutex mutex;
     std::array<Plan, kFileOps> plans LKV_GUARDED_BY(mutex);
     uint64_t flip_one_in LKV_GUARDED_BY(mutex) = 0;

@@ -1,7 +1,9 @@
 #include "core/io/file_system.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
+#include <algorithm>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +11,8 @@
 
 namespace latticekv {
 namespace {
+
+constexpr size_t kPieceBytes = 256 << 10;
 
 absl::StatusCode CodeOf(int error) {
   switch (error) {
@@ -44,7 +48,38 @@ std::string JoinPath(std::string_view directory, std::string_view name) {
   return out;
 }
 
-FileSystem* FileSystem::Default() { return Posix(); }
+absl::StatusOr<uint64_t> File::ReadPieces(uint64_t offset, uint64_t size, const PieceSink& each) {
+  ByteVector buffer(static_cast<size_t>(std::min<uint64_t>(size, kPieceBytes)));
+  uint64_t done = 0;
+  while (done < size) {
+    const auto want = static_cast<size_t>(std::min<uint64_t>(size - done, kPieceBytes));
+    LKV_ASSIGN_OR_RETURN(const size_t got,
+                         ReadAt(offset + done, MutableByteSpan(buffer).first(want)));
+    if (got > 0) LKV_RETURN_IF_ERROR(each(ByteSpan(buffer).first(got)));
+    done += got;
+    if (got < want) break;
+  }
+  return done;
+}
+
+void FileSystem::ReadBatch(std::span<FileRead> reads) {
+  for (FileRead& read : reads) {
+    const auto got = read.file->ReadAt(read.offset, read.out);
+    read.status = got.status();
+    read.got = got.ok() ? *got : 0;
+  }
+}
+
+#ifndef LKV_HAVE_URING
+FileSystem* FileSystem::Uring() { return nullptr; }
+#endif
+
+FileSystem* FileSystem::Default() {
+  const char* const asked = getenv("LATTICEKV_IO");
+  if (asked != nullptr && std::string_view(asked) == "posix") return Posix();
+  FileSystem* const uring = Uring();
+  return uring != nullptr ? uring : Posix();
+}
 
 absl::Status FileSystem::Append(const std::string& path, ByteSpan bytes) {
   auto file = Open(path, OpenMode::kReadWrite);

@@ -5,6 +5,7 @@
 #define LATTICEKV_CORE_IO_FILE_SYSTEM_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,6 +26,12 @@ class File {
 
   // Fills `out` from `offset`. Fewer bytes than asked for only where the file ends.
   virtual absl::StatusOr<size_t> ReadAt(uint64_t offset, MutableByteSpan out) = 0;
+  // Gives `size` bytes from `offset` to `each`, in order, in pieces that are valid during its call
+  // only; an error from it ends the read and is returned. `each` must not read through this file
+  // system. Fewer bytes, whose number is returned, only where the file ends.
+  using PieceSink = std::function<absl::Status(ByteSpan piece)>;
+  virtual absl::StatusOr<uint64_t> ReadPieces(uint64_t offset, uint64_t size,
+                                              const PieceSink& each);
   // Writes all of `pieces`, one behind the other, from `offset`. After an error any part of them
   // may have been written.
   virtual absl::Status WriteAt(uint64_t offset, std::span<const ByteSpan> pieces) = 0;
@@ -41,6 +48,15 @@ class File {
   virtual absl::Status Allocate(uint64_t size) = 0;
   // False when the file was removed from its directory: its bytes end with its last handle.
   virtual absl::StatusOr<bool> IsLinked() const = 0;
+};
+
+// One read of several: ReadAt's arguments and answer.
+struct FileRead {
+  File* file = nullptr;
+  uint64_t offset = 0;
+  MutableByteSpan out;
+  size_t got = 0;
+  absl::Status status;
 };
 
 // Holds a lock file; released by the destructor or the end of the process.
@@ -64,6 +80,8 @@ class FileSystem {
   virtual absl::StatusOr<std::unique_ptr<File>> Open(const std::string& path, OpenMode mode) = 0;
   // Appends to a file by name: opens or creates it, writes at its end, closes it.
   absl::Status Append(const std::string& path, ByteSpan bytes);
+  // Reads from several files of this file system, at the same time where it can.
+  virtual void ReadBatch(std::span<FileRead> reads);
   // With missing parents; OK when it is there.
   virtual absl::Status CreateDirectory(const std::string& path) = 0;
   // Makes creations, renames and removals in a directory survive power loss.
@@ -79,9 +97,16 @@ class FileSystem {
   // Bytes that an unprivileged writer may still take on the file system of `path`.
   virtual absl::StatusOr<uint64_t> FreeBytes(const std::string& path) = 0;
 
+  // How it reads and writes, for logs.
+  virtual std::string_view name() const = 0;
+
   // The operating system's, through pread and pwrite. Never destroyed.
   static FileSystem* Posix();
-  // The best there is here. Never destroyed.
+  // The same with reads through io_uring that go past the page cache; null where this build has no
+  // io_uring, or the kernel or the container refuses it. Never destroyed.
+  static FileSystem* Uring();
+  // Uring where there is one, else Posix; the environment variable LATTICEKV_IO=posix asks for
+  // that.
   static FileSystem* Default();
 };
 

@@ -28,6 +28,7 @@ class MemoryFileSystem : public FileSystem {
   absl::StatusOr<std::vector<std::string>> List(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override;
   absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override;
+  std::string_view name() const override { return "memory"; }
 
   // What a power loss at this moment might leave: everything that was synced; of every later write
   // all, nothing, or some of its 512-byte sectors, in any combination; of names created, renamed

@@ -23,7 +23,7 @@ class PosixFile : public File {
   absl::StatusOr<bool> IsLinked() const override;
 
  protected:
-  const std::string& path() const { return path_; }
+  int fd() const { return fd_; }
 
  private:
   const int fd_;
@@ -40,6 +40,7 @@ class PosixFileSystem : public FileSystem {
   absl::StatusOr<std::vector<std::string>> List(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path) override;
   absl::StatusOr<uint64_t> FreeBytes(const std::string& path) override;
+  std::string_view name() const override { return "pread and pwrite"; }
 
  protected:
   static absl::StatusOr<int> OpenFd(const std::string& path, OpenMode mode);

@@ -1,12 +1,14 @@
 // Reading blocks back from disk.
 #include "absl/strings/str_cat.h"
-#include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/store/store_impl.h"
 
 namespace latticekv {
 namespace {
+
+// Descriptions read in one batch: a few MiB of buffers.
+constexpr size_t kDescribeAtOnce = 256;
 
 StoredBlock BlockOf(const RecordHeader& header, ByteVector metadata) {
   StoredBlock block;
@@ -33,21 +35,38 @@ absl::Status StoredBlock::ReadFrame(uint64_t offset, MutableByteSpan out) const 
   return absl::OkStatus();
 }
 
-absl::StatusOr<StoredBlockPtr> StoreImpl::ReadDescription(const DiskRef& ref) {
-  LKV_ASSIGN_OR_RETURN(RecordStart start, ReadRecordStart(*ref.segment->file, ref.segment->id,
-                                                          ref.place.offset, ref.place.bytes));
-  if (start.header.type != RecordType::kBlock) {
-    return absl::DataLossError("the record is of another type");
+std::vector<StoreImpl::Description> StoreImpl::ReadDescriptions(std::span<const DiskRef> refs) {
+  std::vector<ByteVector> starts;
+  std::vector<FileRead> reads;
+  for (const DiskRef& ref : refs) {
+    ByteVector& start = starts.emplace_back(RecordStartBytes(ref.place.bytes));
+    reads.push_back({ref.segment->file.get(), ref.place.offset, start, 0, {}});
+    read_bytes_ += start.size();
   }
-  StoredBlock block = BlockOf(start.header, std::move(start.metadata));
-  block.source = std::make_shared<SegmentFrame>(ref.segment, ref.place.offset, start.header);
-  return std::make_shared<const StoredBlock>(std::move(block));
+  options_.file_system->ReadBatch(reads);
+  const auto parse = [&](size_t i) -> Description {
+    LKV_RETURN_IF_ERROR(reads[i].status);
+    const DiskRef& ref = refs[i];
+    starts[i].resize(reads[i].got);
+    LKV_ASSIGN_OR_RETURN(RecordStart start,
+                         ParseRecordStart(*ref.segment->file, ref.segment->id, ref.place.offset,
+                                          ref.place.bytes, std::move(starts[i])));
+    if (start.header.type != RecordType::kBlock) {
+      return absl::DataLossError("the record is of another type");
+    }
+    StoredBlock block = BlockOf(start.header, std::move(start.metadata));
+    block.source = std::make_shared<SegmentFrame>(ref.segment, ref.place.offset, start.header,
+                                                  std::move(start.head));
+    return std::make_shared<const StoredBlock>(std::move(block));
+  };
+  std::vector<Description> out;
+  for (size_t i = 0; i < refs.size(); ++i) out.push_back(parse(i));
+  return out;
 }
 
-StoredBlockPtr StoreImpl::Describe(const BlockKey& key, const DiskRef& ref) {
-  auto block = ReadDescription(ref);
-  if (block.ok() && (*block)->key == key) return *std::move(block);
-  if (block.ok() || absl::IsDataLoss(block.status())) {
+StoredBlockPtr StoreImpl::Checked(const BlockKey& key, const DiskRef& ref, Description described) {
+  if (described.ok() && (*described)->key == key) return *std::move(described);
+  if (described.ok() || absl::IsDataLoss(described.status())) {
     Removed removed;
     {
       MutexLock lock(mutex_);
@@ -61,32 +80,59 @@ StoredBlockPtr StoreImpl::Describe(const BlockKey& key, const DiskRef& ref) {
   return nullptr;
 }
 
-StoredBlockPtr StoreImpl::DescribeAt(const DiskRef& ref) {
-  auto block = ReadDescription(ref);
-  if (block.ok()) return *std::move(block);
-  // Its next reader knows the key and drops it.
-  return nullptr;
+std::vector<StoredBlockPtr> StoreImpl::PeekMany(std::span<const BlockKey> keys) {
+  std::vector<StoredBlockPtr> out(keys.size());
+  for (size_t first = 0; first < keys.size(); first += kDescribeAtOnce) {
+    Removed removed;
+    std::vector<DiskRef> refs;
+    std::vector<size_t> places;
+    {
+      MutexLock lock(mutex_);
+      Advance(removed);
+      for (size_t i = first; i < std::min(keys.size(), first + kDescribeAtOnce); ++i) {
+        if (const BlockIndex::Entry* entry = index_.Find(keys[i])) {
+          out[i] = entry->block;
+        } else if (const Slot slot = FindOrExpire(keys[i], removed); slot != kNone) {
+          refs.push_back(RefOf(slot));
+          places.push_back(i);
+        }
+      }
+    }
+    Announce(removed);
+    std::vector<Description> described = ReadDescriptions(refs);
+    for (size_t i = 0; i < places.size(); ++i) {
+      out[places[i]] = Checked(keys[places[i]], refs[i], std::move(described[i]));
+    }
+  }
+  return out;
+}
+
+uint32_t StoreImpl::VisitDisk(uint32_t cursor, uint32_t count,
+                              const std::function<void(const StoredBlockPtr&)>& visit) {
+  std::vector<DiskRef> refs;
+  {
+    MutexLock lock(mutex_);
+    const int64_t now_ms = clock_->MonotonicMs();
+    cursor = disk_index_.Visit(cursor, count, [&](Slot slot) {
+      if (!disk_index_.ExpiredAt(slot, now_ms)) refs.push_back(RefOf(slot));
+    });
+  }
+  // Of a damaged one the next reader knows the key, and drops it.
+  for (const Description& block : ReadDescriptions(refs)) {
+    if (block.ok()) visit(*block);
+  }
+  return cursor;
 }
 
 absl::StatusOr<StoredBlockPtr> StoreImpl::ReadWhole(const DiskRef& ref, Reservation reservation) {
-  File& file = *ref.segment->file;
-  LKV_ASSIGN_OR_RETURN(RecordStart start,
-                       ReadRecordStart(file, ref.segment->id, ref.place.offset, ref.place.bytes));
-  const RecordHeader& header = start.header;
-  if (header.type != RecordType::kBlock) {
+  read_bytes_ += ref.place.bytes;
+  LKV_ASSIGN_OR_RETURN(WholeRecord record, ReadRecord(*ref.segment->file, ref.segment->id,
+                                                      ref.place.offset, ref.place.bytes));
+  if (record.header.type != RecordType::kBlock) {
     return absl::DataLossError("the record is of another type");
   }
-  // Frame and padding in one read.
-  ByteVector frame(header.frame_bytes + header.padding_bytes());
-  LKV_RETURN_IF_ERROR(
-      ReadExactly(file, ref.place.offset + kRecordHeaderBytes + header.metadata_bytes, frame));
-  for (size_t i = header.frame_bytes; i < frame.size(); ++i) {
-    if (frame[i] != std::byte{0}) return absl::DataLossError("the record's padding is damaged");
-  }
-  frame.resize(header.frame_bytes);
-  if (Crc32c(frame) != header.frame_crc) return absl::DataLossError("the frame is damaged");
-  StoredBlock block = BlockOf(header, std::move(start.metadata));
-  block.frame = std::move(frame);
+  StoredBlock block = BlockOf(record.header, std::move(record.metadata));
+  block.frame = std::move(record.frame);
   reservation.ShrinkTo(EntryBytes(block.frame_bytes, block.metadata.size()));
   block.reservation = std::move(reservation);
   return std::make_shared<const StoredBlock>(std::move(block));

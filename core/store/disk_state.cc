@@ -253,6 +253,7 @@ StoreStats StoreImpl::Stats() {
   out.memory_used_bytes = budget_.used();
   out.memory_peak_bytes = budget_.peak();
   out.memory_capacity_bytes = budget_.capacity();
+  out.disk_read_bytes = read_bytes_.load();
   out.disk_used_bytes = disk_budget_.used();
   out.disk_peak_bytes = disk_budget_.peak();
   out.disk_capacity_bytes = has_disk_ ? disk_budget_.capacity() : 0;

@@ -95,19 +95,18 @@ std::vector<FooterEntry> StoreImpl::ChooseRecords(const Segment& segment,
 }
 
 absl::Status StoreImpl::CopyRecord(const Segment& from, const FooterEntry& entry, Job& copy) {
-  // Piece by piece through the buffer, so that a record of any size takes no memory of its own; the
+  // Piece by piece, so that a record of any size takes no memory of its own; the
   // header, whose checksum makes it a record, comes last.
   const uint64_t bytes = entry.record.record_bytes();
   LKV_RETURN_IF_ERROR(EnsureRoom(bytes, /*reclaiming=*/true));
   const uint64_t offset = active_->end;
   uint64_t at = offset + kRecordHeaderBytes;
   absl::Status write_error;
-  absl::Status status =
-      CheckPayload(*from.file, entry, io_buffer_, [&](ByteSpan piece) -> absl::Status {
-        write_error = active_->file->WriteAt(at, piece);
-        at += piece.size();
-        return write_error;
-      });
+  absl::Status status = CheckPayload(*from.file, entry, [&](ByteSpan piece) -> absl::Status {
+    write_error = active_->file->WriteAt(at, piece);
+    at += piece.size();
+    return write_error;
+  });
   if (status.ok()) {
     write_error = active_->file->WriteAt(offset, EncodeRecordHeader(entry.record, active_->id));
     status = write_error;

@@ -13,10 +13,10 @@ namespace {
 constexpr uint64_t kMinSegmentBytes = 64 << 10;
 constexpr size_t kMinBufferBytes = 4096, kMaxBufferBytes = 1 << 20;
 
-uint64_t SegmentBytes(const StoreOptions& options) {
+uint64_t SegmentBytes(const StoreOptions& options, uint64_t disk_bytes) {
   if (options.segment_bytes != 0)
     return options.segment_bytes / kRecordAlignment * kRecordAlignment;
-  const uint64_t share = options.disk_bytes / 16 / kRecordAlignment * kRecordAlignment;
+  const uint64_t share = disk_bytes / 16 / kRecordAlignment * kRecordAlignment;
   return std::clamp(share, kMinSegmentBytes, limits::kMaxSegmentBytes);
 }
 
@@ -39,7 +39,7 @@ struct StoreImpl::Recovery {
 StoreImpl::StoreImpl(const StoreOptions& options)
     : options_(options),
       clock_(options.clock),
-      segment_bytes_(SegmentBytes(options)),
+      segment_bytes_(SegmentBytes(options, options.disk_bytes)),
       budget_(options.memory_bytes),
       disk_budget_(options.disk_bytes),
       index_(options.memory_bytes),
@@ -84,6 +84,7 @@ absl::Status StoreImpl::OpenDisk() {
     return made.ok() ? lock.status() : made;
   }
   LKV_RETURN_IF_ERROR(RecoverSegments());
+  FitToFileSystem();
   {
     // The first blocks' share, while there is memory.
     MutexLock lock(mutex_);
@@ -99,6 +100,14 @@ absl::Status StoreImpl::OpenDisk() {
   writer_ = std::thread([this] { WriterMain(); });
   for (int n = 0; n < options_.read_threads; ++n) readers_.emplace_back([this] { ReaderMain(); });
   return absl::OkStatus();
+}
+
+void StoreImpl::FitToFileSystem() {
+  const auto free = options_.file_system->FreeBytes(options_.disk_dir);
+  const uint64_t there = free.ok() ? *free + disk_budget_.used() : options_.disk_bytes;
+  const uint64_t usable = std::min(options_.disk_bytes, there);
+  segment_bytes_ = SegmentBytes(options_, usable);
+  reserve_bytes_ = std::min(limits::kDiskReserveBytes, usable / 8);
 }
 
 absl::Status StoreImpl::RecoverSegments() {
@@ -144,7 +153,8 @@ absl::Status StoreImpl::RecoverSegment(uint32_t id, Recovery& recovery) {
                                                       " take more than the ", options_.disk_bytes,
                                                       " bytes allowed; raise --disk_bytes"));
   }
-  auto segment = std::make_shared<Segment>(id, path, *std::move(file), std::move(disk));
+  auto segment =
+      std::make_shared<Segment>(id, path, *std::move(file), std::move(disk), &read_bytes_);
   segment->sealed = true;
   auto records = ReadFooter(*segment->file, id, size);
   if (absl::IsFailedPrecondition(records.status())) return records.status();

@@ -2,6 +2,7 @@
 #ifndef LATTICEKV_CORE_STORE_SEGMENT_H_
 #define LATTICEKV_CORE_STORE_SEGMENT_H_
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/base/mutex.h"
 #include "core/io/file_system.h"
 #include "core/store/memory_budget.h"
 #include "core/store/segment_format.h"
@@ -19,12 +21,18 @@ namespace latticekv {
 // One segment file. Its bytes count against the disk's cap until the last reader has let go, since
 // so long they take space even when the file was removed.
 struct Segment {
-  Segment(uint32_t id, std::string path, std::unique_ptr<File> file, Reservation disk)
-      : id(id), path(std::move(path)), file(std::move(file)), disk(std::move(disk)) {}
+  Segment(uint32_t id, std::string path, std::unique_ptr<File> file, Reservation disk,
+          std::atomic<uint64_t>* read_bytes)
+      : id(id),
+        path(std::move(path)),
+        file(std::move(file)),
+        read_bytes(read_bytes),
+        disk(std::move(disk)) {}
 
   const uint32_t id;
   const std::string path;
   const std::unique_ptr<File> file;
+  std::atomic<uint64_t>* const read_bytes;  // counts what is read to serve blocks
 
   // Guarded by the store's lock.
   Reservation disk;
@@ -39,18 +47,27 @@ using SegmentPtr = std::shared_ptr<Segment>;
 // The frame of a record, for StoredBlock::source.
 class SegmentFrame : public FrameSource {
  public:
-  SegmentFrame(SegmentPtr segment, uint64_t record_offset, const RecordHeader& header)
+  // `head`: the first bytes of the frame, if they are there already.
+  SegmentFrame(SegmentPtr segment, uint64_t record_offset, const RecordHeader& header,
+               ByteVector head)
       : segment_(std::move(segment)),
         record_offset_(record_offset),
         frame_offset_(record_offset + kRecordHeaderBytes + header.metadata_bytes),
-        frame_bytes_(header.frame_bytes) {}
+        frame_bytes_(header.frame_bytes),
+        head_(std::move(head)) {}
   absl::Status Read(uint64_t offset, MutableByteSpan out) const override;
+  ByteVector TakeHead() const override {
+    MutexLock lock(mutex_);
+    return std::exchange(head_, {});
+  }
   const Segment& segment() const { return *segment_; }
   uint64_t record_offset() const { return record_offset_; }
 
  private:
   const SegmentPtr segment_;
   const uint64_t record_offset_, frame_offset_, frame_bytes_;
+  mutable Mutex mutex_;
+  mutable ByteVector head_ LKV_GUARDED_BY(mutex_);
 };
 
 // DATA_LOSS when the file ends before `out` is full.
@@ -60,21 +77,32 @@ absl::Status ReadExactly(File& file, uint64_t offset, MutableByteSpan out);
 absl::StatusOr<std::vector<FooterEntry>> ReadFooter(File& file, uint32_t segment_id,
                                                     uint64_t file_bytes);
 
-// Header and metadata of a record, checked; the rest of `record_bytes` is not read.
+// Header and metadata of a record, checked, and those bytes of the frame that came along.
 struct RecordStart {
   RecordHeader header;
-  ByteVector metadata;
+  ByteVector metadata, head;
 };
+// What to read of a record for its start: header, nearly any metadata, and the frame's own header.
+size_t RecordStartBytes(uint64_t record_bytes);
+// `bytes` are the record's first; more of it is read where they do not hold the metadata.
+absl::StatusOr<RecordStart> ParseRecordStart(File& file, uint32_t segment_id, uint64_t offset,
+                                             uint64_t record_bytes, ByteVector bytes);
 absl::StatusOr<RecordStart> ReadRecordStart(File& file, uint32_t segment_id, uint64_t offset,
                                             uint64_t record_bytes);
+// A record of a block, read and checked whole, in one go.
+struct WholeRecord {
+  RecordHeader header;
+  ByteVector metadata, frame;
+};
+absl::StatusOr<WholeRecord> ReadRecord(File& file, uint32_t segment_id, uint64_t offset,
+                                       uint64_t record_bytes);
 
-// Reads metadata, frame and padding of a record through `buffer` and checks them; `each`, if set,
-// gets the bytes piece by piece, in order. DATA_LOSS when they are damaged.
-absl::Status CheckPayload(File& file, const FooterEntry& entry, ByteVector& buffer,
-                          const std::function<absl::Status(ByteSpan)>& each);
+// Reads metadata, frame and padding of a record and checks them; `each`, if set, gets the bytes
+// piece by piece, in order, before it is known whether they are sound. DATA_LOSS when they are not.
+absl::Status CheckPayload(File& file, const FooterEntry& entry, const File::PieceSink& each);
 
-// Finds the records between `from` and `to` by their headers and checks them whole, reading
-// `buffer.size()` bytes at a time.
+// Finds the records between `from` and `to` by their headers and checks them whole; those that fit
+// into `buffer` are read through it, many at a time.
 struct ScanResult {
   std::vector<FooterEntry> good;
   std::vector<FooterEntry> damaged;  // the header is good, what follows is not

@@ -10,7 +10,10 @@ namespace latticekv {
 namespace {
 
 // Segments given up to make room for one record, at most.
-constexpr int kMaxReclaims = 8, kMaxReclaimsOnFullDisk = 2;
+constexpr int kMaxReclaims = 8;
+// The same on a disk that is full below the cap, until a segment could be opened again: something
+// else may take what becomes free, and the store must not be emptied for that.
+constexpr int kMaxReclaimsOnFullDisk = 4;
 
 constexpr std::array<std::byte, kRecordAlignment> kZeros{};
 
@@ -39,7 +42,6 @@ absl::Status StoreImpl::Append(const RecordHeader& header, std::span<const ByteS
 }
 
 absl::Status StoreImpl::EnsureRoom(uint64_t bytes, bool reclaiming) {
-  int full = 0;
   for (int reclaims = 0;; ++reclaims) {
     absl::Status opened;
     if (active_ &&
@@ -52,10 +54,9 @@ absl::Status StoreImpl::EnsureRoom(uint64_t bytes, bool reclaiming) {
     if (opened.ok() && disk_budget_.used() + segment_bytes_ <= disk_budget_.capacity()) {
       return opened;
     }
-    // At the cap a segment goes; reclaim may have used the spare room, and wins it back. Of a disk
-    // that is full below the cap, less is given up.
+    // At the cap a segment goes; reclaim may have used the spare room, and wins it back.
     if (!opened.ok() && !absl::IsFailedPrecondition(opened) &&
-        (!absl::IsResourceExhausted(opened) || ++full > kMaxReclaimsOnFullDisk)) {
+        (!absl::IsResourceExhausted(opened) || ++full_reclaims_ > kMaxReclaimsOnFullDisk)) {
       return opened;
     }
     const absl::Status reclaimed = ReclaimOne();
@@ -64,10 +65,26 @@ absl::Status StoreImpl::EnsureRoom(uint64_t bytes, bool reclaiming) {
   }
 }
 
+absl::StatusOr<uint64_t> StoreImpl::ChooseSize(uint64_t bytes, uint64_t spare) {
+  const uint64_t needed = kSegmentHeaderBytes + bytes + FooterBytes(2);
+  const uint64_t wanted = std::max(segment_bytes_, needed);
+  // Segments are allocated ahead: without this they would take the journal's room.
+  const auto free = options_.file_system->FreeBytes(options_.disk_dir);
+  const uint64_t kept = reserve_bytes_ + spare;
+  if (!free.ok() || *free >= wanted + kept) return wanted;
+  const uint64_t left = *free - std::min(*free, kept);
+  // Smaller ones as well, but not one for every record.
+  if (left >= std::max(needed, segment_bytes_ / 4))
+    return left / kRecordAlignment * kRecordAlignment;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the file system of ", options_.disk_dir, " is full: ", *free, " bytes are free and ", kept,
+      " stay for the journal and for moving blocks; free some, or lower --disk_bytes"));
+}
+
 absl::Status StoreImpl::OpenSegment(uint64_t bytes, bool reclaiming) {
-  const uint64_t size = std::max(segment_bytes_, kSegmentHeaderBytes + bytes + FooterBytes(2));
   // One segment's room stays for the copies that reclaim makes.
   const uint64_t spare = reclaiming ? 0 : segment_bytes_;
+  LKV_ASSIGN_OR_RETURN(const uint64_t size, ChooseSize(bytes, spare));
   Reservation disk;
   if (disk_budget_.used() + size + spare > disk_budget_.capacity() ||
       !disk_budget_.TryReserve(size, &disk)) {
@@ -98,13 +115,15 @@ absl::Status StoreImpl::OpenSegment(uint64_t bytes, bool reclaiming) {
     static_cast<void>(fs.Remove(path));
     return status;
   }
-  auto segment = std::make_shared<Segment>(id, std::move(path), std::move(file), std::move(disk));
+  auto segment = std::make_shared<Segment>(id, std::move(path), std::move(file), std::move(disk),
+                                           &read_bytes_);
   segment->synced_end = segment->end;
   {
     MutexLock lock(mutex_);
     LKV_RETURN_IF_ERROR(AddSegment(segment).status());
   }
   active_ = std::move(segment);
+  full_reclaims_ = 0;
   active_capacity_ = size;
   active_entries_.clear();
   return absl::OkStatus();

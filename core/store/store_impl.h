@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_STORE_STORE_IMPL_H_
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -33,6 +34,7 @@ class StoreImpl : public TieredStore {
   void MakeDurable(const BlockKey& key, DurableCallback done) override;
   bool Contains(const BlockKey& key) const override;
   StoredBlockPtr Peek(const BlockKey& key) override;
+  std::vector<StoredBlockPtr> PeekMany(std::span<const BlockKey> keys) override;
   StoredBlockPtr Get(const BlockKey& key) override;
   void ReadAhead(std::span<const BlockKey> keys) override;
   std::vector<StoredBlockPtr> Children(const BlockKey& parent) override;
@@ -46,6 +48,8 @@ class StoreImpl : public TieredStore {
   void List(const std::optional<BlockKey>& after, size_t limit,
             const std::function<bool(const StoredBlockPtr&)>& visit) override;
   bool IsPinned(const BlockKey& key) override;
+  uint32_t VisitDisk(uint32_t cursor, uint32_t count,
+                     const std::function<void(const StoredBlockPtr&)>& visit) override;
   StoreStats Stats() override;
   StoreHealth Health() const override;
   absl::Status Flush() override;
@@ -146,11 +150,16 @@ class StoreImpl : public TieredStore {
   bool WaitForWriteBack(std::vector<BlockKey> dirty, int64_t deadline_ms) LKV_REQUIRES(mutex_);
 
   // --- disk_reader.cc: without the lock.
-  absl::StatusOr<StoredBlockPtr> ReadDescription(const DiskRef& ref);
+  using Description = absl::StatusOr<StoredBlockPtr>;
+  std::vector<Description> ReadDescriptions(std::span<const DiskRef> refs);
+  Description ReadDescription(const DiskRef& ref) {
+    return std::move(ReadDescriptions({&ref, 1}).front());
+  }
   // The description of `key`, null when its record is damaged (then dropped) or cannot be read.
-  StoredBlockPtr Describe(const BlockKey& key, const DiskRef& ref);
-  // The same for a record whose key is not known.
-  StoredBlockPtr DescribeAt(const DiskRef& ref);
+  StoredBlockPtr Describe(const BlockKey& key, const DiskRef& ref) {
+    return Checked(key, ref, ReadDescription(ref));
+  }
+  StoredBlockPtr Checked(const BlockKey& key, const DiskRef& ref, Description described);
   StoredBlockPtr Fetch(const BlockKey& key, bool count);
   absl::StatusOr<StoredBlockPtr> ReadWhole(const DiskRef& ref, Reservation reservation);
   StoredBlockPtr Promote(const BlockKey& key, const DiskRef& ref);
@@ -177,8 +186,11 @@ class StoreImpl : public TieredStore {
   // --- segment_log.cc: on the writer's thread.
   // Appends one record and sets the job's segment and place.
   absl::Status Append(const RecordHeader& header, std::span<const ByteSpan> payload, Job& job);
+  // `reclaiming`: gives up no segment, and may use the room that is kept for reclaim.
   absl::Status EnsureRoom(uint64_t bytes, bool reclaiming);
   absl::Status OpenSegment(uint64_t bytes, bool reclaiming);
+  // The size of a new segment for a record of `bytes`, which the file system has room for.
+  absl::StatusOr<uint64_t> ChooseSize(uint64_t bytes, uint64_t spare);
   absl::Status SealActive();
   absl::Status SyncActive();
   // A write or sync failed: nothing is appended here any more.
@@ -212,6 +224,8 @@ class StoreImpl : public TieredStore {
   struct Recovery;
   // Takes in the segment files that are not known yet.
   absl::Status RecoverSegments();
+  // Segments for a file system that may have less than the cap allows.
+  void FitToFileSystem();
   absl::Status RecoverSegment(uint32_t id, Recovery& recovery);
   // The index of a segment that has none, by looking at every record; writes it where it can.
   absl::StatusOr<std::vector<FooterEntry>> RebuildFooter(Segment& segment, uint64_t size,
@@ -227,8 +241,9 @@ class StoreImpl : public TieredStore {
 
   const StoreOptions options_;
   const Clock* const clock_;
-  const uint64_t segment_bytes_;
-  MemoryBudget budget_, disk_budget_;  // before what holds their reservations
+  uint64_t segment_bytes_, reserve_bytes_ = 0;  // constant after OpenDisk
+  MemoryBudget budget_, disk_budget_;           // before what holds their reservations
+  std::atomic<uint64_t> read_bytes_{0};
   RemovalListener listener_;
   bool has_disk_ = false;  // constant after OpenDisk
 
@@ -255,6 +270,7 @@ class StoreImpl : public TieredStore {
   // Touched on its thread alone, and by OpenDisk before it starts.
   SegmentPtr active_;
   uint64_t active_capacity_ = 0;
+  int full_reclaims_ = 0;  // on a full disk, since a segment was opened
   std::vector<FooterEntry> active_entries_;
   uint32_t next_segment_id_ = 1;
   std::unique_ptr<FileLock> lock_;

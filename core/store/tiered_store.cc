@@ -203,20 +203,7 @@ bool StoreImpl::Contains(const BlockKey& key) const {
 }
 
 StoredBlockPtr StoreImpl::Peek(const BlockKey& key) {
-  Removed removed;
-  StoredBlockPtr out;
-  std::optional<DiskRef> ref;
-  {
-    MutexLock lock(mutex_);
-    Advance(removed);
-    if (const BlockIndex::Entry* entry = index_.Find(key)) {
-      out = entry->block;
-    } else if (const Slot slot = FindOrExpire(key, removed); slot != kNone) {
-      ref = RefOf(slot);
-    }
-  }
-  Announce(removed);
-  return ref ? Describe(key, *ref) : out;
+  return std::move(PeekMany({&key, 1}).front());
 }
 
 std::vector<StoredBlockPtr> StoreImpl::Children(const BlockKey& parent) {
@@ -230,8 +217,7 @@ std::vector<StoredBlockPtr> StoreImpl::Children(const BlockKey& parent) {
       if (!disk_index_.ExpiredAt(slot, now_ms)) refs.push_back(RefOf(slot));
     }
   }
-  for (const DiskRef& ref : refs) {
-    auto block = ReadDescription(ref);
+  for (Description& block : ReadDescriptions(refs)) {
     if (!block.ok() || (*block)->parent != parent) continue;
     const auto same = [&](const StoredBlockPtr& b) { return b->key == (*block)->key; };
     if (std::none_of(out.begin(), out.end(), same)) out.push_back(*std::move(block));
@@ -396,9 +382,17 @@ void StoreImpl::List(const std::optional<BlockKey>& after, size_t limit,
     Announce(removed);
     while (page.size() > limit) page.erase(std::prev(page.end()));
     more = page.size() == limit;
+    std::vector<DiskRef> refs;
+    for (const auto& [key, found] : page) {
+      if (!found.first) refs.push_back(found.second);
+    }
+    std::vector<Description> described = ReadDescriptions(refs);
+    auto next = described.begin();
     for (auto& [key, found] : page) {
-      auto& [block, ref] = found;
-      if (!block) block = DescribeAt(ref);
+      StoredBlockPtr& block = found.first;
+      // Of a damaged one the next reader knows the key, and drops it.
+      if (!block && next->ok()) block = **next;
+      if (found.second.segment) ++next;
       from = block ? block->key : key;
       if (!block) continue;  // damaged
       if (!visit(block)) return;

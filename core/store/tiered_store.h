@@ -36,6 +36,8 @@ class FrameSource {
   // its own for its header and for every layer. DATA_LOSS past the end, UNAVAILABLE when the disk
   // fails.
   virtual absl::Status Read(uint64_t offset, MutableByteSpan out) const = 0;
+  // The frame's first bytes, as far as they came along with its description; given once.
+  virtual ByteVector TakeHead() const { return {}; }
 };
 
 // A stored block. Immutable, reference-counted: a reader's pointer keeps the bytes (and their share
@@ -80,6 +82,7 @@ struct StoreStats {
   uint64_t segments = 0, sealed_segments = 0;
   uint64_t evicted_to_disk = 0;  // left memory, stay on disk
   uint64_t promoted_blocks = 0;  // read back into memory
+  uint64_t disk_read_bytes = 0;  // to serve and describe blocks
   uint64_t written_blocks = 0, written_bytes = 0;
   uint64_t durable_blocks = 0;  // acknowledged as durable
   uint64_t syncs = 0;
@@ -178,6 +181,8 @@ class TieredStore {
   // Null when absent. Peek gives the description, and the frame if that is in memory; it reads a
   // few KiB from disk otherwise. It neither marks the block as used nor counts.
   virtual StoredBlockPtr Peek(const BlockKey& key) = 0;
+  // Peek of each key; what lies on disk is read at the same time.
+  virtual std::vector<StoredBlockPtr> PeekMany(std::span<const BlockKey> keys) = 0;
   // Marks the block as used and brings its frame into memory. When there is no room for it there,
   // the answer is as Peek's, and ReadFrame reads from disk.
   virtual StoredBlockPtr Get(const BlockKey& key) = 0;
@@ -209,6 +214,10 @@ class TieredStore {
   virtual void List(const std::optional<BlockKey>& after, size_t limit,
                     const std::function<bool(const StoredBlockPtr&)>& visit) = 0;
   virtual bool IsPinned(const BlockKey& key) = 0;
+  // Calls `visit` for up to `count` blocks on disk, as Peek gives them, in no order. Give it 0
+  // first, then what it returned, until that is 0. Blocks put meanwhile may be left out.
+  virtual uint32_t VisitDisk(uint32_t cursor, uint32_t count,
+                             const std::function<void(const StoredBlockPtr&)>& visit) = 0;
 
   virtual StoreStats Stats() = 0;
   virtual StoreHealth Health() const = 0;

@@ -1,11 +1,17 @@
-// disk_store_bench DIRECTORY [GIB [RECORD_KIB]]: makes a store of that size (10 GiB of 1 MiB
-// records) with sparse frames, and measures how long it takes to open by its indexes, and to open
-// when one segment has none. Prints a line for each.
+// Measures the disk tier of the store by itself; `disk_store_bench` prints how to call it.
+// docs/results/recovery.md and disk.md have what it printed.
+#include <fcntl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <random>
 #include <string>
+#include <thread>
 
 #include "core/base/crc32c.h"
 #include "core/io/file_system.h"
@@ -16,66 +22,259 @@ namespace latticekv {
 namespace {
 
 constexpr uint64_t kSegmentBytes = 256 << 20;
+constexpr size_t kMemoryBytes = 256 << 20;
+constexpr uint64_t kChain = 16;  // blocks of a prompt
+constexpr uint64_t kAligned = 4096;
 
-double CpuSeconds() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+[[noreturn]] void Die(const std::string& why) {
+  fprintf(stderr, "disk_store_bench: %s\n", why.c_str());
+  exit(1);
+}
+void Check(const absl::Status& status) {
+  if (!status.ok()) Die(status.ToString());
 }
 
-// Frames are holes: recovery by indexes reads none of them.
-uint64_t MakeStore(const std::string& dir, uint64_t bytes, uint32_t record_bytes) {
-  FileSystem& fs = *FileSystem::Posix();
-  if (!fs.CreateDirectory(dir).ok()) abort();
-  const ByteVector frame(record_bytes);
-  const uint32_t frame_crc = Crc32c(frame);
-  uint64_t made = 0, blocks = 0;
-  for (uint32_t id = 1; made < bytes; ++id) {
-    auto file = fs.Open(JoinPath(dir, SegmentFileName(id)), OpenMode::kCreate);
-    if (!file.ok()) abort();
-    bool ok = (*file)->WriteAt(0, EncodeSegmentHeader({id, 0})).ok();
-    std::vector<FooterEntry> entries;
-    uint64_t offset = kSegmentHeaderBytes;
-    while (made < bytes) {
-      RecordHeader record;
-      record.sequence = ++blocks;
-      record.key = Sha256Of(AsBytes(std::to_string(blocks)));
-      record.frame_bytes = record_bytes;
-      record.frame_crc = frame_crc;
-      if (blocks % 16 != 1) record.parent = Sha256Of(AsBytes(std::to_string(blocks - 1)));
-      if (offset + record.record_bytes() + FooterBytes(entries.size() + 1) > kSegmentBytes) break;
-      ok = ok && (*file)->WriteAt(offset, EncodeRecordHeader(record, id)).ok();
-      entries.push_back({offset, record});
-      offset += record.record_bytes();
-      made += record.record_bytes();
-    }
-    ok = ok && (*file)->WriteAt(offset, EncodeFooter(entries, id, offset)).ok();
-    if (!ok) abort();
+struct Usage {
+  double wall = 0, cpu = 0;
+  static Usage Now() {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    const auto seconds = [](const timeval& t) {
+      return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+    };
+    return {static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9,
+            seconds(usage.ru_utime) + seconds(usage.ru_stime)};
   }
-  return blocks;
+  Usage Since(const Usage& start) const { return {wall - start.wall, cpu - start.cpu}; }
+};
+
+BlockKey KeyOf(uint64_t n) { return Sha256Of(AsBytes(std::to_string(n))); }
+
+// Every byte differs from block to block, and nothing compresses.
+void FillFrame(uint64_t n, MutableByteSpan out) {
+  uint64_t x = n * 0x9E3779B97F4A7C15u + 1;
+  for (size_t i = 0; i + 8 <= out.size(); i += 8) {
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    StoreLe<uint64_t>(&out[i], x);
+  }
 }
 
-void Open(const std::string& dir, uint64_t bytes, const char* what) {
+std::unique_ptr<TieredStore> OpenStore(const std::string& dir, uint64_t bytes, FileSystem* fs) {
   StoreOptions options;
+  options.memory_bytes = kMemoryBytes;
   options.disk_dir = dir;
-  options.disk_bytes = bytes + 8 * kSegmentBytes;
+  options.disk_bytes = bytes + bytes / 8 + 8 * kSegmentBytes;
   options.segment_bytes = kSegmentBytes;
-  const double cpu = CpuSeconds();
-  const int64_t start_ms = Clock::Real()->MonotonicMs();
+  options.file_system = fs;
   auto store = TieredStore::Open(options);
-  const int64_t ms = Clock::Real()->MonotonicMs() - start_ms;
-  if (!store.ok()) {
-    printf("%s\n", store.status().ToString().c_str());
-    exit(1);
+  Check(store.status());
+  return *std::move(store);
+}
+
+// Puts blocks [from, to) through the store.
+void PutBlocks(TieredStore& store, uint64_t from, uint64_t to, uint32_t frame_bytes) {
+  for (uint64_t n = from; n < to; ++n) {
+    StoredBlock block;
+    block.key = KeyOf(n);
+    if (n % kChain != 0) block.parent = KeyOf(n - 1);
+    block.frame.resize(frame_bytes);
+    FillFrame(n, block.frame);
+    block.metadata.resize(1400);  // as with 256 token ids
+    auto reservation = store.Reserve(TieredStore::EntryBytes(frame_bytes, 1400));
+    Check(reservation.status());
+    block.reservation = *std::move(reservation);
+    Check(store.Put(std::move(block)).status());
   }
-  const StoreStats stats = (*store)->Stats();
-  printf("%s: %llu blocks, %.2f GiB, wall %.3f s, CPU %.3f s, index %.1f bytes a block\n", what,
-         static_cast<unsigned long long>(stats.recovered_blocks),
-         static_cast<double>(bytes) / (1 << 30), static_cast<double>(ms) * 1e-3, CpuSeconds() - cpu,
-         static_cast<double>(stats.disk_index_bytes) / static_cast<double>(stats.disk_blocks));
+  Check(store.Flush());
+}
+
+// Nothing of the directory stays in the page cache.
+void DropCaches(const std::string& dir) {
+  const auto names = FileSystem::Posix()->List(dir);
+  Check(names.status());
+  for (const std::string& name : *names) {
+    const int fd = open(JoinPath(dir, name).c_str(), O_RDONLY);
+    if (fd < 0 || fsync(fd) != 0 || posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0) {
+      Die("cannot drop the cache of " + name);
+    }
+    close(fd);
+  }
+}
+
+// --- Opening.
+
+void MeasureOpen(const std::string& dir, uint64_t bytes, const char* what) {
+  DropCaches(dir);
+  const Usage start = Usage::Now();
+  const auto store = OpenStore(dir, bytes, FileSystem::Default());
+  const Usage used = Usage::Now().Since(start);
+  const StoreStats stats = store->Stats();
+  printf(
+      "%s: %llu blocks in %llu segments, %.2f GiB, wall %.3f s, CPU %.3f s, index %.1f bytes a "
+      "block, damaged %llu\n",
+      what, static_cast<unsigned long long>(stats.recovered_blocks),
+      static_cast<unsigned long long>(stats.segments),
+      static_cast<double>(stats.disk_used_bytes) / (1 << 30), used.wall, used.cpu,
+      static_cast<double>(stats.disk_index_bytes) / static_cast<double>(stats.disk_blocks),
+      static_cast<unsigned long long>(stats.corrupt_dropped));
+  fflush(stdout);
+}
+
+// Segments as a crash leaves them: without index, in their full length.
+void LoseIndex(const std::string& dir, uint64_t wanted) {
+  FileSystem& fs = *FileSystem::Posix();
+  const auto names = fs.List(dir);
+  Check(names.status());
+  for (auto name = names->rbegin(); name != names->rend() && wanted > 0; ++name) {
+    if (!ParseSegmentFileName(*name)) continue;
+    auto file = fs.Open(JoinPath(dir, *name), OpenMode::kReadWrite);
+    Check(file.status());
+    const uint64_t size = *(*file)->Size();
+    if (size < kSegmentBytes / 2) continue;  // one that was just begun
+    ByteVector bytes(kTrailerBytes);
+    Check((*file)->ReadAt(size - kTrailerBytes, bytes).status());
+    const auto trailer = DecodeTrailer(bytes, *ParseSegmentFileName(*name), size);
+    if (!trailer.ok()) continue;
+    Check((*file)->Truncate(trailer->footer_offset));
+    Check((*file)->Allocate(kSegmentBytes));
+    Check((*file)->Sync());
+    --wanted;
+  }
+}
+
+void Recovery(const std::string& dir, uint64_t bytes, uint32_t record_bytes) {
+  if (!FileSystem::Posix()->List(dir).ok()) {
+    const Usage start = Usage::Now();
+    const uint64_t blocks = bytes / record_bytes;
+    PutBlocks(*OpenStore(dir, bytes, FileSystem::Default()), 0, blocks, record_bytes);
+    const Usage used = Usage::Now().Since(start);
+    printf("written: %llu blocks of %u KiB, wall %.1f s, CPU %.1f s\n",
+           static_cast<unsigned long long>(blocks), record_bytes >> 10, used.wall, used.cpu);
+  }
+  for (int n = 0; n < 3; ++n) MeasureOpen(dir, bytes, "by indexes alone");
+  LoseIndex(dir, 1);
+  MeasureOpen(dir, bytes, "one segment by scan, as after a crash");
+  MeasureOpen(dir, bytes, "again, its index written by the start before");
+  LoseIndex(dir, 8);
+  MeasureOpen(dir, bytes, "eight segments by scan, as after seven failed writes and a crash");
+  LoseIndex(dir, UINT64_MAX);
+  MeasureOpen(dir, bytes, "every segment by scan");
+}
+
+// --- Reading.
+
+struct Place {
+  std::string path;
+  uint64_t offset;
+  uint64_t bytes;
+};
+
+// Where the records lie, in the order in which they were put.
+std::vector<Place> FindPlaces(const std::string& dir, uint32_t record_bytes) {
+  std::vector<Place> out;
+  const auto names = FileSystem::Posix()->List(dir);
+  Check(names.status());
+  for (const std::string& name : *names) {
+    if (!ParseSegmentFileName(name)) continue;
+    const std::string path = JoinPath(dir, name);
+    const int fd = open(path.c_str(), O_RDONLY);
+    const uint64_t size = static_cast<uint64_t>(lseek(fd, 0, SEEK_END));
+    close(fd);
+    for (uint64_t at = 0; at + record_bytes <= size; at += record_bytes) {
+      out.push_back({path, at, record_bytes});
+    }
+  }
+  return out;
+}
+
+// Every place once, `threads` reads at a time, past the page cache.
+Usage ReadRaw(const std::vector<Place>& places, int threads) {
+  std::atomic<size_t> next{0};
+  const Usage start = Usage::Now();
+  std::vector<std::thread> readers;
+  for (int t = 0; t < threads; ++t) {
+    readers.emplace_back([&] {
+      std::string open_path;
+      int fd = -1;
+      std::byte* buffer = nullptr;
+      for (size_t i = next++; i < places.size(); i = next++) {
+        const Place& place = places[i];
+        if (buffer == nullptr) {
+          buffer = static_cast<std::byte*>(aligned_alloc(kAligned, place.bytes));
+        }
+        if (place.path != open_path) {
+          if (fd >= 0) close(fd);
+          fd = open(place.path.c_str(), O_RDONLY | O_DIRECT);
+          open_path = place.path;
+        }
+        if (pread(fd, buffer, place.bytes, static_cast<off_t>(place.offset)) !=
+            static_cast<ssize_t>(place.bytes)) {
+          Die("a raw read failed");
+        }
+      }
+      if (fd >= 0) close(fd);
+      free(buffer);
+    });
+  }
+  for (std::thread& reader : readers) reader.join();
+  return Usage::Now().Since(start);
+}
+
+// Every block once, through the store, `ahead` blocks before they are asked for.
+Usage ReadStore(const std::string& dir, uint64_t bytes, uint64_t blocks, size_t ahead,
+                FileSystem* fs) {
+  DropCaches(dir);
+  const auto store = OpenStore(dir, bytes, fs);
+  std::vector<BlockKey> keys;
+  for (uint64_t n = 0; n < blocks; ++n) keys.push_back(KeyOf(n));
+  const Usage start = Usage::Now();
+  for (uint64_t n = 0; n < blocks; ++n) {
+    if (ahead > 0) {
+      const std::span<const BlockKey> all(keys);
+      const uint64_t from = n == 0 ? 0 : n + ahead - 1;
+      if (from < blocks) {
+        store->ReadAhead(all.subspan(from, std::min<size_t>(n == 0 ? ahead : 1, blocks - from)));
+      }
+    }
+    const StoredBlockPtr block = store->Get(keys[n]);
+    std::byte want[8];
+    FillFrame(n, want);
+    if (!block || block->frame.size() < 8 || memcmp(block->frame.data(), want, 8) != 0) {
+      Die("block " + std::to_string(n) + " is missing or another");
+    }
+  }
+  return Usage::Now().Since(start);
+}
+
+void Reads(const std::string& dir, uint64_t bytes, uint32_t record_bytes, int rounds) {
+  const uint64_t blocks = bytes / record_bytes;
+  PutBlocks(*OpenStore(dir, bytes, FileSystem::Default()), 0, blocks, record_bytes);
+  DropCaches(dir);
+  const std::vector<Place> places = FindPlaces(dir, record_bytes);
+  const auto print = [&](int round, const char* what, const Usage& used, size_t records) {
+    const double gb = static_cast<double>(records) * record_bytes * 1e-9;
+    printf("%d | %s | %.0f | %.3f\n", round, what, gb * 1e3 / used.wall, used.cpu / gb);
+    fflush(stdout);
+  };
+  printf("round | what | MB/s | CPU s/GB\n");
+  for (int round = 1; round <= rounds; ++round) {
+    for (const int threads : {1, 4, 8}) {
+      const std::string name = "raw O_DIRECT, " + std::to_string(threads) + " at a time";
+      print(round, name.c_str(), ReadRaw(places, threads), places.size());
+    }
+    for (FileSystem* fs : {FileSystem::Uring(), FileSystem::Posix()}) {
+      if (fs == nullptr) continue;
+      for (const size_t ahead : {0, 16}) {
+        const std::string name = "store, " + std::string(fs->name()) +
+                                 (ahead > 0 ? ", read ahead" : ", one after the other");
+        print(round, name.c_str(), ReadStore(dir, bytes, blocks, ahead, fs), blocks);
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -83,21 +282,25 @@ void Open(const std::string& dir, uint64_t bytes, const char* what) {
 
 int main(int argc, char** argv) {
   using namespace latticekv;
-  if (argc < 2) {
-    fprintf(stderr, "usage: disk_store_bench DIRECTORY [GIB [RECORD_KIB]]\n");
+  const std::string what = argc > 2 ? argv[1] : "";
+  if (what != "recovery" && what != "read") {
+    fprintf(
+        stderr,
+        "usage: disk_store_bench recovery|read DIRECTORY [GIB [RECORD_KIB [ROUNDS]]]\n"
+        "  recovery: makes a store of that size (10) and measures how long it takes to open\n"
+        "  read: the same (2), and reads every block back beside raw reads of the disk\n"
+        "DIRECTORY is made; remove it afterwards. recovery takes a store that it made before.\n");
     return 2;
   }
-  const std::string dir = argv[1];
-  const uint64_t bytes = (argc > 2 ? strtoull(argv[2], nullptr, 10) : 10) << 30;
-  const auto record_bytes =
-      static_cast<uint32_t>((argc > 3 ? strtoull(argv[3], nullptr, 10) : 1024) << 10);
-  MakeStore(dir, bytes, record_bytes);
-  Open(dir, bytes, "indexes");
-  // One segment loses its index.
-  FileSystem& fs = *FileSystem::Posix();
-  auto file = *fs.Open(JoinPath(dir, SegmentFileName(1)), OpenMode::kReadWrite);
-  if (!file->Truncate(*file->Size() - 1).ok()) return 1;
-  file.reset();
-  Open(dir, bytes, "indexes, one segment scanned");
+  const std::string dir = argv[2];
+  const uint64_t gib = argc > 3 ? strtoull(argv[3], nullptr, 10) : what == "read" ? 2 : 10;
+  const uint32_t record_bytes =
+      (argc > 4 ? static_cast<uint32_t>(strtoul(argv[4], nullptr, 10)) : 1024u) << 10;
+  const int rounds = argc > 5 ? atoi(argv[5]) : 3;
+  if (what == "read") {
+    Reads(dir, gib << 30, record_bytes, rounds);
+  } else {
+    Recovery(dir, gib << 30, record_bytes);
+  }
   return 0;
 }

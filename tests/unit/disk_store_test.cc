@@ -19,8 +19,6 @@
 namespace latticekv {
 namespace {
 
-constexpr char kDir[] = "/disk";
-
 BlockKey KeyOf(int n) { return Sha256Of(AsBytes(std::to_string(n))); }
 
 ByteVector FrameOf(int n, size_t bytes) {
@@ -29,16 +27,28 @@ ByteVector FrameOf(int n, size_t bytes) {
   return out;
 }
 
-class DiskStoreTest : public ::testing::Test {
+enum class Backend { kMemory, kPosix, kUring };
+
+// Runs on the in-memory twin and on the real disk in both ways.
+class DiskStoreTest : public ::testing::TestWithParam<Backend> {
  protected:
-  DiskStoreTest() : faults_(&memory_, 7) {
+  DiskStoreTest()
+      : base_(GetParam() == Backend::kMemory  ? &memory_
+              : GetParam() == Backend::kPosix ? FileSystem::Posix()
+                                              : FileSystem::Uring()),
+        dir_(GetParam() == Backend::kMemory ? "/disk" : real_.File("disk")),
+        faults_(base_, 7) {
     options_.memory_bytes = 1 << 20;
-    options_.disk_dir = kDir;
+    options_.disk_dir = dir_;
     options_.disk_bytes = 16 << 20;
     options_.segment_bytes = 256 << 10;
     options_.clock = &clock_;
     options_.file_system = &faults_;
     options_.disk_retry_ms = 20;
+  }
+
+  void SetUp() override {
+    if (base_ == nullptr) GTEST_SKIP() << "there is no io_uring here";
   }
 
   void Open() {
@@ -88,7 +98,21 @@ class DiskStoreTest : public ::testing::Test {
     EXPECT_EQ(frame, FrameOf(n + static_cast<int>(rank) * 1000, bytes)) << n;
   }
 
-  std::string SegmentPath(uint32_t id) { return JoinPath(kDir, SegmentFileName(id)); }
+  std::string SegmentPath(uint32_t id) { return JoinPath(dir_, SegmentFileName(id)); }
+  ByteVector Contents(const std::string& path) {
+    const auto file = base_->Open(path, OpenMode::kRead);
+    EXPECT_TRUE(file.ok()) << file.status();
+    ByteVector out(*(*file)->Size());
+    EXPECT_EQ(*(*file)->ReadAt(0, out), out.size());
+    return out;
+  }
+  void SetContents(const std::string& path, const ByteVector& bytes) {
+    const auto file = base_->Open(path, OpenMode::kReadWrite);
+    EXPECT_TRUE((*file)->Truncate(bytes.size()).ok());
+    EXPECT_TRUE((*file)->WriteAt(0, bytes).ok());
+  }
+  // What a power loss or a small disk does is known of the twin only.
+  bool OnMemory() const { return GetParam() == Backend::kMemory; }
   bool WaitForHealth(StoreHealth::State state) {
     for (int i = 0; i < 500; ++i) {
       if (store_->Health().state == state) return true;
@@ -98,6 +122,9 @@ class DiskStoreTest : public ::testing::Test {
   }
 
   MemoryFileSystem memory_;
+  const testing::TempDir real_;
+  FileSystem* const base_;
+  const std::string dir_;
   FaultFileSystem faults_;
   ManualClock clock_;
   StoreOptions options_;
@@ -106,7 +133,7 @@ class DiskStoreTest : public ::testing::Test {
   std::unique_ptr<TieredStore> store_;
 };
 
-TEST_F(DiskStoreTest, BlocksLeaveMemoryForDiskAndComeBack) {
+TEST_P(DiskStoreTest, BlocksLeaveMemoryForDiskAndComeBack) {
   Open();
   for (int n = 0; n < 400; ++n) ASSERT_TRUE(Put(n).ok()) << n;
   EXPECT_TRUE(removed_.empty());
@@ -134,7 +161,7 @@ TEST_F(DiskStoreTest, BlocksLeaveMemoryForDiskAndComeBack) {
   EXPECT_EQ(stats.corrupt_dropped, 0u);
 }
 
-TEST_F(DiskStoreTest, EverythingSurvivesARestart) {
+TEST_P(DiskStoreTest, EverythingSurvivesARestart) {
   Open();
   for (int n = 0; n < 50; ++n) {
     ASSERT_TRUE(Put(n, 1000 + n * 100, 1, n > 0 ? std::optional(n - 1) : std::nullopt).ok());
@@ -176,7 +203,7 @@ TEST_F(DiskStoreTest, EverythingSurvivesARestart) {
   EXPECT_EQ(store_->Stats().corrupt_dropped, 0u);
 }
 
-TEST_F(DiskStoreTest, ABetterBlockReplacesTheOneOnDiskAndStaysAfterARestart) {
+TEST_P(DiskStoreTest, ABetterBlockReplacesTheOneOnDiskAndStaysAfterARestart) {
   Open();
   ASSERT_TRUE(Put(1, 5000, 1).ok());
   Open();
@@ -196,7 +223,8 @@ TEST_F(DiskStoreTest, ABetterBlockReplacesTheOneOnDiskAndStaysAfterARestart) {
   ExpectBlock(1, 3000, 1);
 }
 
-TEST_F(DiskStoreTest, DurableBlocksOutliveAPowerLoss) {
+TEST_P(DiskStoreTest, DurableBlocksOutliveAPowerLoss) {
+  if (!OnMemory()) GTEST_SKIP() << "for the in-memory twin";
   std::mt19937_64 random(5);
   Open();
   for (int n = 0; n < 60; ++n) ASSERT_TRUE(PutDurable(n).ok());
@@ -210,7 +238,7 @@ TEST_F(DiskStoreTest, DurableBlocksOutliveAPowerLoss) {
   store_.reset();
 }
 
-TEST_F(DiskStoreTest, ManyDurablePutsShareASync) {
+TEST_P(DiskStoreTest, ManyDurablePutsShareASync) {
   Open();
   constexpr int kPuts = 64;
   std::atomic<int> acknowledged{0};
@@ -232,7 +260,7 @@ TEST_F(DiskStoreTest, ManyDurablePutsShareASync) {
   EXPECT_EQ(store_->Stats().durable_blocks, static_cast<uint64_t>(kPuts));
 }
 
-TEST_F(DiskStoreTest, TheDisksCapHoldsAndColdBlocksGo) {
+TEST_P(DiskStoreTest, TheDisksCapHoldsAndColdBlocksGo) {
   options_.disk_bytes = 2 << 20;
   Open();
   for (int n = 0; n < 1000; ++n) ASSERT_TRUE(Put(n).ok()) << n;
@@ -259,7 +287,7 @@ TEST_F(DiskStoreTest, TheDisksCapHoldsAndColdBlocksGo) {
   EXPECT_LE(store_->Stats().disk_used_bytes, options_.disk_bytes);
 }
 
-TEST_F(DiskStoreTest, PinnedBlocksOutliveReclaim) {
+TEST_P(DiskStoreTest, PinnedBlocksOutliveReclaim) {
   options_.disk_bytes = 2 << 20;
   Open();
   for (int n = 0; n < 20; ++n) {
@@ -278,7 +306,7 @@ TEST_F(DiskStoreTest, PinnedBlocksOutliveReclaim) {
   EXPECT_FALSE(store_->Contains(KeyOf(20)));
 }
 
-TEST_F(DiskStoreTest, ReadAheadBringsBlocksIntoMemory) {
+TEST_P(DiskStoreTest, ReadAheadBringsBlocksIntoMemory) {
   Open();
   for (int n = 0; n < 50; ++n) ASSERT_TRUE(Put(n).ok());
   Open();
@@ -293,7 +321,7 @@ TEST_F(DiskStoreTest, ReadAheadBringsBlocksIntoMemory) {
   EXPECT_EQ(store_->Peek(KeyOf(9))->tier(), Tier::kMemory);
 }
 
-TEST_F(DiskStoreTest, ListGoesThroughBothTiersInOrder) {
+TEST_P(DiskStoreTest, ListGoesThroughBothTiersInOrder) {
   Open();
   for (int n = 0; n < 300; ++n) ASSERT_TRUE(Put(n).ok());
   std::set<BlockKey> expected;
@@ -313,35 +341,35 @@ TEST_F(DiskStoreTest, ListGoesThroughBothTiersInOrder) {
   EXPECT_EQ(seen, std::vector<BlockKey>(expected.begin(), expected.end()));
 }
 
-TEST_F(DiskStoreTest, TwoStoresCannotOpenOneDirectory) {
+TEST_P(DiskStoreTest, TwoStoresCannotOpenOneDirectory) {
   Open();
   const auto second = TieredStore::Open(options_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(DiskStoreTest, AnUnknownFormatVersionIsRefused) {
+TEST_P(DiskStoreTest, AnUnknownFormatVersionIsRefused) {
   Open();
   ASSERT_TRUE(PutDurable(1).ok());
   store_.reset();
-  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  ByteVector bytes = Contents(SegmentPath(1));
   StoreLe<uint32_t>(bytes.data() + 8, 2);
   StoreLe<uint32_t>(bytes.data() + 60, Crc32c(ByteSpan(bytes).first(60)));
-  memory_.SetContents(SegmentPath(1), bytes);
+  SetContents(SegmentPath(1), bytes);
   const auto store = TieredStore::Open(options_);
   EXPECT_EQ(store.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(store.status().message().find("version 2"), std::string::npos) << store.status();
 }
 
-TEST_F(DiskStoreTest, DamageCostsOnlyItsOwnRecord) {
+TEST_P(DiskStoreTest, DamageCostsOnlyItsOwnRecord) {
   Open();
   for (int n = 0; n < 10; ++n) ASSERT_TRUE(PutDurable(n).ok());
   store_.reset();
-  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  ByteVector bytes = Contents(SegmentPath(1));
   // In the middle of the fourth record's frame, and the fifth's header.
   const uint64_t record = (128 + 100 + 10'000 + 63) / 64 * 64;
   bytes[64 + 3 * record + 5000] ^= std::byte{1};
   bytes[64 + 4 * record + 20] ^= std::byte{1};
-  memory_.SetContents(SegmentPath(1), bytes);
+  SetContents(SegmentPath(1), bytes);
   Open();
   EXPECT_EQ(store_->Stats().recovered_blocks, 10u);
   for (int n = 0; n < 10; ++n) {
@@ -357,7 +385,7 @@ TEST_F(DiskStoreTest, DamageCostsOnlyItsOwnRecord) {
   Open();
   store_.reset();
   bytes.resize(bytes.size() - 1);
-  memory_.SetContents(SegmentPath(1), bytes);
+  SetContents(SegmentPath(1), bytes);
   Open();
   for (int n = 0; n < 10; ++n) {
     if (n != 3 && n != 4) ExpectBlock(n);
@@ -366,7 +394,7 @@ TEST_F(DiskStoreTest, DamageCostsOnlyItsOwnRecord) {
   EXPECT_FALSE(store_->Contains(KeyOf(4)));
 }
 
-TEST_F(DiskStoreTest, ScrubDropsWhatIsDamaged) {
+TEST_P(DiskStoreTest, ScrubDropsWhatIsDamaged) {
   Open();
   for (int n = 0; n < 60; ++n) ASSERT_TRUE(PutDurable(n).ok());
   auto report = store_->Scrub({}, nullptr);
@@ -374,9 +402,9 @@ TEST_F(DiskStoreTest, ScrubDropsWhatIsDamaged) {
   EXPECT_EQ(report->records, 60u);
   EXPECT_EQ(report->corrupt, 0u);
   Open();
-  ByteVector bytes = memory_.Contents(SegmentPath(1));
+  ByteVector bytes = Contents(SegmentPath(1));
   bytes[64 + 5000] ^= std::byte{1};
-  memory_.SetContents(SegmentPath(1), bytes);
+  SetContents(SegmentPath(1), bytes);
   report = store_->Scrub({}, nullptr);
   ASSERT_TRUE(report.ok());
   EXPECT_EQ(report->corrupt, 1u);
@@ -387,7 +415,8 @@ TEST_F(DiskStoreTest, ScrubDropsWhatIsDamaged) {
   EXPECT_FALSE(store_->Scrub({}, [](const ScrubReport&) { return false; })->records >= 60);
 }
 
-TEST_F(DiskStoreTest, AFailedSyncIsNeverAcknowledgedAndIsWrittenElsewhere) {
+TEST_P(DiskStoreTest, AFailedSyncIsNeverAcknowledgedAndIsWrittenElsewhere) {
+  if (!OnMemory()) GTEST_SKIP() << "for the in-memory twin";
   Open();
   ASSERT_TRUE(PutDurable(1).ok());
   faults_.Fail(FileOp::kSync, EIO, 0, 1);
@@ -403,7 +432,7 @@ TEST_F(DiskStoreTest, AFailedSyncIsNeverAcknowledgedAndIsWrittenElsewhere) {
   store_.reset();
 }
 
-TEST_F(DiskStoreTest, ADiskThatFailsLeavesMemoryOnlyAndComesBack) {
+TEST_P(DiskStoreTest, ADiskThatFailsLeavesMemoryOnlyAndComesBack) {
   Open();
   ASSERT_TRUE(PutDurable(1).ok());
   ASSERT_TRUE(store_->Pin(KeyOf(1), 0).ok());  // a full disk evicts
@@ -429,7 +458,7 @@ TEST_F(DiskStoreTest, ADiskThatFailsLeavesMemoryOnlyAndComesBack) {
   EXPECT_FALSE(store_->Contains(KeyOf(500)));
 }
 
-TEST_F(DiskStoreTest, AReadOnlyDiskIsServedFrom) {
+TEST_P(DiskStoreTest, AReadOnlyDiskIsServedFrom) {
   Open();
   for (int n = 0; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
   store_.reset();
@@ -445,7 +474,8 @@ TEST_F(DiskStoreTest, AReadOnlyDiskIsServedFrom) {
   EXPECT_TRUE(PutDurable(31).ok());
 }
 
-TEST_F(DiskStoreTest, AFullDiskKeepsServing) {
+TEST_P(DiskStoreTest, AFullDiskKeepsServing) {
+  if (!OnMemory()) GTEST_SKIP() << "for the in-memory twin";
   memory_.set_capacity_bytes(1 << 20);
   Open();
   for (int n = 0; n < 600; ++n) ASSERT_TRUE(Put(n).ok()) << n;
@@ -456,10 +486,8 @@ TEST_F(DiskStoreTest, AFullDiskKeepsServing) {
   EXPECT_GT(store_->Stats().reclaimed_segments, 0u);
 }
 
-TEST_F(DiskStoreTest, ADirectoryThatIsRemovedIsNoticedAndTakenAgain) {
-  const testing::TempDir dir;
-  options_.disk_dir = dir.File("store");
-  options_.file_system = FileSystem::Posix();
+TEST_P(DiskStoreTest, ADirectoryThatIsRemovedIsNoticedAndTakenAgain) {
+  if (OnMemory()) GTEST_SKIP() << "for real directories";
   Open();
   for (int n = 0; n < 20; ++n) ASSERT_TRUE(PutDurable(n).ok());
   Open();
@@ -481,7 +509,7 @@ TEST_F(DiskStoreTest, ADirectoryThatIsRemovedIsNoticedAndTakenAgain) {
   ExpectBlock(41);
 }
 
-TEST_F(DiskStoreTest, BlocksLargerThanASegmentGetTheirOwn) {
+TEST_P(DiskStoreTest, BlocksLargerThanASegmentGetTheirOwn) {
   options_.memory_bytes = 4 << 20;
   Open();
   ASSERT_TRUE(PutDurable(1, 1 << 20).ok());
@@ -491,7 +519,8 @@ TEST_F(DiskStoreTest, BlocksLargerThanASegmentGetTheirOwn) {
   ExpectBlock(2, 100);
 }
 
-TEST_F(DiskStoreTest, TheIndexTakesAtMost64BytesABlock) {
+TEST_P(DiskStoreTest, TheIndexTakesAtMost64BytesABlock) {
+  if (!OnMemory()) GTEST_SKIP() << "for the in-memory twin";
   options_.memory_bytes = 8 << 20;
   options_.disk_bytes = 64 << 20;
   options_.segment_bytes = 1 << 20;
@@ -507,6 +536,103 @@ TEST_F(DiskStoreTest, TheIndexTakesAtMost64BytesABlock) {
   EXPECT_LE(stats.disk_index_bytes, uint64_t{64} * kBlocks);
   printf("%.1f bytes of index a block\n", static_cast<double>(stats.disk_index_bytes) / kBlocks);
 }
+
+// What a layer costs: reading one part of a block reads that part alone.
+TEST_P(DiskStoreTest, PartsOfABlockAreReadByThemselves) {
+  options_.memory_bytes = 4 << 20;
+  Open();
+  ASSERT_TRUE(PutDurable(1, 1 << 20).ok());
+  Open();
+  const StoredBlockPtr block = store_->Peek(KeyOf(1));
+  ASSERT_NE(block, nullptr);
+  EXPECT_EQ(block->tier(), Tier::kDisk);
+  const uint64_t described = store_->Stats().disk_read_bytes;
+  EXPECT_LE(described, 8192u);
+  ByteVector part(1000);
+  ASSERT_TRUE(block->ReadFrame(500'000, part).ok());
+  EXPECT_EQ(store_->Stats().disk_read_bytes - described, 1000u);
+  const ByteVector whole = FrameOf(1001, 1 << 20);
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + 500'000));
+  // The frame's beginning came along with the description.
+  const ByteVector head = block->source->TakeHead();
+  ASSERT_GT(head.size(), 4096u);
+  EXPECT_TRUE(std::equal(head.begin(), head.end(), whole.begin()));
+  EXPECT_TRUE(block->source->TakeHead().empty());
+}
+
+TEST_P(DiskStoreTest, ManyDescriptionsAtOnce) {
+  options_.memory_bytes = 8 << 20;
+  Open();
+  std::vector<BlockKey> keys;
+  for (int n = 0; n < 400; ++n) {
+    if (n % 7 != 0) {
+      ASSERT_TRUE(Put(n, 100 + n * 30).ok());
+    }
+    keys.push_back(KeyOf(n));
+  }
+  Open();
+  for (int n = 0; n < 20; ++n) store_->Get(KeyOf(n));
+  const std::vector<StoredBlockPtr> found = store_->PeekMany(keys);
+  ASSERT_EQ(found.size(), keys.size());
+  for (int n = 0; n < 400; ++n) {
+    ASSERT_EQ(found[n] != nullptr, n % 7 != 0) << n;
+    if (!found[n]) continue;
+    EXPECT_EQ(found[n]->key, KeyOf(n));
+    EXPECT_EQ(found[n]->metadata, FrameOf(n + 1, 100));
+    EXPECT_EQ(found[n]->tier(), n < 20 ? Tier::kMemory : Tier::kDisk);
+  }
+  std::set<BlockKey> visited;
+  uint32_t cursor = 0;
+  do {
+    cursor = store_->VisitDisk(cursor, 50, [&](const StoredBlockPtr& block) {
+      EXPECT_TRUE(visited.insert(block->key).second);
+    });
+  } while (cursor != 0);
+  EXPECT_EQ(visited.size(), store_->Stats().blocks);
+}
+
+TEST_P(DiskStoreTest, ScrubKeepsToItsRate) {
+  Open();
+  for (int n = 0; n < 40; ++n) ASSERT_TRUE(PutDurable(n).ok());
+  ScrubOptions options;
+  options.bytes_per_second = 1 << 20;
+  const auto start = std::chrono::steady_clock::now();
+  const auto report = store_->Scrub(options, nullptr);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->records, 40u);
+  EXPECT_GE(report->bytes, 400'000u);
+  EXPECT_GE(took.count(), static_cast<double>(report->bytes) / (1 << 20));
+}
+
+// Segments are allocated ahead; what others need of the file system stays free.
+TEST_P(DiskStoreTest, SegmentsLeaveRoomOnASmallDisk) {
+  if (!OnMemory()) GTEST_SKIP() << "for the in-memory twin";
+  constexpr uint64_t kSmall = 4 << 20;
+  memory_.set_capacity_bytes(kSmall);
+  options_.segment_bytes = 0;
+  options_.disk_bytes = 64 << 20;  // sixteen times the disk
+  Open();
+  for (int n = 0; n < 1000; ++n) {
+    ASSERT_TRUE(Put(n).ok()) << n;
+    ASSERT_LE(memory_.used_bytes(), kSmall - kSmall / 8) << n;
+  }
+  ASSERT_TRUE(store_->Flush().ok());
+  EXPECT_EQ(store_->Health().state, StoreHealth::State::kOk);
+  EXPECT_GT(store_->Stats().reclaimed_segments, 0u);
+  EXPECT_GT(store_->Stats().disk_blocks, 150u);
+  Open();
+  EXPECT_GT(store_->Stats().recovered_blocks, 150u);
+  ASSERT_TRUE(PutDurable(2000).ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, DiskStoreTest,
+                         ::testing::Values(Backend::kMemory, Backend::kPosix, Backend::kUring),
+                         [](const auto& info) {
+                           return info.param == Backend::kMemory  ? "Memory"
+                                  : info.param == Backend::kPosix ? "Posix"
+                                                                  : "Uring";
+                         });
 
 }  // namespace
 }  // namespace latticekv

@@ -3,9 +3,13 @@
 
 #include <errno.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <map>
 #include <random>
+#include <thread>
 
 #include "core/io/fault_file_system.h"
 #include "core/io/memory_file_system.h"
@@ -88,6 +92,90 @@ TEST(FileSystemTest, Posix) {
 TEST(FileSystemTest, Default) {
   const testing::TempDir dir;
   ExerciseFileSystem(*FileSystem::Default(), dir.File("x"));
+}
+
+TEST(FileSystemTest, Uring) {
+  if (FileSystem::Uring() == nullptr) GTEST_SKIP() << "there is no io_uring here";
+  const testing::TempDir dir;
+  ExerciseFileSystem(*FileSystem::Uring(), dir.File("x"));
+  // A file system in memory, which may know no O_DIRECT.
+  const std::string shm = "/dev/shm/latticekv." + std::to_string(getpid());
+  ExerciseFileSystem(*FileSystem::Uring(), shm);
+  std::filesystem::remove_all(shm);
+}
+
+// Random reads of every kind by many threads agree with what was written.
+void ReadEverywhere(FileSystem& fs, const std::string& path) {
+  std::mt19937_64 random(11);
+  ByteVector bytes(3'000'003);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
+  const auto file = *fs.Open(path, OpenMode::kCreate);
+  ASSERT_TRUE(file->WriteAt(0, bytes).ok());
+  const auto part = [&](uint64_t offset, uint64_t size) {
+    const uint64_t from = std::min<uint64_t>(offset, bytes.size());
+    const uint64_t to = std::min<uint64_t>(offset + size, bytes.size());
+    return ByteVector(bytes.begin() + static_cast<ptrdiff_t>(from),
+                      bytes.begin() + static_cast<ptrdiff_t>(to));
+  };
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 12; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 mine(static_cast<uint64_t>(t));
+      for (int n = 0; n < 40; ++n) {
+        const uint64_t offset = mine() % (bytes.size() + 10'000);
+        const uint64_t size = mine() % (n % 3 == 0 ? 2'500'000 : 9'000);
+        ByteVector got(size);
+        const auto read = file->ReadAt(offset, got);
+        ASSERT_TRUE(read.ok());
+        got.resize(*read);
+        ASSERT_EQ(got, part(offset, size));
+        got.clear();
+        const auto pieces = file->ReadPieces(offset, size, [&](ByteSpan piece) {
+          got.insert(got.end(), piece.begin(), piece.end());
+          return absl::OkStatus();
+        });
+        ASSERT_TRUE(pieces.ok());
+        ASSERT_EQ(*pieces, got.size());
+        ASSERT_EQ(got, part(offset, size));
+        // One that ends early, and leaves the next read alone.
+        EXPECT_EQ(file->ReadPieces(0, bytes.size(),
+                                   [](ByteSpan) { return absl::CancelledError("enough"); })
+                      .status()
+                      .code(),
+                  absl::StatusCode::kCancelled);
+        std::vector<ByteVector> parts;
+        std::vector<FileRead> reads;
+        for (int i = 0; i < 20; ++i) {
+          parts.emplace_back(mine() % 20'000);
+          reads.push_back({file.get(), mine() % bytes.size(), {}, 0, {}});
+        }
+        for (int i = 0; i < 20; ++i) reads[i].out = parts[i];
+        fs.ReadBatch(reads);
+        for (int i = 0; i < 20; ++i) {
+          ASSERT_TRUE(reads[i].status.ok());
+          parts[i].resize(reads[i].got);
+          ASSERT_EQ(parts[i], part(reads[i].offset, reads[i].out.size()));
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(FileSystemTest, ReadsOfEveryKindAgree) {
+  const testing::TempDir dir;
+  ReadEverywhere(*FileSystem::Posix(), dir.File("a"));
+  if (FileSystem::Uring() == nullptr) GTEST_SKIP() << "there is no io_uring here";
+  ReadEverywhere(*FileSystem::Uring(), dir.File("b"));
+}
+
+TEST(FileSystemTest, TheEnvironmentChoosesPosix) {
+  setenv("LATTICEKV_IO", "posix", 1);
+  EXPECT_EQ(FileSystem::Default(), FileSystem::Posix());
+  unsetenv("LATTICEKV_IO");
+  if (FileSystem::Uring() != nullptr) {
+    EXPECT_EQ(FileSystem::Default(), FileSystem::Uring());
+  }
 }
 
 TEST(FileSystemTest, Memory) {

@@ -1,0 +1,37 @@
+// `latticekv bench service --disk DIR`: gets of blocks that lie on disk, beside raw reads of the
+// same files.
+#ifndef LATTICEKV_CLIENT_CLI_DISK_BENCH_H_
+#define LATTICEKV_CLIENT_CLI_DISK_BENCH_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace latticekv {
+
+struct DiskBenchSettings {
+  std::string directory;  // on the disk to measure; a folder of its own is made in it, and removed
+  uint64_t bytes = 0;     // of all blocks
+  uint32_t rounds = 1;
+  std::vector<uint32_t> workers;
+};
+
+// One measurement of one round.
+struct DiskBenchRow {
+  uint32_t round = 0;
+  std::string what;
+  bool raw = false;
+  double mb_per_s = 0;      // 10^6 bytes of records
+  double cpu_s_per_gb = 0;  // of all processes
+  double share_of_raw = 0;  // of the fastest raw reads of the round
+};
+
+// Blocks of 1 MiB, `exact` and incompressible, put and flushed; before each measurement the daemon
+// is started anew and its files leave the page cache.
+absl::StatusOr<std::vector<DiskBenchRow>> RunDiskBench(const DiskBenchSettings& settings);
+
+}  // namespace latticekv
+
+#endif  // LATTICEKV_CLIENT_CLI_DISK_BENCH_H_
