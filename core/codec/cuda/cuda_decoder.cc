@@ -15,6 +15,7 @@ absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
   LKV_RETURN_IF_ERROR(ValidateLayout(layout));
   if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
   PlanBuilder builder(layout, profile);
+  builder.Reserve(chunks.size());
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (absl::Status status = builder.AddChunk(chunks[i]); !status.ok()) {
       return absl::Status(status.code(),

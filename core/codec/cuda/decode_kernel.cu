@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "core/codec/cuda/decode_kernel.h"
-#include "core/codec/cuda/pack_halves.cuh"
+#include "core/codec/cuda/intrinsics.cuh"
 #include "core/codec/cuda/tile_side.cuh"
 #include "core/layout/rotary_phase.h"
 
@@ -135,6 +135,8 @@ struct LaneGroup {
             (unit->wide_stores && unit->element_bytes == 2 ? kWide16 : 0) |
             (unit->is_bf16 ? kBf16 : 0) | uint32_t{unit->pairs} << kPairsShift;
     FindPartner(arena, group);
+    tables.x += OpaqueZero();
+    record += OpaqueZero();
   }
 
   // The first of two partners rotates pairs 0 to 3 of the eight, the second 4 to 7.
@@ -156,10 +158,9 @@ __device__ uint32_t ByteOf(uint2 bytes, int i) {
 }
 
 // One round: a group of 8 a lane, as numbers in the coder's scale without their means. No lane has
-// low bits. kAll: all lanes are active.
+// low bits, words are reserved. kAll: all lanes are active.
 template <bool kAll>
 __device__ void DecodeRound(WarpCoder& coder, const LaneGroup& lane, bool active, int (&q)[8]) {
-  coder.Reserve(288);
   const bool half = coder.Coset<kAll>(lane.half_frequency, active);
   const uint32_t shift = half ? 0x03030303u : 0u;
   const uint2 tables = {lane.tables.x + shift, lane.tables.y + shift};
@@ -317,9 +318,12 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     if (active || lane.unit == nullptr) {
       lane.MoveTo(units, arena, min(at + WarpCoder::Lane(), groups - 1));
     }
+    const bool low_bits = __any_sync(kAllLanes, lane.Is(kLowBits));
+    // Before the record's load: waiting for words would wait for it as well.
+    if (!low_bits) coder.Reserve(288);
     const RowRecord record = *lane.record;
     int q[8];
-    if (__any_sync(kAllLanes, lane.Is(kLowBits))) {
+    if (low_bits) {
       SlowRound round{coder};
       const Resolved numbers(arena, *lane.unit);
       const auto group =

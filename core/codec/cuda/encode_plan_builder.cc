@@ -8,7 +8,6 @@
 #include "core/codec/cuda/arena_layout.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/layer_codec.h"
-#include "core/layout/rope.h"
 
 namespace latticekv {
 namespace {
@@ -55,7 +54,8 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   for (const auto& layer : chunk.planes) shape.emplace_back(layer.size());
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options));
   LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
-  now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size(), {}};
+  now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size()};
+  ropes_.StartChunk();
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));
   const std::vector<uint8_t> raw_tokens = RawTokens(chunk.tokens, options);
   asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
@@ -147,7 +147,9 @@ void EncodePlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref) {
   unit.is_key = spec.role == PlaneRole::kKey;
   unit.interleaved = spec.rope.style == RopeStyle::kInterleaved;
   unit.wide_loads = (unit.src | unit.token_stride | unit.block_stride) % 16 == 0;
-  if (unit.pairs > 0) unit.rope_at = RopeTableAt(spec.rope);
+  if (unit.pairs > 0) {
+    unit.rope_at = ropes_.TableAt(spec.rope, now_.chunk->start_position, now_.chunk->tokens);
+  }
   unit.q2_at = q2_bytes_;
   q2_bytes_ += RoundUp(uint64_t{unit.tokens} * unit.dim * sizeof(int16_t), kArenaAlignment);
   unit.result_at = result_bytes_;
@@ -166,24 +168,6 @@ void EncodePlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref) {
   lists_[shape].push_back(static_cast<uint32_t>(units_.size()));
   max_dim_ = std::max<uint32_t>(max_dim_, unit.dim);
   units_.push_back(unit);
-}
-
-uint64_t EncodePlanBuilder::RopeTableAt(const RopeSpec& rope) {
-  for (const auto& [spec, at] : now_.ropes) {
-    if (spec == rope) return at;
-  }
-  cuda::RopeTask task{};
-  task.start_position = now_.chunk->start_position;
-  task.frequencies_at = frequencies_.size() * sizeof(uint64_t);
-  task.out_at = rope_bytes_;
-  task.tokens = now_.chunk->tokens;
-  task.pairs = rope.rotary_dims / 2;
-  const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
-  frequencies_.insert(frequencies_.end(), frequencies.begin(), frequencies.end());
-  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
-  rope_tasks_.push_back(task);
-  now_.ropes.emplace_back(rope, task.out_at);
-  return task.out_at;
 }
 
 uint64_t EncodePlanBuilder::ModelAt(uint32_t layer, const UnitRef& ref) {
@@ -227,7 +211,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
     return begin;
   };
   launch.counter_at = take(2 * sizeof(uint32_t));
-  const uint64_t rope_at = take(rope_bytes_), q2_at = take(q2_bytes_);
+  const uint64_t rope_at = take(ropes_.bytes), q2_at = take(q2_bytes_);
   const uint64_t result_at = take(result_bytes_), words_at = take(words_bytes_);
   launch.output_at = take(output_bytes_ + kArenaAlignment);  // read a word beyond its end
   plan.device_bytes_ = at;
@@ -241,7 +225,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
     tile.words_at += words_at;
     tile.states_at += words_at;
   }
-  for (cuda::RopeTask& task : rope_tasks_) task.out_at += rope_at;
+  ropes_.Move(0, rope_at);
   for (cuda::GatherTask& task : gathers_) task.out_at += launch.results_at + plan.gathered_at_;
   for (CudaEncodePlan::Chunk& chunk : chunks_) chunk.gathered_at += plan.gathered_at_;
 }
@@ -255,7 +239,7 @@ CudaEncodePlan EncodePlanBuilder::Finish() {
   // Copied once their offsets count from the arena's start.
   launch.units_at = MakeRoom(units_, tasks);
   launch.tiles_at = MakeRoom(tiles_, tasks);
-  launch.rope_tasks_at = MakeRoom(rope_tasks_, tasks);
+  launch.rope_tasks_at = MakeRoom(ropes_.tasks, tasks);
   launch.gathers_at = MakeRoom(gathers_, tasks);
   launch.layers_at = Place(layers_, tasks);
   for (int s = 0; s < cuda::kSliceShapes; ++s) {
@@ -266,7 +250,7 @@ CudaEncodePlan EncodePlanBuilder::Finish() {
     launch.fused_lists_at[s] = Place(fused_[s], tasks);
     launch.fused_lists[s] = static_cast<uint32_t>(fused_[s].size());
   }
-  const uint64_t frequencies_at = Place(frequencies_, tasks);
+  const uint64_t frequencies_at = Place(ropes_.frequencies, tasks);
   const uint64_t places_at = Place(places_, tasks);
   const uint64_t asked_at = Place(asked_, tasks);
   const uint64_t models_at = Place(models_, tasks);
@@ -276,20 +260,20 @@ CudaEncodePlan EncodePlanBuilder::Finish() {
     unit.asked_at += asked_at;
     unit.model_at += models_at;
   }
-  for (cuda::RopeTask& task : rope_tasks_) task.frequencies_at += frequencies_at;
+  ropes_.Move(frequencies_at, 0);
   for (cuda::GatherTask& task : gathers_) task.places_at += places_at;
   PlaceScratch(plan, tasks.size());
   launch.units = static_cast<uint32_t>(units_.size());
   launch.tiles = static_cast<uint32_t>(tiles_.size());
   launch.layers = static_cast<uint32_t>(layers_.size());
-  launch.rope_tasks = static_cast<uint32_t>(rope_tasks_.size());
+  launch.rope_tasks = static_cast<uint32_t>(ropes_.tasks.size());
   launch.gathers = static_cast<uint32_t>(gathers_.size());
   launch.max_dim = max_dim_;
   launch.value_unit_16 = chunks_.front().header.value_unit_16;
   launch.stats = static_cast<uint8_t>(settings_.stats);
   CopyTo(units_, launch.units_at, tasks);
   CopyTo(tiles_, launch.tiles_at, tasks);
-  CopyTo(rope_tasks_, launch.rope_tasks_at, tasks);
+  CopyTo(ropes_.tasks, launch.rope_tasks_at, tasks);
   CopyTo(gathers_, launch.gathers_at, tasks);
   plan.chunks_ = std::move(chunks_);
   return plan;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/cuda/rope_tables.h"
 #include "core/codec/tile_format.h"
 
 namespace latticekv {
@@ -23,12 +24,10 @@ class EncodePlanBuilder {
   struct ChunkState {
     const CudaEncodeChunk* chunk = nullptr;
     uint64_t places_at = 0, asked_at = 0;
-    std::vector<std::pair<RopeSpec, uint64_t>> ropes;
   };
   void AddLayer(uint32_t layer);
   void AddUnit(uint32_t layer, const UnitRef& ref);
   void AddGather(uint32_t layer, size_t plane);
-  uint64_t RopeTableAt(const RopeSpec& rope);
   uint64_t ModelAt(uint32_t layer, const UnitRef& ref);
   void PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes);
 
@@ -40,15 +39,14 @@ class EncodePlanBuilder {
   std::vector<cuda::EncodeUnit> units_;
   std::vector<cuda::EncodeTile> tiles_;
   std::vector<cuda::EncodeLayer> layers_;
-  std::vector<cuda::RopeTask> rope_tasks_;
+  RopeTables ropes_;
   std::vector<cuda::GatherTask> gathers_;
   std::vector<uint32_t> lists_[cuda::kSliceShapes], fused_[cuda::kFusedLists];
-  std::vector<uint64_t> frequencies_;
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> asked_;
   ByteVector models_;
   std::map<std::pair<uint32_t, std::pair<size_t, uint32_t>>, uint64_t> model_at_;
-  uint64_t rope_bytes_ = 0, q2_bytes_ = 0, result_bytes_ = 0, words_bytes_ = 0;
+  uint64_t q2_bytes_ = 0, result_bytes_ = 0, words_bytes_ = 0;
   uint64_t gathered_bytes_ = 0, output_bytes_ = 0;
   uint32_t max_dim_ = 8;
 };

@@ -2,6 +2,7 @@
 // originals are core/codec/cpu/rans.h and tile_coder.cc.
 #include "core/codec/cuda/encode_constants.cuh"
 #include "core/codec/cuda/encode_kernels.h"
+#include "core/codec/cuda/intrinsics.cuh"
 
 namespace latticekv::cuda {
 namespace {
@@ -151,6 +152,7 @@ class GroupWalk {
         Find(at);
       }
       points = PointsOf(order_[row_]);
+      points.x += OpaqueZero();
       if (row_stride_ != 0 && at >= begin_ + 32) next_token_ = order_[row_ - row_stride_];
     }
     if (row_stride_ == 0 || at < begin_ + 32) return;
@@ -308,8 +310,9 @@ cudaError_t LaunchEntropy(const EncodeLaunch& launch, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(EntropyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kEntryBytes);
   if (error != cudaSuccess) return error;
-  uint32_t blocks = kEntropyBlocks * launch.blocks;
-  if (blocks > launch.tiles) blocks = launch.tiles;
+  // No more blocks than have a tile for every warp: idle warps would keep room from other streams.
+  const uint32_t filled = (launch.tiles + kEntropyWarps - 1) / kEntropyWarps;
+  const uint32_t most = kEntropyBlocks * launch.blocks, blocks = filled < most ? filled : most;
   EntropyKernel<<<blocks, kEntropyThreads, kEntryBytes, stream>>>(launch);
   return cudaGetLastError();
 }

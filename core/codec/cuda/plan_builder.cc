@@ -9,7 +9,6 @@
 #include "core/codec/cuda/arena_layout.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/layer_codec.h"
-#include "core/layout/rope.h"
 
 namespace latticekv {
 namespace {
@@ -33,6 +32,17 @@ PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
   std::iota(orders_.begin(), orders_.end(), uint8_t{0});
 }
 
+void PlanBuilder::Reserve(size_t chunks) {
+  size_t units = 0;
+  for (const LayerSpec& layer : layout_.layers) {
+    for (const PlaneSpec& plane : layer.planes) units += plane.heads;
+  }
+  units_.reserve(chunks * units);
+  raw_in_.reserve(chunks * units);
+  tiles_.reserve(chunks * units);
+  places_.reserve(chunks * limits::kMaxChunkTokens);
+}
+
 absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
@@ -47,7 +57,8 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
     return absl::UnimplementedError("the device does not decode the seed stages; use a CPU");
   }
   const bool needs_profile = header.stages & kStageProfile;
-  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0, {}};
+  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0};
+  ropes_.StartChunk();
   now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, header.tokens, places_));
   for (uint32_t l = 0; l < header.layers.size(); ++l) {
@@ -172,7 +183,7 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& 
   unit.group_end = groups;
   unit.pairs = static_cast<uint16_t>(rope.rotary_dims / 2);
   if (unit.pairs > 0 && unit.coded_count > 0) {
-    unit.rope_at = RopeTableAt(rope);
+    unit.rope_at = ropes_.TableAt(rope, now_.header.start_position, tokens);
     unit.interleaved = rope.style == RopeStyle::kInterleaved;
     // Rows within a round and pairs of whole groups: partners meet in one instruction.
     const bool meets = kLanes % row_groups == 0 && unit.group_begin % row_groups == 0;
@@ -209,34 +220,18 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& 
 uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
   if (header.raw_tokens.empty()) return 0;
   const uint64_t at = orders_.size();
-  orders_.insert(orders_.end(), header.raw_tokens.begin(), header.raw_tokens.end());
+  orders_.resize(at + tokens);
+  uint8_t* raw_out = orders_.data() + at;
+  uint8_t* coded_out = raw_out + header.raw_tokens.size();
   auto raw = header.raw_tokens.begin();
   for (uint32_t t = 0; t < tokens; ++t) {
     if (raw != header.raw_tokens.end() && *raw == t) {
-      ++raw;
+      *raw_out++ = *raw++;
     } else {
-      orders_.push_back(static_cast<uint8_t>(t));
+      *coded_out++ = static_cast<uint8_t>(t);
     }
   }
   return at;
-}
-
-uint64_t PlanBuilder::RopeTableAt(const RopeSpec& rope) {
-  for (const auto& [spec, at] : now_.ropes) {
-    if (spec == rope) return at;
-  }
-  cuda::RopeTask task{};
-  task.start_position = now_.header.start_position;
-  task.frequencies_at = frequencies_.size() * sizeof(uint64_t);
-  task.out_at = rope_bytes_;
-  task.tokens = now_.header.tokens;
-  task.pairs = rope.rotary_dims / 2;
-  const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
-  frequencies_.insert(frequencies_.end(), frequencies.begin(), frequencies.end());
-  rope_bytes_ += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
-  rope_tasks_.push_back(task);
-  now_.ropes.emplace_back(rope, task.out_at);
-  return task.out_at;
 }
 
 uint64_t PlanBuilder::ProfileAt(uint32_t layer, const UnitRef& ref) {
@@ -263,11 +258,15 @@ CudaDecodePlan PlanBuilder::Finish() {
   CudaDecodePlan plan;
   cuda::DecodeLaunch& launch = plan.launch_;
   ByteVector& tasks = plan.tasks_;
+  tasks.reserve(units_.size() * sizeof(cuda::UnitTask) + tiles_.size() * sizeof(cuda::TileTask) +
+                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + profiles_.size() +
+                exact_.size() + ropes_.tasks.size() * sizeof(cuda::RopeTask) +
+                ropes_.frequencies.size() * sizeof(uint64_t) + 16 * kArenaAlignment);
   // Copied once their offsets count from the arena's start.
   launch.units_at = MakeRoom(units_, tasks);
   launch.tiles_at = MakeRoom(tiles_, tasks);
-  launch.rope_tasks_at = MakeRoom(rope_tasks_, tasks);
-  const uint64_t frequencies_at = Place(frequencies_, tasks);
+  launch.rope_tasks_at = MakeRoom(ropes_.tasks, tasks);
+  const uint64_t frequencies_at = Place(ropes_.frequencies, tasks);
   const uint64_t places_at = Place(places_, tasks);
   const uint64_t orders_at = Place(orders_, tasks);
   const uint64_t profiles_at = Place(profiles_, tasks);
@@ -275,14 +274,14 @@ CudaDecodePlan PlanBuilder::Finish() {
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
   const uint64_t frames_at = tasks.size();
   const uint64_t rope_at = frames_at + frames_bytes_;
-  const uint64_t resolved_at = rope_at + rope_bytes_;
+  const uint64_t resolved_at = rope_at + ropes_.bytes;
   launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kArenaAlignment);
   launch.blocks = static_cast<uint32_t>(std::min<uint64_t>(kMaxStagedBlocks, tiles_.size()));
   const uint64_t staging_bytes =
       staged_ ? sizeof(float) * cuda::kStagedFloats * cuda::kWarpsPerBlock * launch.blocks : 0;
   launch.counter_at = launch.staging_at + staging_bytes;
   launch.tiles = static_cast<uint32_t>(tiles_.size());
-  launch.rope_tasks = static_cast<uint32_t>(rope_tasks_.size());
+  launch.rope_tasks = static_cast<uint32_t>(ropes_.tasks.size());
   plan.chunks_ = chunks_;
   const uint64_t counter_bytes = 4 * (1 + uint64_t{chunks_});
   plan.device_bytes_ = launch.counter_at + counter_bytes;
@@ -300,13 +299,10 @@ CudaDecodePlan PlanBuilder::Finish() {
     tile.states_at += frames_at;
     tile.places_at += places_at;
   }
-  for (cuda::RopeTask& task : rope_tasks_) {
-    task.frequencies_at += frequencies_at;
-    task.out_at += rope_at;
-  }
+  ropes_.Move(frequencies_at, rope_at);
   CopyTo(units_, launch.units_at, tasks);
   CopyTo(tiles_, launch.tiles_at, tasks);
-  CopyTo(rope_tasks_, launch.rope_tasks_at, tasks);
+  CopyTo(ropes_.tasks, launch.rope_tasks_at, tasks);
   for (const CudaDecodePlan::FrameCopy& copy : frames_) {
     plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
   }

@@ -4,10 +4,10 @@
 #define LATTICEKV_CORE_CODEC_CUDA_PLAN_BUILDER_H_
 
 #include <map>
-#include <utility>
 #include <vector>
 
 #include "core/codec/cuda/cuda_decoder.h"
+#include "core/codec/cuda/rope_tables.h"
 #include "core/codec/frame_format.h"
 #include "core/codec/tile_format.h"
 
@@ -17,6 +17,8 @@ namespace latticekv {
 class PlanBuilder {
  public:
   PlanBuilder(const Layout& layout, const ModelProfile* profile);
+  // Makes room for that many.
+  void Reserve(size_t chunks);
   absl::Status AddChunk(const CudaDecodeChunk& chunk);
   CudaDecodePlan Finish();
 
@@ -30,7 +32,6 @@ class PlanBuilder {
     const ModelProfile* profile = nullptr;
     uint64_t frame_at = 0;   // in the frames' region
     uint64_t places_at = 0;  // in the tasks' region of places
-    std::vector<std::pair<RopeSpec, uint64_t>> ropes;
   };
 
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
@@ -40,7 +41,6 @@ class PlanBuilder {
   cuda::UnitTask NewUnit(uint32_t layer, const UnitRef& ref) const;
   void AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& header, uint32_t& groups);
   uint64_t OrderList(const UnitHeader& header, uint32_t tokens);
-  uint64_t RopeTableAt(const RopeSpec& rope);
   uint64_t ProfileAt(uint32_t layer, const UnitRef& ref);
 
   const Layout& layout_;
@@ -53,14 +53,13 @@ class PlanBuilder {
   std::vector<cuda::UnitTask> units_;
   std::vector<RawIn> raw_in_;  // of units_
   std::vector<cuda::TileTask> tiles_;
-  std::vector<cuda::RopeTask> rope_tasks_;
-  std::vector<uint64_t> frequencies_;
+  RopeTables ropes_;
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> orders_;
   ByteVector profiles_, exact_;
   std::map<const HeadProfile*, uint64_t> profile_at_;
   std::vector<CudaDecodePlan::FrameCopy> frames_;
-  uint64_t frames_bytes_ = 0, rope_bytes_ = 0, resolved_bytes_ = 0;
+  uint64_t frames_bytes_ = 0, resolved_bytes_ = 0;
 };
 
 }  // namespace latticekv

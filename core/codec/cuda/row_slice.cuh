@@ -11,7 +11,7 @@
 #include <cuda_fp16.h>
 
 #include "core/codec/cuda/encode_tasks.h"
-#include "core/codec/cuda/pack_halves.cuh"
+#include "core/codec/cuda/intrinsics.cuh"
 
 namespace latticekv::cuda {
 

@@ -37,18 +37,40 @@ struct SideChoice {
 
 __device__ inline uint32_t Lane() { return threadIdx.x % 32; }
 
-// Element n / 2 of the sorted values, 0 without any. Called by a whole warp, as what follows.
-__device__ inline int WarpMiddle(const int32_t* values, int n) {
-  if (n == 0) return 0;
-  int low = 0x7FFFFFFF, high = -0x7FFFFFFF;
+// Sum over the values of f(value), 0 without any; loads go ahead of their use, eight a lane. Called
+// by a whole warp, as what follows.
+template <typename F>
+__device__ uint32_t WarpSum(const int32_t* values, int n, F f) {
+  uint32_t sum = 0;
+  for (int first = Lane(); first < n; first += 256) {
+    int value[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) value[k] = first + 32 * k < n ? values[first + 32 * k] : 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const uint32_t of_value = f(value[k]);
+      sum += first + 32 * k < n ? of_value : 0;
+    }
+  }
+  return __reduce_add_sync(kEveryLane, sum);
+}
+
+__device__ inline void WarpRange(const int32_t* values, int n, int& low, int& high) {
+  low = 0x7FFFFFFF, high = -0x7FFFFFFF;
   for (int i = Lane(); i < n; i += 32) low = min(low, values[i]), high = max(high, values[i]);
   low = __reduce_min_sync(kEveryLane, low);
   high = __reduce_max_sync(kEveryLane, high);
+}
+
+// Element n / 2 of the sorted values, 0 without any.
+__device__ inline int WarpMiddle(const int32_t* values, int n) {
+  if (n == 0) return 0;
+  int low, high;
+  WarpRange(values, n, low, high);
   while (low < high) {
     const int middle = low + (high - low) / 2;
-    int count = 0;
-    for (int i = Lane(); i < n; i += 32) count += values[i] <= middle;
-    if (__reduce_add_sync(kEveryLane, count) > n / 2) {
+    const uint32_t count = WarpSum(values, n, [&](int v) { return v <= middle ? 1u : 0u; });
+    if (count > static_cast<uint32_t>(n) / 2) {
       high = middle;
     } else {
       low = middle + 1;
@@ -73,19 +95,18 @@ __device__ inline SideChoice WarpChooseSide(const EncodeConstants& constants, co
   SideChoice best{0, 0};
   cost = 0;
   if (n == 0) return best;
-  int low = 0x7FFFFFFF, high = -0x7FFFFFFF;
-  for (int i = Lane(); i < n; i += 32) low = min(low, values[i]), high = max(high, values[i]);
-  low = __reduce_min_sync(kEveryLane, low);
-  high = __reduce_max_sync(kEveryLane, high);
+  int low, high;
+  WarpRange(values, n, low, high);
   uint32_t best_cost = 0xFFFFFFFFu;
   int tried = 0;
   for (int bits = 0; bits < 16 && tried < 4; ++bits) {
     const int first = SmallestSpread(constants, low >> bits, high >> bits, bits > 0);
     for (int s = first; s < min(first + 5, kEntropyTables); ++s) {
       const uint16_t* table = constants.cost[TableId(s, bits > 0, kAll)];
-      uint32_t sum = 0;
-      for (int i = Lane(); i < n; i += 32) sum += table[(values[i] >> bits) + kSymbolOffset];
-      sum = __reduce_add_sync(kEveryLane, sum) + 256u * static_cast<uint32_t>(bits * n);
+      // Values beyond a table do not occur; those that stand for none are zeros.
+      const uint32_t sum =
+          WarpSum(values, n, [&](int v) { return uint32_t{table[(v >> bits) + kSymbolOffset]}; }) +
+          256u * static_cast<uint32_t>(bits * n);
       if (sum < best_cost) {
         best_cost = sum;
         best = {static_cast<uint8_t>(s), static_cast<uint8_t>(bits)};

@@ -12,10 +12,13 @@ namespace latticekv::cuda {
 namespace {
 
 __device__ const EncodeConstants kConstants = MakeEncodeConstants();
+__device__ const float4 kNoTurn[4] = {{1, 0, 1, 0}, {1, 0, 1, 0}, {1, 0, 1, 0}, {1, 0, 1, 0}};
 extern __shared__ __align__(16) unsigned char channel_bytes[];
 
-// Blocks of a multiprocessor: 80 registers a thread spill a little, but hide more latency than 128.
-constexpr int kFusedBlocks = 3;
+// Blocks of a multiprocessor. Three leave 80 registers a thread, of which values spill little;
+// keys, which also rotate and sum by channel, are faster with two.
+template <bool kKey>
+constexpr int kFusedBlocks = kKey ? 2 : 3;
 
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 constexpr uint32_t kMagicBits = 0x4B400000u;
@@ -107,29 +110,37 @@ __device__ float Part(const float4& v, int i) {
 template <bool kKey, bool kBf16>
 class FusedRows {
  public:
+  // `row_at` is where rows begin, counted from the head's first element.
   __device__ FusedRows(const EncodeLaunch& launch, const EncodeUnit& u, UnitShared& shared,
-                       const SliceConstants& constants)
-      : arena_(launch.arena_dev), u_(u), shared_(shared), c_(constants) {
+                       const SliceConstants& constants, const uint64_t* row_at)
+      : arena_(launch.arena_dev), u_(u), shared_(shared), c_(constants), row_at_(row_at) {
     lanes_ = u.row_lanes;
     sub_ = threadIdx.x % lanes_;
+    tokens_ = u.tokens;
     active_ = sub_ < u.slices;
     slice_.MoveTo(u, active_ ? sub_ : 0);
-    dim_log_32_ = Log2Sixteenths(kConstants, u.dim);
-    unit_32_ = 2 * launch.value_unit_16;
+    woven_ = kKey && u.interleaved && slice_.rotated;
+    const uint32_t first = woven_ ? 2 * slice_.channel[0] : slice_.channel[0];
+    low_ = reinterpret_cast<const unsigned char*>(u.src) + 2 * first;
+    high_ = 2 * (woven_ ? 8 : slice_.channel[1] - slice_.channel[0]);
+    if (kKey && slice_.rotated) {
+      angles_ = arena_ + u.rope_at + sizeof(float2) * slice_.channel[0];
+      angle_stride_ = sizeof(float2) * u.pairs;
+    }
   }
 
   // Steps of values from their norms, and which of them have to be raw; ends with a barrier.
-  __device__ void FindSteps() {
+  __device__ void FindSteps(int value_unit_16) {
     ForEachRow([&](uint32_t t, const Words& words) { AddEnergy(t, words); });
     __syncthreads();
     const uint32_t t = threadIdx.x;
-    if (t < u_.tokens) {
+    if (t < tokens_) {
       const uint64_t energy = shared_.row_square[t];
       const int exponent = ExponentOfBits(static_cast<uint32_t>(shared_.row_error[t]));
-      const int log_32 = unit_32_ + Log2Sixteenths(kConstants, energy > 0 ? energy : 1) -
-                         dim_log_32_ + 32 * (ScaledExponent(exponent) - 14);
+      const int log_32 = 2 * value_unit_16 + Log2Sixteenths(kConstants, energy > 0 ? energy : 1) -
+                         Log2Sixteenths(kConstants, u_.dim) + 32 * (ScaledExponent(exponent) - 14);
       const bool raw =
-          energy == 0 || shared_.row_error[t] >= 0x7F800000 || arena_[u_.asked_at + t] != 0;
+          energy == 0 || shared_.row_error[t] >= 0x7F800000 || shared_.given_raw[t] != 0;
       shared_.given_raw[t] = raw;
       shared_.row_step[t] = raw ? 0 : ClampStep((log_32 + 4) >> 3);
     }
@@ -157,7 +168,7 @@ class FusedRows {
     const uint32_t rows = kUnitThreads / lanes_;
     uint32_t t = threadIdx.x / lanes_;
     Words next = Load(t);
-    for (uint32_t at = 0; at < u_.tokens; at += rows, t += rows) {
+    for (uint32_t at = 0; at < tokens_; at += rows, t += rows) {
       const Words words = next;
       next = Load(t + rows);
       f(t, words);
@@ -165,12 +176,12 @@ class FusedRows {
   }
 
   __device__ void Row(uint32_t t, const Words& words, uint32_t* sums) {
-    const bool valid = active_ && t < u_.tokens;
+    const bool valid = active_ && t < tokens_;
     float y[16];
     ToFloats(words, y);
-    bool raw = t >= u_.tokens;
+    bool raw = t >= tokens_;
     if constexpr (kKey) {
-      Unrotate(t, valid, y);
+      Unrotate(t, y);
       // Stays zero unless some number is not finite; values' rows that have such are raw by now.
       float finite = 0;
 #pragma unroll
@@ -179,9 +190,10 @@ class FusedRows {
     }
     float row_inverse = 1, row_step = 1;
     if constexpr (kKey) {
-      if (!raw) raw = arena_[u_.asked_at + t] != 0;
-      if (t < u_.tokens && sub_ == 0) shared_.given_raw[t] = raw;
-    } else if (t < u_.tokens) {
+      if (!raw) raw = shared_.given_raw[t] != 0;
+      __syncwarp();
+      if (t < tokens_ && sub_ == 0) shared_.given_raw[t] = raw;
+    } else if (t < tokens_) {
       raw = shared_.given_raw[t];
       const int step = shared_.row_step[t];
       row_inverse = 256.0f * StepFloat(-step);
@@ -198,8 +210,8 @@ class FusedRows {
     Rebuild(q2, row_step, number, out);
     const bool marks = RowAny(out && active_ && !raw, lanes_);
     raw |= marks;
-    if (t < u_.tokens && sub_ == 0) shared_.raw[t] = raw;
-    if constexpr (kKey) Rotate(t, valid, number);
+    if (t < tokens_ && sub_ == 0) shared_.raw[t] = raw;
+    if constexpr (kKey) Rotate(t, number);
     if (!raw && active_) halves_ += (q2[0] & 1) + (q2[8] & 1);
     Measure(t, raw || !active_, words, number, row_inverse, sums);
   }
@@ -222,22 +234,17 @@ class FusedRows {
     }
     unsigned long long energy = static_cast<unsigned long long>(part[0]) + part[1];
     energy = RowReduce(energy, lanes_, [](auto a, auto b) { return a + b; });
-    if (t >= u_.tokens || sub_ != 0) return;
+    if (t >= tokens_ || sub_ != 0) return;
     shared_.row_square[t] = energy;
     shared_.row_error[t] = most;
   }
 
   __device__ Words Load(uint32_t t) {
     Words words;
-    if (!active_ || t >= u_.tokens) return words;
-    const TokenPlace place = reinterpret_cast<const TokenPlace*>(arena_ + u_.places_at)[t];
-    const unsigned char* row = reinterpret_cast<const unsigned char*>(u_.src) +
-                               place.block * u_.block_stride + place.slot * u_.token_stride;
-    const bool woven = kKey && u_.interleaved && slice_.rotated;
-    const uint32_t first = woven ? 2 * slice_.channel[0] : slice_.channel[0];
-    const uint32_t second = woven ? first + 8 : slice_.channel[1];
-    words.low = *reinterpret_cast<const uint4*>(row + 2 * first);
-    words.high = *reinterpret_cast<const uint4*>(row + 2 * second);
+    if (!active_ || t >= tokens_) return words;
+    const unsigned char* row = low_ + row_at_[t];
+    words.low = *reinterpret_cast<const uint4*>(row);
+    words.high = *reinterpret_cast<const uint4*>(row + high_);
     return words;
   }
 
@@ -248,7 +255,7 @@ class FusedRows {
     Unpack<kBf16>(a, x);
     Unpack<kBf16>(b, x + 8);
     if constexpr (kKey) {
-      if (!(u_.interleaved && slice_.rotated)) return;
+      if (!woven_) return;
       float in[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) in[i] = x[i];
@@ -259,12 +266,9 @@ class FusedRows {
 
   // Slices that are not rotated turn by nothing: that may change the sign of a zero, which no
   // integer made of it shows.
-  __device__ void LoadAngles(uint32_t t, bool valid, float2 (&angle)[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) angle[i] = {1.0f, 0.0f};
-    if (!valid || !slice_.rotated) return;
+  __device__ void LoadAngles(uint32_t t, float2 (&angle)[8]) {
     const float4* from = reinterpret_cast<const float4*>(
-        arena_ + u_.rope_at + 8 * (size_t{t} * u_.pairs + slice_.channel[0]));
+        angles_ + (t < tokens_ ? size_t{t} * angle_stride_ : size_t{0}));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float4 two = from[i];
@@ -272,9 +276,9 @@ class FusedRows {
       angle[2 * i + 1] = {two.z, two.w};
     }
   }
-  __device__ void Unrotate(uint32_t t, bool valid, float (&y)[16]) {
+  __device__ void Unrotate(uint32_t t, float (&y)[16]) {
     float2 angle[8];
-    LoadAngles(t, valid, angle);
+    LoadAngles(t, angle);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float a = y[i], b = y[8 + i];
@@ -342,9 +346,9 @@ class FusedRows {
   }
 
   // Angles are read again: they lie in the first-level cache, and registers are scarcer.
-  __device__ void Rotate(uint32_t t, bool valid, float (&number)[16]) {
+  __device__ void Rotate(uint32_t t, float (&number)[16]) {
     float2 angle[8];
-    LoadAngles(t, valid, angle);
+    LoadAngles(t, angle);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float a = number[i], b = number[8 + i];
@@ -419,10 +423,14 @@ class FusedRows {
   const EncodeUnit& u_;
   UnitShared& shared_;
   const SliceConstants& c_;
+  const uint64_t* row_at_;
   Slice<true> slice_;
-  uint32_t lanes_, sub_;
-  bool active_;
-  int dim_log_32_, unit_32_;
+  uint32_t lanes_, sub_, tokens_;
+  bool active_, woven_;
+  const unsigned char* low_;  // of token 0: the slice's first eight elements
+  uint32_t high_;             // bytes from there to the others
+  const unsigned char* angles_ = reinterpret_cast<const unsigned char*>(kNoTurn);  // of token 0
+  uint32_t angle_stride_ = 0;
   uint32_t any_ = 0, halves_ = 0;
 };
 
@@ -447,10 +455,11 @@ __device__ bool FillSlices(const EncodeUnit& u, const ChannelArrays& channels,
 }
 
 template <bool kKey, bool kBf16>
-__global__ void __launch_bounds__(kUnitThreads, kFusedBlocks)
+__global__ void __launch_bounds__(kUnitThreads, kFusedBlocks<kKey>)
     FusedKernel(EncodeLaunch launch, uint64_t list_at) {
   __shared__ UnitShared shared;
   __shared__ EncodeUnit unit;
+  __shared__ uint64_t row_at[kMaxRows];
   unsigned char* arena = launch.arena_dev;
   uint32_t* left = reinterpret_cast<uint32_t*>(arena + launch.counter_at) + 1;
   if (threadIdx.x == 0) {
@@ -459,6 +468,12 @@ __global__ void __launch_bounds__(kUnitThreads, kFusedBlocks)
     shared.any = shared.largest = 0;
   }
   __syncthreads();
+  if (threadIdx.x < unit.tokens) {
+    const TokenPlace place =
+        reinterpret_cast<const TokenPlace*>(arena + unit.places_at)[threadIdx.x];
+    row_at[threadIdx.x] = place.block * unit.block_stride + place.slot * unit.token_stride;
+    shared.given_raw[threadIdx.x] = arena[unit.asked_at + threadIdx.x];
+  }
   const ChannelArrays channels(channel_bytes, unit.dim);
   const SliceConstants constants(channel_bytes + ChannelArrayBytes(unit.dim), unit.dim);
   UnitChoice choice(kConstants, launch, unit, shared, channels);
@@ -474,8 +489,8 @@ __global__ void __launch_bounds__(kUnitThreads, kFusedBlocks)
   choice.ProfileStatistics();
   if (!FillSlices(unit, channels, constants)) return leave(kPendingOnePass);
 
-  FusedRows<kKey, kBf16> rows(launch, unit, shared, constants);
-  if constexpr (!kKey) rows.FindSteps();
+  FusedRows<kKey, kBf16> rows(launch, unit, shared, constants, row_at);
+  if constexpr (!kKey) rows.FindSteps(launch.value_unit_16);
   uint32_t sums[16] = {};
   rows.Run(sums);
   if (kKey && rows.active()) {
