@@ -61,8 +61,9 @@ def zstd_bytes(data, level):
 def digest(path):
     t = load_file(path)
     h = hashlib.sha256()
-    for name in ("k", "v"):
-        h.update(t[name].tobytes())
+    for name in ("k", "v", "keep"):
+        if name in t:
+            h.update(t[name].tobytes())
     return h.hexdigest()[:24]
 
 
@@ -92,14 +93,19 @@ class Lab:
             self.save()
         return self.kept[key]
 
+    def run_model(self, cache, profile, preset, stats, chunk, out, *flags):
+        """codec_model.py's bits per element; its copy of the cache goes to `out`. profile: a file or "none"."""
+        noise, error = PRESETS[preset]
+        line = self.script("codec_model.py", cache, profile, out, "--logit-noise", str(noise), "--value-error", str(error),
+                           "--stats", stats, "--chunk", str(chunk), *flags)
+        return float(line.split(":")[1].split()[0])
+
     def model(self, cache, profile, preset, stats, chunk):
         noise, error = PRESETS[preset]
         key = f"model {digest(cache)} {hashlib.sha256(open(profile, 'rb').read()).hexdigest()[:24]} {noise} {error} {stats} {chunk}"
         if key not in self.kept:
             out = os.path.join(self.work, "model.safetensors")
-            line = self.script("codec_model.py", cache, profile, out, "--logit-noise", str(noise), "--value-error", str(error),
-                               "--stats", stats, "--chunk", str(chunk))
-            bits = float(line.split(":")[1].split()[0])
+            bits = self.run_model(cache, profile, preset, stats, chunk, out)
             self.kept[key] = {"bits": bits, **self.judge(cache, out)}
             self.save()
             os.remove(out)
@@ -127,17 +133,21 @@ def plain(lab, name, cache):
     return rows
 
 
+def store(work, cli, cache, *flags, decode_flags=()):
+    """Compresses and restores; returns (bytes of the file on disk, path of the copy)."""
+    lkv, out = os.path.join(work, "ours.lkv"), os.path.join(work, "ours.safetensors")
+    subprocess.run([cli, "compress", cache, lkv, *flags], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([cli, "decompress", lkv, out, *decode_flags], check=True, stdout=subprocess.DEVNULL)
+    return os.path.getsize(lkv), out
+
+
 def ours(lab, cli, cache, profile, preset, stats, chunk):
     """Compresses and restores; returns (bits per element of the file, path of the copy)."""
-    lkv, out = os.path.join(lab.work, "ours.lkv"), os.path.join(lab.work, "ours.safetensors")
-    args = [cli, "compress", cache, lkv, "--preset", preset, "--chunk", str(chunk)]
-    if preset != "exact":
-        args += ["--profile", profile, "--stats", stats]
-    subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
-    needs = ["--profile", profile] if preset != "exact" and stats == "profile" else []
-    subprocess.run([cli, "decompress", lkv, out, *needs], check=True, stdout=subprocess.DEVNULL)
+    flags = ["--preset", preset, "--chunk", str(chunk)] + (["--profile", profile, "--stats", stats] if preset != "exact" else [])
+    size, out = store(lab.work, cli, cache, *flags,
+                      decode_flags=["--profile", profile] if preset != "exact" and stats == "profile" else [])
     t = load_file(cache)
-    return 8 * os.path.getsize(lkv) / (t["k"].size + t["v"].size), out
+    return 8 * size / (t["k"].size + t["v"].size), out
 
 
 def lattice_rows(lab, a, caches):

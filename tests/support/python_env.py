@@ -52,24 +52,30 @@ def _install_package(python):
              env={**os.environ, "LATTICEKV_PROTO_DIR": os.path.join(SOURCE_DIR, "proto")})
 
 
+def environment(home, steps, base=None):
+    """The interpreter of a virtual environment at `home` with what `steps` (argument lists for pip install) bring; made anew when
+    they have changed. base: as for ensure(). RuntimeError when it cannot be had."""
+    python = os.path.join(home, "bin", "python")
+    wanted = hashlib.sha256(repr((steps, base)).encode()).hexdigest()
+    if _stamp(home, "requirements") != wanted:
+        shutil.rmtree(home, ignore_errors=True)
+        _run([base, "-m", "venv", "--system-site-packages", home] if base else [sys.executable, "-m", "venv", home])
+        for step in steps:
+            _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
+        _set_stamp(home, "requirements", wanted)
+    return python
+
+
 def ensure(name, extra_steps=(), base=None):
     """The interpreter of environment `name`, made or brought up to date. extra_steps: argument lists for pip install, in order. base: an
     interpreter whose own packages the environment sees. RuntimeError when it cannot be had."""
     if not BUILD_DIR:
         raise RuntimeError("LATTICEKV_BUILD_DIR is not set")
     home = os.path.join(BUILD_DIR, f"python-{name}")
-    python = os.path.join(home, "bin", "python")
     os.makedirs(BUILD_DIR, exist_ok=True)
     with open(home + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        steps = [list(CLIENT_REQUIREMENTS), *map(list, extra_steps)]
-        wanted = hashlib.sha256(repr((steps, base)).encode()).hexdigest()
-        if _stamp(home, "requirements") != wanted:
-            shutil.rmtree(home, ignore_errors=True)
-            _run([base, "-m", "venv", "--system-site-packages", home] if base else [sys.executable, "-m", "venv", home])
-            for step in steps:
-                _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
-            _set_stamp(home, "requirements", wanted)
+        python = environment(home, [list(CLIENT_REQUIREMENTS), *map(list, extra_steps)], base)
         package = _package_digest()
         if _stamp(home, "package") != package:
             _install_package(python)
