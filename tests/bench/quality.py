@@ -16,6 +16,10 @@ from quality_start import NEEDLES, TEXTS, arguments
 MODEL_TEXTS = ("prose", "filler")  # where codec_model.py's bits and KL are computed anew
 QUICK_PRESETS = ("high", "balanced", "small")
 EVICTED = (10, 34, 59)  # percent
+PEER_SETTINGS = (Setting("nexusquant-kv", "K3V2", flags=(3, 2)), Setting("lmcache", "cachegen"), Setting("kakeyalattice", "E8 Q=10", flags=("e8", 10)))
+MORE_PEER_SETTINGS = (
+    *(Setting("kakeyalattice", f"{lattice.upper()} Q={q}", flags=(lattice, q)) for lattice, q in (("e8", 5), ("d4", 10), ("e8", 38))),
+    *(Setting("nexusquant-kv", f"K{k}V{v}", flags=(k, v)) for k, v in ((3, 3), (2, 2))))
 
 
 def keep(percent):
@@ -32,11 +36,12 @@ def settings(presets, quick):
     wave = []
     add = lambda where, *some: wave.extend((s, where) for s in some)
     add(everywhere, *(Setting("ours", p, "energy") for p in presets), Setting("ours", "exact"))
-    add(everywhere, *(Setting("plain", n) for n in ("q4_0", "q8_0", "fp8_e4m3")), *peer_settings(quick))
+    add(everywhere, *(Setting("plain", n) for n in ("q4_0", "q8_0", "fp8_e4m3")), *PEER_SETTINGS)
     add(MODEL_TEXTS, *(Setting("model", p, "energy") for p in presets))
     add(everywhere, *(Setting("ours", p, "energy", mass=True) for p in presets), *(seed(k, v) for k, v in ((3, 3), (3, 2), (2, 2))))
     if quick:
         return wave
+    add(everywhere, *MORE_PEER_SETTINGS)
     add(texts, *(Setting("ours", p) for p in presets))
     add(everywhere, *(seed(3, 2, *keep(e)) for e in EVICTED), *(Setting("ours", "balanced", "energy", flags=keep(e)) for e in EVICTED))
     add(MODEL_TEXTS, *(Setting("model", p, "energy", mass=True) for p in presets), *(Setting("model", p, "statistics") for p in presets))
@@ -44,14 +49,6 @@ def settings(presets, quick):
     add(MODEL_TEXTS, *(Setting("model", p) for p in presets))
     add(texts, *(Setting("ours", p, mass=True) for p in presets), seed(3, 3, "--seed-scales", "group"))
     return wave
-
-
-def peer_settings(quick):
-    some = [Setting("nexusquant-kv", "K3V2", flags=(3, 2)), Setting("lmcache", "cachegen"), Setting("kakeyalattice", "E8 Q=10", flags=("e8", 10))]
-    if quick:
-        return some
-    return some + [Setting("kakeyalattice", f"{lattice.upper()} Q={q}", flags=(lattice, q)) for lattice, q in (("e8", 5), ("d4", 10), ("e8", 38))] + [
-        Setting("nexusquant-kv", f"K{k}V{v}", flags=(k, v)) for k, v in ((3, 3), (2, 2))]
 
 
 def run(lab, a, wave):
@@ -71,8 +68,8 @@ def run(lab, a, wave):
             for s, texts in group:
                 if text not in texts:
                     continue
-                if until and time.monotonic() > until:
-                    left_out[s.label()] = "not run: --minutes was over"
+                if until and time.monotonic() > until and not lab.finished(s, text):
+                    left_out[s.label()] = "--minutes was over"
                     continue
                 try:
                     cells[s, text] = lab.cell(s, text)

@@ -86,17 +86,23 @@ class Lab(table.Lab):
 
     # --- what a setting stores
 
-    def stored(self, setting, text):
-        """{"bytes" or "bits", "digest" of the copy}, and the path of the copy or None when it is not at hand."""
-        cache = self.cache(text)
+    def _key(self, setting, text):
         own = {"ours": self.cli_digest, "model": "", "plain": ""}
         by = own[setting.kind] if setting.kind in own else self.peers.version(setting.kind)
-        key = f"stored {by} {self.digests[text]} {setting.label()}"
-        row = self.kept.get(key)
-        if row and (row["digest"] == self.digests[text] or os.path.exists(self._judged(text, row["digest"]))):
-            return row, None
-        out = os.path.join(self.work, "copy.safetensors")
-        row, copy = getattr(self, f"_store_{setting.kind}", self._store_peer)(setting, cache, out)
+        self.cache(text)
+        return f"stored {by} {self.digests[text]} {setting.label()}"
+
+    def finished(self, setting, text):
+        """Whether an earlier run has left the cell."""
+        row = self.kept.get(self._key(setting, text))
+        return row is not None and os.path.exists(self._judged(text, row["digest"]))
+
+    def stored(self, setting, text):
+        """{"bytes" or "bits", "digest" of the copy}, and the path of the copy or None when it is not at hand."""
+        key = self._key(setting, text)
+        if self.finished(setting, text):
+            return self.kept[key], None
+        row, copy = getattr(self, f"_store_{setting.kind}", self._store_peer)(setting, self.cache(text), os.path.join(self.work, "copy.safetensors"))
         row["digest"] = table.digest(copy)
         self.kept[key] = row
         self.save()
@@ -175,8 +181,6 @@ class Lab(table.Lab):
     def cell(self, setting, text):
         """Everything about a setting on a text: stored bytes or bits, per-token figures or recall."""
         row, copy = self.stored(setting, text)
-        if copy is None and row["digest"] == self.digests[text]:
-            copy = self.cache(text)
         figures = self.recall(row, copy) if text == NEEDLES else self.judge(text, row, copy)
         elements = self.elements(text)
         stored = row["bytes"] if "bytes" in row else row["bits"] * elements / 8

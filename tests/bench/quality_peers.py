@@ -21,7 +21,7 @@ PEERS = {
     "lmcache": ("0.4.5", [*COMMON, "numba==0.68.1", "transformers==4.38.2", "cachetools==8.0.2", "nvtx==0.2.17"], ["lmcache==0.4.5"]),
 }
 
-NOT_HERE = {"lmcache TurboQuant": "does not run here: both directions (release 0.5.6) are Triton kernels for CUDA, with no form for a CPU"}
+NOT_HERE = {"lmcache TurboQuant": "does not run here, as both directions (release 0.5.6) are Triton kernels for CUDA with no form for a CPU"}
 
 
 class Peers:
