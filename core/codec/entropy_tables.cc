@@ -5,7 +5,7 @@
 namespace latticekv {
 namespace {
 
-// So that a frequency fits ten bits of a packed entry.
+// So that a frequency fits ten bits of an entry of points.
 static_assert([] {
   for (uint16_t frequency : kEntropyFrequencies) {
     if (frequency == 0 || frequency >= kProbabilityTotal) return false;
@@ -13,22 +13,23 @@ static_assert([] {
   return true;
 }());
 
-void FillCosts(EntropyTables& out) {
+void FillPoints(EntropyTables& out) {
   for (int spread = 0; spread < kEntropyTables; ++spread) {
-    auto& cost = out.cost[static_cast<size_t>(spread)];
-    const auto of = [&](int half, Subset subset, int symbol) {
-      return out
-          .encode[static_cast<size_t>(TableId(spread, half, subset))]
-                 [static_cast<size_t>(symbol + kSymbolOffset)]
-          .cost;
+    const auto set = [&](PointKind kind, int entry, int half, Subset subset, int symbol) {
+      const EncodeEntry& e = out.encode[static_cast<size_t>(TableId(spread, half, subset))]
+                                       [static_cast<size_t>(symbol + kSymbolOffset)];
+      const size_t at = static_cast<size_t>(spread * kPointKinds + kind) * kPointEntries +
+                        static_cast<size_t>(entry & static_cast<int>(kPointEntries - 1));
+      out.points[at] = e.start | uint32_t{e.frequency} << kPointFrequencyShift |
+                       uint32_t{e.cost} << kPointCostShift;
+      out.point_costs[at] = e.cost;
     };
     for (int k = -kSymbolOffset; k < kSymbolOffset; ++k) {
       for (int half = 0; half < 2; ++half) {
-        const auto at = static_cast<size_t>((2 * k + half) & (kCostEntries - 1));
-        cost[kCostPlain][at] = of(half, kAll, k);
-        cost[kCostLast][at] = of(half, k & 1 ? kOdd : kEven, k);
+        set(kPointPlain, 2 * k + half, half, kAll, k);
+        set(kPointLast, 2 * k + half, half, k & 1 ? kOdd : kEven, k);
       }
-      cost[kCostHigh][static_cast<size_t>(k & (kCostEntries - 1))] = of(1, kAll, k);
+      set(kPointHigh, k, 1, kAll, k);
     }
   }
 }
@@ -45,17 +46,13 @@ const EntropyTables& Tables() {
         const int symbol = head.first + i * head.stride;
         const uint16_t frequency = kEntropyFrequencies[head.at + i];
         out->encode[id][symbol + kSymbolOffset] = {frequency, start, kCost256[frequency]};
-        out->packed[static_cast<size_t>(id) * kPackedStride +
-                    static_cast<size_t>(symbol + kSymbolOffset)] =
-            start | uint32_t{frequency} << kPackedFrequencyShift |
-            uint32_t{kCost256[frequency]} << kPackedCostShift;
         for (uint32_t slot = 0; slot < frequency; ++slot) {
           out->decode[id][start + slot] = DecodeEntry(symbol, frequency, slot);
         }
         start = static_cast<uint16_t>(start + frequency);
       }
     }
-    FillCosts(*out);
+    FillPoints(*out);
     return out;
   }();
   return *tables;

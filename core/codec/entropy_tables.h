@@ -66,25 +66,21 @@ class DecodeEntry {
   uint32_t packed_ = 0;
 };
 
-// For vector code: start in bits 0..9, frequency in 10..19, cost in 20..31 of one word; symbol s of
-// table t at t * kPackedStride + s + kSymbolOffset.
-inline constexpr uint32_t kPackedStride = 128;
-inline constexpr int kPackedFrequencyShift = 10;
-inline constexpr int kPackedCostShift = 20;
-
-// Costs for vector code that looks up many coordinates of one channel at once: entry q2 mod 128 of
-// a coordinate without low bits (but for the last of its group, and the last), symbol mod 128 of
-// one with them.
-enum CostKind { kCostPlain = 0, kCostLast = 1, kCostHigh = 2, kCostKinds = 3 };
-inline constexpr uint32_t kCostEntries = 128;
+// For encoders' kernels: start in bits 0..9, frequency in 10..19, cost in 20..31 of one word.
+// Entries are by doubled coordinate mod 128 where no low bits are sent (but for the last coordinate
+// of a group, and the last), by symbol mod 128 where some are.
+enum PointKind { kPointPlain = 0, kPointLast = 1, kPointHigh = 2, kPointKinds = 3 };
+inline constexpr uint32_t kPointEntries = 128;
+inline constexpr int kPointFrequencyShift = 10;
+inline constexpr int kPointCostShift = 20;
 
 struct EntropyTables {
-  // [table][symbol + kSymbolOffset], [table][slot]; `packed` is `encode` for vector code.
+  // [table][symbol + kSymbolOffset], [table][slot]
   std::array<std::array<EncodeEntry, 2 * kSymbolOffset + 1>, kTableIds> encode;
   std::array<std::array<DecodeEntry, kProbabilityTotal>, kTableIds> decode;
-  std::array<uint32_t, kTableIds * kPackedStride> packed;
-  // [spread][kind][entry]
-  std::array<std::array<std::array<uint16_t, kCostEntries>, kCostKinds>, kEntropyTables> cost;
+  // [(spread * kPointKinds + kind) * kPointEntries + entry], and the costs alone.
+  std::array<uint32_t, kEntropyTables * kPointKinds * kPointEntries> points;
+  std::array<uint16_t, kEntropyTables * kPointKinds * kPointEntries> point_costs;
 };
 
 // Built once. Thread-safe.

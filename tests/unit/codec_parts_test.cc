@@ -69,6 +69,22 @@ TEST(RopeTest, AgreesWithTheMathsLibrary) {
   }
 }
 
+TEST(RopeTest, TablesHoldJustWhatEachPhaseGives) {
+  for (uint32_t dims : {2u, 30u, 128u}) {
+    const RopeSpec rope{RopeStyle::kNeox, dims, 10000.0};
+    const std::vector<uint64_t> frequencies = RopeFrequencies(rope);
+    const uint64_t start = 123'456'789;
+    const std::vector<SinCos> table = RopeTable(rope, start, 7);
+    ASSERT_EQ(table.size(), 7 * dims / 2);
+    for (size_t i = 0; i < table.size(); ++i) {
+      const SinCos one =
+          RopeSinCos((start + i / frequencies.size()) * frequencies[i % frequencies.size()]);
+      EXPECT_EQ(table[i].cos, one.cos);
+      EXPECT_EQ(table[i].sin, one.sin);
+    }
+  }
+}
+
 TEST(RopeTest, SinCosOverAWholeTurn) {
   for (int i = 0; i < 4096; ++i) {
     const uint64_t phase = static_cast<uint64_t>(i) << 52;

@@ -32,21 +32,12 @@ LKV_INLINE __m256i Pack(__m256i a, __m256i b) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
 }
 
-// Places in EntropyTables::packed of eight coordinates; `last` are those with the last place of
-// their group.
-LKV_INLINE __m256i PackedPlaces(__m256i code, __m256i q2, __m256i last) {
-  const __m256i one = _mm256_set1_epi32(1);
-  const __m256i k = _mm256_srai_epi32(q2, 1);
-  const __m256i low = _mm256_srli_epi32(code, kPointLowBitsShift);
-  const __m256i plain = _mm256_cmpeq_epi32(low, _mm256_setzero_si256());
-  const __m256i coset = _mm256_mullo_epi16(_mm256_and_si256(q2, one), _mm256_set1_epi32(3));
-  const __m256i parity = _mm256_and_si256(last, _mm256_add_epi32(one, _mm256_and_si256(k, one)));
-  const __m256i table = _mm256_add_epi32(_mm256_and_si256(code, _mm256_set1_epi32(255)),
-                                         _mm256_and_si256(plain, _mm256_add_epi32(coset, parity)));
-  static_assert(kPackedStride == 128);
-  return _mm256_add_epi32(
-      _mm256_slli_epi32(table, 7),
-      _mm256_add_epi32(_mm256_srav_epi32(k, low), _mm256_set1_epi32(kSymbolOffset)));
+// Places in EntropyTables::points of eight coordinates.
+LKV_INLINE __m256i PointPlaces(__m256i code, __m256i q2) {
+  const __m256i at =
+      _mm256_and_si256(_mm256_srav_epi32(q2, _mm256_srli_epi32(code, kEncodeShiftAt)),
+                       _mm256_set1_epi32(kPointEntries - 1));
+  return _mm256_add_epi32(at, _mm256_and_si256(code, _mm256_set1_epi32(0xFFFF)));
 }
 
 LKV_INLINE __m256i Gather(const uint32_t* table, __m256i places) {

@@ -18,22 +18,12 @@ void DecodeRoundsAvx512(DecodeRun& run);
 
 namespace {
 
-// Places in EntropyTables::packed of 16 coordinates; `last` are those with the last place of their
-// group.
-LKV_INLINE __m512i PackedPlaces(__m512i code, __m512i q2, __mmask16 last) {
-  const __m512i one = _mm512_set1_epi32(1);
-  const __m512i k = _mm512_srai_epi32(q2, 1);
-  const __m512i low = _mm512_srli_epi32(code, kPointLowBitsShift);
-  const __mmask16 plain = _mm512_testn_epi32_mask(low, low);
-  __m512i table = _mm512_and_si512(code, _mm512_set1_epi32(255));
-  table = _mm512_mask_add_epi32(table, plain & _mm512_test_epi32_mask(q2, one), table,
-                                _mm512_set1_epi32(3));
-  table = _mm512_mask_add_epi32(table, plain & last, table,
-                                _mm512_add_epi32(one, _mm512_and_si512(k, one)));
-  static_assert(kPackedStride == 128);
-  return _mm512_add_epi32(
-      _mm512_slli_epi32(table, 7),
-      _mm512_add_epi32(_mm512_srav_epi32(k, low), _mm512_set1_epi32(kSymbolOffset)));
+// Places in EntropyTables::points of 16 coordinates.
+LKV_INLINE __m512i PointPlaces(__m512i code, __m512i q2) {
+  const __m512i at =
+      _mm512_and_si512(_mm512_srav_epi32(q2, _mm512_srli_epi32(code, kEncodeShiftAt)),
+                       _mm512_set1_epi32(kPointEntries - 1));
+  return _mm512_add_epi32(at, _mm512_and_si512(code, _mm512_set1_epi32(0xFFFF)));
 }
 
 // Rows of eight registers become columns within each 128 bits.

@@ -199,12 +199,14 @@ LKV_INLINE void PushSymbols(const __m256i frequency[kParts], const __m256i start
   for (int h = 0; h < kParts; ++h) x[h] = Push(x[h], frequency[h], start[h]);
 }
 
-LKV_INLINE void PushLowBits(const PointCode* codes, const __m256i q2[kParts], bool last,
+LKV_INLINE void PushLowBits(const EncodeCode* codes, const __m256i q2[kParts], bool last,
                             __m256i x[kParts], uint16_t*& out) {
   const __m256i zero = _mm256_setzero_si256();
   for (int h = 0; h < kParts; ++h) {
-    const __m256i low = _mm256_srli_epi32(Load(codes + 8 * h), kPointLowBitsShift);
-    const __m256i count = last ? _mm256_add_epi32(low, _mm256_cmpgt_epi32(low, zero)) : low;
+    const __m256i shift = _mm256_srli_epi32(Load(codes + 8 * h), kEncodeShiftAt);
+    const __m256i split = _mm256_cmpgt_epi32(shift, zero);
+    __m256i count = _mm256_add_epi32(shift, split);
+    if (last) count = _mm256_add_epi32(count, split);
     // A shift by 32, for no bits, gives 0.
     const __m256i top = _mm256_srlv_epi32(x[h], _mm256_sub_epi32(_mm256_set1_epi32(32), count));
     const __m256i fits = _mm256_cmpeq_epi32(top, zero);
@@ -235,22 +237,26 @@ LKV_INLINE void LoadPoints(const int16_t* q2, __m256i points[2][8]) {
 
 template <bool kLowBits>
 void EncodeRound256(const EncodeRun& run, uint32_t round, __m256i x[kParts], uint16_t*& out) {
-  const uint32_t* packed = Tables().packed.data();
+  const uint32_t* table = Tables().points.data();
   const __m256i ten = _mm256_set1_epi32(1023);
   const uint32_t group = (run.phase + round * kLanes) % run.groups;
-  const PointCode* window = run.codes + (run.groups - group) % run.groups;
+  const EncodeCode* window = run.codes + (run.groups - group) % run.groups;
   __m256i points[2][8], q2[kParts], frequency[kParts], start[kParts];
   LoadPoints(run.q2 + size_t{round} * 8 * kLanes, points);
 #pragma GCC unroll 8
   for (int i = 7; i >= 0; --i) {
-    const PointCode* codes = window + static_cast<uint32_t>(i) * run.stride;
+    const EncodeCode* codes = window + static_cast<uint32_t>(i) * run.stride;
     for (int h = 0; h < kParts; ++h) {
-      const __m256i pair = points[h / 2][i];
-      q2[h] = _mm256_cvtepi16_epi32(h % 2 ? _mm256_extracti128_si256(pair, 1)
-                                          : _mm256_castsi256_si128(pair));
-      const __m256i entry = Gather(
-          packed, PackedPlaces(Load(codes + 8 * h), q2[h], _mm256_set1_epi32(i == 7 ? -1 : 0)));
-      frequency[h] = _mm256_and_si256(_mm256_srli_epi32(entry, kPackedFrequencyShift), ten);
+      const auto part = [h](__m256i v) {
+        return h % 2 ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v);
+      };
+      q2[h] = _mm256_cvtepi16_epi32(part(points[h / 2][i]));
+      const __m256i place = kLowBits
+                                ? PointPlaces(Load(codes + 8 * h), q2[h])
+                                : _mm256_add_epi32(Load(codes + 8 * h),
+                                                   _mm256_and_si256(q2[h], _mm256_set1_epi32(127)));
+      const __m256i entry = Gather(table, place);
+      frequency[h] = _mm256_and_si256(_mm256_srli_epi32(entry, kPointFrequencyShift), ten);
       start[h] = _mm256_and_si256(entry, ten);
     }
     if (kLowBits) PushLowBits(codes, q2, i == 7, x, out);

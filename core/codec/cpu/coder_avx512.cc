@@ -169,12 +169,12 @@ LKV_INLINE void PushSymbols(const __m512i frequency[2], const __m512i start[2], 
   for (int h = 0; h < 2; ++h) x[h] = Push(x[h], frequency[h], start[h]);
 }
 
-LKV_INLINE void PushLowBits(const PointCode* codes, const __m512i q2[2], bool last, __m512i x[2],
+LKV_INLINE void PushLowBits(const EncodeCode* codes, const __m512i q2[2], bool last, __m512i x[2],
                             uint16_t*& out) {
   for (int h = 0; h < 2; ++h) {
-    const __m512i low = _mm512_srli_epi32(_mm512_loadu_si512(codes + 16 * h), kPointLowBitsShift);
-    const __mmask16 split = _mm512_test_epi32_mask(low, low);
-    const __m512i count = last ? _mm512_mask_sub_epi32(low, split, low, _mm512_set1_epi32(1)) : low;
+    const __m512i shift = _mm512_srli_epi32(_mm512_loadu_si512(codes + 16 * h), kEncodeShiftAt);
+    const __mmask16 split = _mm512_test_epi32_mask(shift, shift);
+    const __m512i count = _mm512_maskz_sub_epi32(split, shift, _mm512_set1_epi32(last ? 2 : 1));
     // A shift by 32, for no bits, gives 0.
     const __m512i top = _mm512_srlv_epi32(x[h], _mm512_sub_epi32(_mm512_set1_epi32(32), count));
     x[h] = Emit(x[h], _mm512_test_epi32_mask(top, top), out);
@@ -195,7 +195,7 @@ LKV_INLINE __m512i LoadGroups(const int16_t* q2, int j) {
 
 template <bool kLowBits>
 void EncodeRun512(EncodeRun& run) {
-  const uint32_t* packed = Tables().packed.data();
+  const uint32_t* table = Tables().points.data();
   const __m512i ten = _mm512_set1_epi32(1023);
   const __m512i reverse = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512i x[2] = {_mm512_permutexvar_epi32(reverse, _mm512_loadu_si512(run.state + 16)),
@@ -203,21 +203,28 @@ void EncodeRun512(EncodeRun& run) {
   uint16_t* out = run.out;
   for (uint32_t r = run.rounds; r-- > 0;) {
     const uint32_t group = (run.phase + r * kLanes) % run.groups;
-    const PointCode* window = run.codes + (run.groups - group) % run.groups;
+    const EncodeCode* window = run.codes + (run.groups - group) % run.groups;
     __m512i points[8];
     for (int j = 0; j < 8; ++j) points[j] = LoadGroups(run.q2 + size_t{r} * 8 * kLanes, j);
     Transpose8x8(points);
     __m512i frequency[2], start[2];
 #pragma GCC unroll 8
     for (int i = 7; i >= 0; --i) {
-      const PointCode* codes = window + static_cast<uint32_t>(i) * run.stride;
-      const __m512i q2[2] = {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(points[i])),
-                             _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(points[i], 1))};
+      const EncodeCode* codes = window + static_cast<uint32_t>(i) * run.stride;
+      // Only low bits need the numbers themselves.
+      const __m512i entries = _mm512_and_si512(points[i], _mm512_set1_epi16(kPointEntries - 1));
+      const auto part = [](__m512i v, int h) {
+        return h == 0 ? _mm512_castsi512_si256(v) : _mm512_extracti64x4_epi64(v, 1);
+      };
+      __m512i q2[2];
       for (int h = 0; h < 2; ++h) {
-        const __m512i places = PackedPlaces(_mm512_loadu_si512(codes + 16 * h), q2[h],
-                                            static_cast<__mmask16>(i == 7 ? 0xFFFF : 0));
-        const __m512i entry = _mm512_i32gather_epi32(places, packed, 4);
-        frequency[h] = _mm512_and_si512(_mm512_srli_epi32(entry, kPackedFrequencyShift), ten);
+        const __m512i code = _mm512_loadu_si512(codes + 16 * h);
+        if (kLowBits) q2[h] = _mm512_cvtepi16_epi32(part(points[i], h));
+        const __m512i place = kLowBits
+                                  ? PointPlaces(code, q2[h])
+                                  : _mm512_add_epi32(code, _mm512_cvtepu16_epi32(part(entries, h)));
+        const __m512i entry = _mm512_i32gather_epi32(place, table, 4);
+        frequency[h] = _mm512_and_si512(_mm512_srli_epi32(entry, kPointFrequencyShift), ten);
         start[h] = _mm512_and_si512(entry, ten);
       }
       if (kLowBits) PushLowBits(codes, q2, i == 7, x, out);

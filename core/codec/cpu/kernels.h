@@ -76,11 +76,16 @@ struct PointLimits {
 using PointCode = uint32_t;
 inline constexpr uint32_t kPointLowBitsShift = 8;
 
+// The same for encoding: where its entries in EntropyTables::points begin in the low 16 bits, above
+// how far the doubled coordinate is shifted to the right to be the entry (none without low bits).
+using EncodeCode = uint32_t;
+inline constexpr uint32_t kEncodeShiftAt = 16;
+
 // Rounds of 32 groups of one unit. Word [i * stride + p] of `codes` is coordinate i's code of group
 // p mod `groups` of a vector (decoding), of group 31 - p mod `groups` (encoding): the codes of 32
 // consecutive groups, forwards or backwards, are then one window.
 struct RoundRun {
-  const PointCode* codes;
+  const uint32_t* codes;  // PointCode, EncodeCode
   uint32_t stride, groups;
   uint32_t phase;  // the first group's place in its vector
   uint32_t rounds;
@@ -120,7 +125,7 @@ struct CpuKernels {
   uint32_t (*check_row)(const int16_t* q2, const PointLimits& limits, uint32_t dim,
                         uint32_t* halves);
   // Cost of the symbols of contiguous rows in 1/256 bit, low bits left out. `codes` by channel.
-  uint64_t (*point_cost)(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes);
+  uint64_t (*point_cost)(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes);
   // In the layout's order, rotated. `scratch` has room for a row.
   void (*rebuild_row)(const LatticeRow& row, float* scratch, float* out);
   void (*store_row)(DType dtype, const float* x, uint32_t dim, std::byte* dst);

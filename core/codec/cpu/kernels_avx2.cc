@@ -152,7 +152,7 @@ LKV_INLINE __m256 Scaled(const ScaledRow& row, uint32_t c) {
 void AddSixteenths(const ScaledRow& row, int32_t* sum) {
   for (uint32_t c = 0; c < row.dim; c += 8) {
     const __m256 y = _mm256_mul_ps(Scaled(row, c), _mm256_set1_ps(0.0625f));
-    Store(sum + c, _mm256_add_epi32(Load(sum + c), Round(Clamp(y, kRoundLimit))));
+    Store(sum + c, _mm256_add_epi32(Load(sum + c), _mm256_cvtps_epi32(Clamp(y, kRoundLimit))));
   }
 }
 
@@ -432,15 +432,14 @@ void MeasureRelative(const MeasuredRow& m, float inverse, uint64_t* error, uint6
   *norm += LargeNorm(m.row.dim, inverse, [&](uint32_t c) { return LoadHalves(m.src + 2 * c); });
 }
 
-uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
-  const uint32_t* packed = Tables().packed.data();
-  const __m256i last = _mm256_setr_epi32(0, 0, 0, 0, 0, 0, 0, -1);
+uint64_t RowCost(const int16_t* q2, const EncodeCode* codes, uint32_t dim) {
+  const uint32_t* points = Tables().points.data();
   __m256i cost = _mm256_setzero_si256();  // each at most 128 * 2^12
   for (uint32_t c = 0; c < dim; c += 8) {
     const __m256i q =
         _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q2 + c)));
-    const __m256i entries = Gather(packed, PackedPlaces(Load(codes + c), q, last));
-    cost = _mm256_add_epi32(cost, _mm256_srli_epi32(entries, kPackedCostShift));
+    const __m256i entries = Gather(points, PointPlaces(Load(codes + c), q));
+    cost = _mm256_add_epi32(cost, _mm256_srli_epi32(entries, kPointCostShift));
   }
   alignas(32) uint32_t part[8];
   Store(part, cost);
@@ -448,7 +447,7 @@ uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
   for (uint32_t p : part) sum += p;
   return sum;
 }
-uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes) {
+uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes) {
   uint64_t total = 0;
   for (uint32_t r = 0; r < rows; ++r) total += RowCost(q2 + size_t{r} * dim, codes, dim);
   return total;

@@ -232,7 +232,7 @@ void AddSixteenthsOf(const ScaledRow& row, int32_t* sum) {
   for (uint32_t c = 0; c < row.dim; c += 16) {
     const __mmask16 mask = First16<kWhole>(row.dim - c);
     const __m512 y = _mm512_mul_ps(Scaled(row, c, mask), _mm512_set1_ps(0.0625f));
-    const __m512i z = Round(Clamp(y, kRoundLimit));
+    const __m512i z = _mm512_cvtps_epi32(Clamp(y, kRoundLimit));
     _mm512_mask_storeu_epi32(sum + c, mask,
                              _mm512_add_epi32(_mm512_maskz_loadu_epi32(mask, sum + c), z));
   }
@@ -362,20 +362,20 @@ uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim, ui
 }
 
 template <bool kWhole>
-uint64_t RowCostOf(const int16_t* q2, const PointCode* codes, uint32_t dim) {
-  const uint32_t* packed = Tables().packed.data();
+uint64_t RowCostOf(const int16_t* q2, const EncodeCode* codes, uint32_t dim) {
+  const uint32_t* points = Tables().points.data();
   __m512i cost = _mm512_setzero_si512();  // each at most 64 * 2^12
   for (uint32_t c = 0; c < dim; c += 16) {
     const __mmask16 mask = First16<kWhole>(dim - c);
     const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, q2 + c));
-    const __m512i places = PackedPlaces(_mm512_maskz_loadu_epi32(mask, codes + c), q, 0x8080);
+    const __m512i places = PointPlaces(_mm512_maskz_loadu_epi32(mask, codes + c), q);
     const __m512i entries =
-        _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, places, packed, 4);
-    cost = _mm512_add_epi32(cost, _mm512_srli_epi32(entries, kPackedCostShift));
+        _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, places, points, 4);
+    cost = _mm512_add_epi32(cost, _mm512_srli_epi32(entries, kPointCostShift));
   }
   return static_cast<uint64_t>(_mm512_reduce_add_epi32(cost));
 }
-uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
+uint64_t RowCost(const int16_t* q2, const EncodeCode* codes, uint32_t dim) {
   LKV_BY_DIM(RowCostOf, Whole(dim), q2, codes, dim);
 }
 
@@ -383,12 +383,9 @@ uint64_t RowCost(const int16_t* q2, const PointCode* codes, uint32_t dim) {
 struct ChannelCosts {
   const uint16_t* table;
   __m128i shift;
-  ChannelCosts(PointCode code, bool last) {
-    const uint32_t low = code >> kPointLowBitsShift;
-    const int kind = low > 0 ? kCostHigh : last ? kCostLast : kCostPlain;
-    table = Tables().cost[(code & 255) / 6][static_cast<size_t>(kind)].data();
-    shift = _mm_cvtsi32_si128(static_cast<int>(low > 0 ? low + 1 : 0));
-  }
+  explicit ChannelCosts(EncodeCode code)
+      : table(Tables().point_costs.data() + (code & 0xFFFF)),
+        shift(_mm_cvtsi32_si128(static_cast<int>(code >> kEncodeShiftAt))) {}
   LKV_INLINE __m512i Of(__m512i q2) const {
     const __m512i at = _mm512_sra_epi16(q2, shift);
     const auto part = [this](int i) { return _mm512_loadu_si512(table + 32 * i); };
@@ -399,7 +396,7 @@ struct ChannelCosts {
 };
 
 // 32 rows at a time, whose coordinates of a channel are looked up at once: no gathers.
-uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCode* codes) {
+uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes) {
   const uint32_t whole = rows / 32 * 32;
   const __m512i ones = _mm512_set1_epi16(1);
   uint64_t total = 0;
@@ -420,7 +417,7 @@ uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const PointCo
       Transpose8x8(v);
 #pragma GCC unroll 8
       for (uint32_t i = 0; i < 8; ++i) {
-        const __m512i cost = ChannelCosts(codes[c + i], i == 7).Of(v[i]);
+        const __m512i cost = ChannelCosts(codes[c + i]).Of(v[i]);
         sum = _mm512_add_epi32(sum, _mm512_madd_epi16(cost, ones));
       }
     }

@@ -85,14 +85,14 @@ uint32_t EncodeSymbol(uint32_t x, uint32_t frequency, uint32_t start, uint16_t*&
 }
 
 // `codes` backwards: lane l's are at 31 - l.
-void EncodeRound(const EncodeRun& run, const PointCode* codes, const int16_t* q2, uint16_t*& out) {
-  const uint32_t* packed = Tables().packed.data();
+void EncodeRound(const EncodeRun& run, const EncodeCode* codes, const int16_t* q2, uint16_t*& out) {
+  const uint32_t* points = Tables().points.data();
   for (int i = 7; i >= 0; --i) {
-    const PointCode* code = codes + static_cast<uint32_t>(i) * run.stride;
+    const EncodeCode* code = codes + static_cast<uint32_t>(i) * run.stride;
     for (int l = kLanes - 1; l >= 0 && run.any_low_bits; --l) {
-      const uint32_t low = code[kLanes - 1 - l] >> kPointLowBitsShift;
-      if (low == 0) continue;
-      const uint32_t bits = low - (i == 7);
+      const uint32_t shift = code[kLanes - 1 - l] >> kEncodeShiftAt;
+      if (shift == 0) continue;
+      const uint32_t bits = shift - 1 - (i == 7);
       if (bits == 0) continue;
       uint32_t& x = run.state[l];
       if (x >> (32 - bits)) {
@@ -102,10 +102,9 @@ void EncodeRound(const EncodeRun& run, const PointCode* codes, const int16_t* q2
       x = x << bits | ((q2[8 * l + i] >> 1 >> (i == 7)) & ((1 << bits) - 1));
     }
     for (int l = kLanes - 1; l >= 0; --l) {
-      const uint32_t entry =
-          packed[row_kernels::PackedPlace(code[kLanes - 1 - l], q2[8 * l + i], i)];
+      const uint32_t entry = points[row_kernels::PointPlace(code[kLanes - 1 - l], q2[8 * l + i])];
       run.state[l] =
-          EncodeSymbol(run.state[l], entry >> kPackedFrequencyShift & 1023, entry & 1023, out);
+          EncodeSymbol(run.state[l], entry >> kPointFrequencyShift & 1023, entry & 1023, out);
     }
   }
   const uint32_t half = run.half_frequency, whole = kProbabilityTotal - half;

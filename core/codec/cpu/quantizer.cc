@@ -11,17 +11,19 @@
 namespace latticekv {
 namespace {
 
-// Per-channel means of the vectors that are not raw, in quarter steps.
-std::vector<int32_t> OwnMeans(const Work& w) {
-  std::vector<int32_t> sum(w.dim, 0);  // at most 256 * 2^21
-  int64_t n = 0;
+// Sums by channel, in sixteenths of steps, of the vectors that are not raw: at most 256 * 2^21.
+std::vector<int32_t> SumRows(const Work& w) {
+  std::vector<int32_t> sum(w.dim, 0);
   for (uint32_t t = 0; t < w.tokens; ++t) {
-    if (w.raw[t]) continue;
-    ++n;
-    w.kernels.add_sixteenths(w.scale.Row(t), sum.data());
+    if (!w.raw[t]) w.kernels.add_sixteenths(w.scale.Row(t), sum.data());
   }
-  std::vector<int32_t> mean(w.dim, 0);
-  for (uint32_t c = 0; c < w.dim && n > 0; ++c) {
+  return sum;
+}
+
+// Means in quarter steps from such sums over n vectors.
+std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n) {
+  std::vector<int32_t> mean(sum.size(), 0);
+  for (size_t c = 0; c < sum.size() && n > 0; ++c) {
     // Floor division, so that every machine rounds halves the same way.
     const int64_t numerator = int64_t{sum[c]} + 2 * n, denominator = 4 * n;
     int64_t quotient = numerator / denominator;
@@ -51,13 +53,15 @@ class ShiftedRow {
 };
 
 // Lattice points of all vectors that are not raw. Vectors too far away for integers become raw.
-void QuantizeRows(Work& w) {
+// Adds what SumRows would to `sum`, if there is one, while the vectors are at hand.
+void QuantizeRows(Work& w, std::vector<int32_t>* sum = nullptr) {
   std::vector<float> mean(w.dim);
   for (uint32_t c = 0; c < w.dim; ++c) mean[c] = static_cast<float>(w.mean[c]) * 64.0f;
   ShiftedRow shifted(w.dim);
   for (uint32_t t = 0; t < w.tokens; ++t) {
     if (w.raw[t]) continue;
     ScaledRow row = w.scale.Row(t);
+    if (sum != nullptr) w.kernels.add_sixteenths(row, sum->data());
     const float* subtract = mean.data();
     if (w.scale.varies()) {
       row = shifted.Make(row, mean, w.scale.offset()[t]);
@@ -145,7 +149,8 @@ void DropRawRows(Work& w) {
 }
 
 void QuantizeWithProfile(const LatticeContext& context, const UnitRef& unit,
-                         const HeadProfile* profile, const StepPlan& steps, Work& w) {
+                         const HeadProfile* profile, const StepPlan& steps, Work& w,
+                         std::vector<int32_t>* sum) {
   UnitPlan plan;
   plan.unit = unit;
   plan.header.mean_source = MeanSource::kProfile;
@@ -154,23 +159,31 @@ void QuantizeWithProfile(const LatticeContext& context, const UnitRef& unit,
   ResolveStatistics(profile, context.value_unit_16, plan);
   w.mean = std::move(plan.mean);
   w.sigma = std::move(plan.sigma);
-  QuantizeRows(w);
+  QuantizeRows(w, sum);
   MarkOutliers(w);
 }
 
-void QuantizeWithOwn(Work& w) {
-  w.mean = OwnMeans(w);
+void QuantizeWithOwn(Work& w, const std::vector<int32_t>* sum) {
+  w.mean = MeansOf(sum != nullptr ? *sum : SumRows(w), CodedCount(w.raw));
   QuantizeRows(w);
   OwnSigmas(w);
   if (MarkOutliers(w) == 0) return;
   // Outliers are left out of means and spreads: take both again, once.
-  std::vector<int32_t> mean = OwnMeans(w);
+  std::vector<int32_t> mean = MeansOf(SumRows(w), CodedCount(w.raw));
   if (mean != w.mean) {
     w.mean = std::move(mean);
     QuantizeRows(w);
   }
   OwnSigmas(w);
   MarkOutliers(w);
+}
+
+Work StartWork(const LatticeContext& context, const UnitRef& unit, const std::vector<uint8_t>& raw,
+               const UnitScale& scale, PointBuffers& buffers) {
+  const uint32_t dim = unit.spec->head_dim;
+  Work w{context.kernels, context.tokens, dim, scale, {}, raw, {}, {}};
+  w.q2 = buffers.Take(size_t{context.tokens} * dim);
+  return w;
 }
 
 }  // namespace
@@ -184,18 +197,24 @@ uint32_t CodedCount(const std::vector<uint8_t>& raw) {
   return static_cast<uint32_t>(std::count(raw.begin(), raw.end(), 0));
 }
 
-Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                  const std::vector<uint8_t>& raw, const UnitScale& scale, const StepPlan& steps,
-                  bool from_profile, PointBuffers& buffers) {
+Work QuantizeWithStatistics(const LatticeContext& context, const UnitRef& unit,
+                            const HeadProfile* profile, const std::vector<uint8_t>& raw,
+                            const UnitScale& scale, const StepPlan& steps, PointBuffers& buffers,
+                            std::vector<int32_t>* sum) {
   const ScopedStage timer(CodecStage::kQuantize);
-  const uint32_t dim = unit.spec->head_dim;
-  Work w{context.kernels, context.tokens, dim, scale, {}, raw, {}, {}};
-  w.q2 = buffers.Take(size_t{context.tokens} * dim);
-  if (from_profile) {
-    QuantizeWithProfile(context, unit, profile, steps, w);
-  } else {
-    QuantizeWithOwn(w);
-  }
+  Work w = StartWork(context, unit, raw, scale, buffers);
+  if (sum != nullptr) sum->assign(w.dim, 0);
+  QuantizeWithProfile(context, unit, profile, steps, w, sum);
+  DropRawRows(w);
+  return w;
+}
+
+Work QuantizeWithoutStatistics(const LatticeContext& context, const UnitRef& unit,
+                               const std::vector<uint8_t>& raw, const UnitScale& scale,
+                               PointBuffers& buffers, const std::vector<int32_t>* sum) {
+  const ScopedStage timer(CodecStage::kQuantize);
+  Work w = StartWork(context, unit, raw, scale, buffers);
+  QuantizeWithOwn(w, sum);
   DropRawRows(w);
   return w;
 }
@@ -203,14 +222,14 @@ Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const Head
 uint64_t PointCost(const Work& w) {
   const ScopedStage timer(CodecStage::kCost);
   struct RowCodes {
-    std::vector<PointCode> codes;
+    std::vector<EncodeCode> codes;
     uint64_t bits = 0;  // raw ones of a row
   };
   const auto make = [&w](int shift) {
     RowCodes row;
     for (uint32_t c = 0; c < w.dim; ++c) {
       const SigmaCode code = ShiftedCode(w, c, shift);
-      row.codes.push_back(PointCodeOf(code));
+      row.codes.push_back(EncodeCodeOf(PointCodeOf(code), c % 8));
       row.bits += static_cast<uint64_t>(PointLowBits(code, static_cast<int>(c % 8)));
     }
     return row;

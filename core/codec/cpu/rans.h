@@ -45,13 +45,14 @@ class RansEncoder {
     state_[lane] = x << count | bits;
   }
   // Appends the 32 states and the words.
-  void Finish(ByteWriter& out) const {
+  void Finish(ByteWriter& out) {
     for (uint32_t x : state_) out.Put(x);
     // Decoders read the words in the other order.
-    ByteVector bytes(2 * static_cast<size_t>(out_ - words_.data()));
-    std::byte* to = bytes.data() + bytes.size();
+    const size_t size = 2 * static_cast<size_t>(out_ - words_.data());
+    if (bytes_.size() < size) bytes_.resize(size);
+    std::byte* to = bytes_.data() + size;
     for (const uint16_t* word = words_.data(); word != out_; ++word) StoreLe(to -= 2, *word);
-    out.PutBytes(bytes);
+    out.PutBytes(ByteSpan(bytes_).first(size));
   }
   // For kernels, which continue with both.
   uint32_t* state() { return state_.data(); }
@@ -74,6 +75,7 @@ class RansEncoder {
 
   std::array<uint32_t, kLanes> state_;
   std::vector<uint16_t> words_;
+  ByteVector bytes_;
   uint16_t* out_ = nullptr;
 };
 

@@ -137,24 +137,18 @@ static inline uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, ui
   return out;
 }
 
-// Place of the entry of coordinate `i` (0..7) in EntropyTables::packed.
-static inline size_t PackedPlace(PointCode code, int q2, int i) {
-  const int k = q2 >> 1;
-  const uint32_t low = code >> kPointLowBitsShift;
-  uint32_t table = code & 255;
-  // Without low bits the coset chooses, and of the last coordinate the parity is known.
-  if (low == 0) table += static_cast<uint32_t>(3 * (q2 & 1) + (i == 7 ? 1 + (k & 1) : 0));
-  return table * kPackedStride + static_cast<size_t>((k >> low) + kSymbolOffset);
+// The entry of a doubled coordinate in EntropyTables::points.
+static inline size_t PointPlace(EncodeCode code, int q2) {
+  return (code & 0xFFFF) +
+         (static_cast<uint32_t>(q2 >> (code >> kEncodeShiftAt)) & (kPointEntries - 1));
 }
 
 static inline uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim,
-                                 const PointCode* codes) {
-  const uint32_t* packed = Tables().packed.data();
+                                 const EncodeCode* codes) {
+  const uint16_t* costs = Tables().point_costs.data();
   uint64_t cost = 0;
   for (uint32_t r = 0; r < rows; ++r, q2 += dim) {
-    for (uint32_t c = 0; c < dim; ++c) {
-      cost += packed[PackedPlace(codes[c], q2[c], static_cast<int>(c % 8))] >> kPackedCostShift;
-    }
+    for (uint32_t c = 0; c < dim; ++c) cost += costs[PointPlace(codes[c], q2[c])];
   }
   return cost;
 }

@@ -19,7 +19,7 @@ struct Group {
 // The codes of a unit's channels, as runs of rounds want them.
 struct UnitCodes {
   std::vector<PointCode> channels;  // of the plan's sigma_rows()
-  std::vector<PointCode> windows;   // RoundRun::codes; none where they change from row to row
+  std::vector<uint32_t> windows;    // RoundRun::codes; none where they change from row to row
   uint32_t stride = 0;
   bool any_low_bits = false;
 };
@@ -37,7 +37,8 @@ UnitCodes MakeUnitCodes(const UnitPlan& plan, bool backwards) {
   for (uint32_t i = 0; i < 8; ++i) {
     for (uint32_t p = 0; p < out.stride; ++p) {
       const uint32_t group = backwards ? kLanes * groups + kLanes - 1 - p : p;
-      out.windows.push_back(out.channels[group % groups * 8 + i]);
+      const PointCode code = out.channels[group % groups * 8 + i];
+      out.windows.push_back(backwards ? EncodeCodeOf(code, i) : code);
     }
   }
   return out;
@@ -103,14 +104,16 @@ void ForRuns(const Stretch<Point>& stretch, const UnitCodes& codes, const UnitPl
                stretch.first);
     return;
   }
-  std::array<PointCode, 8 * kLanes> window;
+  std::array<uint32_t, 8 * kLanes> window;
   for (uint32_t r = 0; r < stretch.rounds; ++r) {
     const size_t round = backwards ? stretch.rounds - 1 - r : r;
     const size_t first = stretch.first + round * kLanes;
     for (size_t l = 0; l < kLanes; ++l) {
       const PointCode* group = CodesOfGroup(codes, plan, first + l);
       const size_t place = backwards ? kLanes - 1 - l : l;
-      for (size_t i = 0; i < 8; ++i) window[i * kLanes + place] = group[i];
+      for (uint32_t i = 0; i < 8; ++i) {
+        window[i * kLanes + place] = backwards ? EncodeCodeOf(group[i], i) : group[i];
+      }
     }
     run_rounds(RoundRun{window.data(), kLanes, kLanes, 0, 1, codes.any_low_bits, half, state},
                first);

@@ -25,6 +25,12 @@ inline PointCode PointCodeOf(SigmaCode code) {
   return static_cast<PointCode>(TableId(code.spread, code.low_bits > 0, kAll)) |
          PointCode{code.low_bits} << kPointLowBitsShift;
 }
+// The same for encoding coordinate `i` (0..7) of a group.
+inline EncodeCode EncodeCodeOf(PointCode code, uint32_t i) {
+  const uint32_t spread = (code & 255) / 6, low = code >> kPointLowBitsShift;
+  const uint32_t kind = low > 0 ? kPointHigh : i == 7 ? kPointLast : kPointPlain;
+  return (spread * kPointKinds + kind) * kPointEntries | (low > 0 ? low + 1 : 0) << kEncodeShiftAt;
+}
 // Raw bits sent with coordinate `i` (0..7) of a group: the last coordinate's lowest bit is known.
 inline int PointLowBits(SigmaCode code, int i) {
   return code.low_bits > 0 ? code.low_bits - (i == 7) : 0;

@@ -39,6 +39,14 @@ void FillRows(const Work& w, CodedUnit& unit) {
 
 int16_t MiddleOf(std::vector<int32_t> values) {
   if (values.empty()) return 0;
+  const auto [low, high] = std::minmax_element(values.begin(), values.end());
+  if (const int32_t least = *low; *high - least < 64) {
+    std::array<uint32_t, 64> count{};
+    for (int32_t v : values) ++count[static_cast<size_t>(v - least)];
+    size_t below = 0, at = 0;
+    while ((below += count[at]) <= values.size() / 2) ++at;
+    return static_cast<int16_t>(least + static_cast<int32_t>(at));
+  }
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
   return static_cast<int16_t>(values[values.size() / 2]);
 }
@@ -81,6 +89,8 @@ SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
   for (uint8_t bits = 0; bits < 16 && tried < 4; ++bits) {
     const int first = SmallestSpread(*low >> bits, *high >> bits, bits > 0);
     if (first == kEntropyTables) continue;
+    // The low bits alone cost more from here on.
+    if (uint64_t{256} * bits * values.size() >= best_cost) break;
     const SymbolCounts counts(values, bits, *low, *high);
     for (int s = first; s < std::min(first + 5, kEntropyTables); ++s) {
       const SideCode code{static_cast<uint8_t>(s), bits};
@@ -133,7 +143,8 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
                         CodedUnit& unit) {
   UnitPlan& plan = unit.plan;
   UnitHeader& h = plan.header;
-  ResolveStatistics(profile, value_unit_16, plan);  // the base is still 0
+  // The profile's are w's already; the base is still 0.
+  if (h.mean_source != MeanSource::kProfile) ResolveStatistics(profile, value_unit_16, plan);
   const SideSizes sizes = SideSizesOf(plan);
   for (size_t c = 0; c < sizes.mean; ++c) unit.mean_values.push_back(w.mean[c] - plan.mean[c]);
   for (size_t c = 0; c < sizes.sigma; ++c) unit.sigma_values.push_back(w.sigma[c] - plan.sigma[c]);
@@ -153,6 +164,7 @@ uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value
 struct Candidate {
   CodedUnit unit;
   uint64_t cost = 0;
+  uint64_t step_cost = 0;  // of what is sent of steps
 };
 struct Sources {
   MeanSource mean;
@@ -165,18 +177,29 @@ constexpr Sources kDifferenceSources{MeanSource::kDifference, SpreadSource::kDif
 constexpr Sources kProfileSources{MeanSource::kProfile, SpreadSource::kProfile,
                                   StepSource::kProfile};
 
+// `like`: a candidate made from the same `w`, or null.
 Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
                         const HeadProfile* profile, const StepPlan& steps, const Work& w,
-                        const Sources& sources) {
+                        const Sources& sources, const Candidate* like) {
   const ScopedStage timer(CodecStage::kQuantize);
   Candidate out;
   UnitHeader& h = out.unit.plan.header;
   out.unit.plan.unit = unit;
+  // Values send their steps whatever their statistics are.
+  const bool same_steps = like != nullptr && unit.spec->role == PlaneRole::kValue;
+  if (same_steps) {
+    out = *like;
+    out.unit.mean_values.clear();
+    out.unit.sigma_values.clear();
+    h.sigma_base = 0;
+    out.cost = like->step_cost;
+  } else {
+    FillRows(w, out.unit);
+    out.cost = out.step_cost = FillSteps(steps, sources.key_step, out.unit);
+  }
   h.mean_source = sources.mean;
   h.spread_source = sources.spread;
-  FillRows(w, out.unit);
   const uint64_t raw_vectors = w.tokens - out.unit.plan.coded.size();
-  out.cost = FillSteps(steps, sources.key_step, out.unit);
   if (out.unit.plan.coded.empty()) {
     h.mean_source = MeanSource::kZero;
     h.spread_source = SpreadSource::kPooled;
@@ -196,30 +219,33 @@ CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const Uni
                        const HeadProfile* profile, const UnitData& data, const StepPlan& steps,
                        PointBuffers& buffers) {
   const UnitScale scale(unit, data, steps);
-  const auto quantize = [&](bool from_profile) {
-    return QuantizeWork(context, unit, profile, data.raw, scale, steps, from_profile, buffers);
+  std::vector<int32_t> sum;
+  const auto quantize_with_own = [&] {
+    return QuantizeWithoutStatistics(context, unit, data.raw, scale, buffers,
+                                     sum.empty() ? nullptr : &sum);
   };
-  const auto make = [&](const Work& w, const Sources& sources) {
-    return MakeCandidate(context, unit, profile, steps, w, sources);
+  const auto make = [&](const Work& w, const Sources& sources, const Candidate* like = nullptr) {
+    return MakeCandidate(context, unit, profile, steps, w, sources, like);
   };
   const auto finish = [](Candidate& candidate, Work& w) {
     candidate.unit.q2 = std::move(w.q2);
     return std::move(candidate.unit);
   };
   if (stats == StatsMode::kOwn || profile == nullptr || !profile->has_statistics()) {
-    Work own = quantize(false);
+    Work own = quantize_with_own();
     Candidate sent = make(own, kOwnSources);
     return finish(sent, own);
   }
-  Work from_profile = quantize(true);
+  Work from_profile = QuantizeWithStatistics(context, unit, profile, data.raw, scale, steps,
+                                             buffers, stats == StatsMode::kAuto ? &sum : nullptr);
   Candidate best = make(from_profile, kProfileSources);
   if (stats == StatsMode::kProfile) {
     // A profile that does not fit at all must not make vectors raw (DECISIONS 7).
     const uint32_t coded_before = CodedCount(data.raw), coded_now = CodedCount(from_profile.raw);
     if (coded_before - coded_now <= context.tokens / 16) return finish(best, from_profile);
   }
-  Work own = quantize(false);
-  Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources);
+  Work own = quantize_with_own();
+  Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources, &sent);
   Candidate& cheaper = difference.cost < sent.cost ? difference : sent;
   if (cheaper.cost + PointCost(own) < best.cost + PointCost(from_profile)) {
     buffers.Give(std::move(from_profile.q2));

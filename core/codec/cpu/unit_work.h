@@ -70,11 +70,17 @@ struct Work {
   uint64_t halves = 0;  // groups of coded vectors in the half coset
 };
 
-// Means, lattice points, spreads and outliers of one way to take statistics: the profile's or the
-// unit's own. `raw` [tokens]: vectors that are raw beforehand.
-Work QuantizeWork(const LatticeContext& context, const UnitRef& unit, const HeadProfile* profile,
-                  const std::vector<uint8_t>& raw, const UnitScale& scale, const StepPlan& steps,
-                  bool from_profile, PointBuffers& buffers);
+// Lattice points and outliers under the profile's means and spreads. `raw` [tokens]: vectors that
+// are raw beforehand. Where `sum` is not null it becomes what QuantizeWithoutStatistics takes.
+Work QuantizeWithStatistics(const LatticeContext& context, const UnitRef& unit,
+                            const HeadProfile* profile, const std::vector<uint8_t>& raw,
+                            const UnitScale& scale, const StepPlan& steps, PointBuffers& buffers,
+                            std::vector<int32_t>* sum);
+// Under the unit's own. `sum`: by channel, in sixteenths of steps, of the vectors that are not raw
+// beforehand; null: not known yet.
+Work QuantizeWithoutStatistics(const LatticeContext& context, const UnitRef& unit,
+                               const std::vector<uint8_t>& raw, const UnitScale& scale,
+                               PointBuffers& buffers, const std::vector<int32_t>* sum);
 
 // Cost of all coded points under the tables, in 1/256 bit, cosets left out.
 uint64_t PointCost(const Work& w);
