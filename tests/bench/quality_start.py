@@ -15,9 +15,9 @@ NEEDLES = "needles"
 TEXTS = {
     "prose": ("kvlab:prose.txt", 1536, 512),
     "filler": ("kvlab:needle_filler.txt", 1280, 424),
-    "code": ("code.txt", 1280, 424),
-    "dialogue": ("dialogue.txt", 1280, 424),
-    "german": ("german.txt", 1280, 424),
+    "code": ("code.txt", 1024, 256),
+    "dialogue": ("dialogue.txt", 1024, 256),
+    "german": ("german.txt", 1024, 256),
 }
 QUICK_TEXTS = ("prose", "filler", NEEDLES)
 
