@@ -10,7 +10,7 @@ import kvlab_table as table
 import quality_lab
 import quality_report
 from quality_lab import Setting
-from quality_peers import PEERS, Peers
+from quality_peers import Peers
 from quality_start import NEEDLES, TEXTS, arguments
 
 MODEL_TEXTS = ("prose", "filler")  # where codec_model.py's bits and KL are computed anew
@@ -52,7 +52,7 @@ def settings(presets, quick):
 
 
 def run(lab, a, wave):
-    """The cells that could be had, and the reasons of the others: {(setting, text): cell}, {label: reason}."""
+    """The cells that could be had, and the reasons of the others: {(setting, text): cell}, {(setting, text): reason}."""
     cells, left_out = {}, {}
     wanted = [(s, [t for t in texts if t in a.texts]) for s, texts in wave]
     total = sum(len(t) for _, t in wanted)
@@ -69,12 +69,12 @@ def run(lab, a, wave):
                 if text not in texts:
                     continue
                 if until and time.monotonic() > until and not lab.finished(s, text):
-                    left_out[s.label()] = "--minutes was over"
+                    left_out[s, text] = "--minutes was over"
                     continue
                 try:
                     cells[s, text] = lab.cell(s, text)
                 except RuntimeError as reason:
-                    left_out[s.kind if s.kind in PEERS else s.label()] = str(reason)
+                    left_out[s, text] = str(reason)
                     continue
                 c = cells[s, text]
                 figure = f"facts {c['exact_facts'].sum()}" if text == NEEDLES else f"KL {c['kl'].mean():.5f}"

@@ -24,9 +24,15 @@ class Cells:
     def has(self, setting, texts=None):
         return all((setting, t) in self.cells for t in texts or self.texts)
 
-    def settings(self, kinds, texts=None):
-        seen = dict.fromkeys(s for s, _ in self.cells if s.kind in kinds)
-        return [s for s in seen if self.has(s, texts)]
+    def settings(self, kinds):
+        return [s for s in dict.fromkeys(s for s, _ in self.cells if s.kind in kinds) if self.present(s)]
+
+    def present(self, setting):
+        return [t for t in self.texts if (setting, t) in self.cells]
+
+    def partial(self, setting):
+        """What to say beside the name of a setting that lacks texts of this report."""
+        return "" if self.has(setting) else f" ({', '.join(self.present(setting))} only)"
 
     def some(self, setting, texts=None):
         return [self.cells[setting, t] for t in texts or self.texts]
@@ -57,8 +63,9 @@ def kl_text(value, span=None):
     return text if span is None else f"{text} ({span[0]:.{digits}f} to {span[1]:.{digits}f})"
 
 
-def row(cells, s, texts=None):
+def row(cells, s):
     """bits | ratio | KL | dPPL | top-1 | facts"""
+    texts = cells.present(s)
     bits = cells.bits(s, texts)
     if all(c["exact"] for c in cells.some(s, texts)):
         return f"{bits:.3f} | {16 / bits:.2f} | 0, bit for bit | 0 | 1 | {cells.recall(s)} |"
@@ -71,8 +78,13 @@ def row(cells, s, texts=None):
 COLUMNS = "bits | ratio | KL (95 %) | dPPL % (95 %) | top-1 | facts exact, digits |"
 
 
-def preset_points(cells, profile, mass, texts=None):
-    return [s for s in (Setting("ours", p, profile, mass) for p in table.PRESETS) if cells.has(s, texts)]
+def preset_points(cells, profile, mass):
+    """Our presets that have all texts."""
+    return [s for s in preset_rows(cells, profile, mass) if cells.has(s)]
+
+
+def preset_rows(cells, profile, mass):
+    return [s for s in (Setting("ours", p, profile, mass) for p in table.PRESETS) if cells.present(s)]
 
 
 def at_equal_kl(cells, ours, peer):
@@ -92,6 +104,14 @@ def at_equal_kl(cells, ours, peer):
 
 def others(cells):
     return [s for s in cells.settings(("plain", *PEERS)) if s.name != "f16"]
+
+
+def describe(s):
+    """A setting in words."""
+    if s.kind in ("ours", "model"):
+        parts = [("model of " if s.kind == "model" else "") + f"`{s.name}`", {"none": ""}.get(s.profile, PROFILE_NAMES[s.profile]), "attention mass" if s.mass else ""]
+        return ", ".join(p for p in [*parts, " ".join(map(str, s.flags))] if p)
+    return peer_name(s)
 
 
 def peer_name(s):
@@ -118,7 +138,7 @@ def sentence(compared):
 def headline(cells, put):
     variants = [("query energy", "energy", False), ("query energy, attention mass", "energy", True), ("no profile", "none", False)]
     variants = [(label, preset_points(cells, p, m)) for label, p, m in variants if preset_points(cells, p, m)]
-    results = {s: [at_equal_kl(cells, ours, s) for _, ours in variants] for s in others(cells)}
+    results = {s: [at_equal_kl(cells, ours, s) for _, ours in variants] for s in others(cells) if cells.has(s)}
     put("## How much smaller at equal or better quality\n")
     if variants and variants[0][0] == "query energy":
         put(sentence([(s, r[0]) for s, r in results.items() if r[0]]) + "\n")
@@ -186,11 +206,11 @@ def presets(cells, put):
     put("| preset | profile | attention mass | " + COLUMNS + "\n|---|---|---|---|---|---|---|---|---|")
     for profile in PROFILE_NAMES:
         for mass in (False, True):
-            for s in preset_points(cells, profile, mass):
-                put(f"| `{s.name}` | {PROFILE_NAMES[profile]} | {'yes' if mass else 'no'} | {row(cells, s)}")
+            for s in preset_rows(cells, profile, mass):
+                put(f"| `{s.name}`{cells.partial(s)} | {PROFILE_NAMES[profile]} | {'yes' if mass else 'no'} | {row(cells, s)}")
     exact = Setting("ours", "exact")
-    if cells.has(exact):
-        put(f"| `exact` | | | {row(cells, exact)}")
+    if cells.present(exact):
+        put(f"| `exact`{cells.partial(exact)} | | | {row(cells, exact)}")
     put("\n`query energy`: steps from the profile, statistics of each chunk in the file, which decodes without the profile. `query energy and statistics`: the "
         "file needs the profile (stored once for a model, not counted). Attention mass is the writer's and is not stored.\n")
 
@@ -198,11 +218,11 @@ def presets(cells, put):
 def by_text(cells, put):
     put("## By text\n\nKL and, in brackets, bits. With query energy; no attention mass unless said.\n")
     put("| setting | " + " | ".join(cells.texts) + " |\n" + "|---" * (1 + len(cells.texts)) + "|")
-    lines = [(f"`{s.name}`{', attention mass' if m else ''}", s) for m in (False, True) for s in preset_points(cells, "energy", m)]
-    lines += [(f"`{s.name}`, no profile", s) for s in preset_points(cells, "none", False)] + [(peer_name(s), s) for s in others(cells)]
-    lines += [("`exact`", s) for s in (Setting("ours", "exact"),) if cells.has(s)]
+    lines = [(f"`{s.name}`{', attention mass' if m else ''}", s) for m in (False, True) for s in preset_rows(cells, "energy", m)]
+    lines += [(f"`{s.name}`, no profile", s) for s in preset_rows(cells, "none", False)] + [(peer_name(s), s) for s in others(cells)]
+    lines += [("`exact`", s) for s in (Setting("ours", "exact"),) if cells.present(s)]
     for label, s in lines:
-        put(f"| {label} | " + " | ".join(f"{kl_text(cells.kl(s, [t]))} ({cells.bits(s, [t]):.2f})" for t in cells.texts) + " |")
+        put(f"| {label} | " + " | ".join(f"{kl_text(cells.kl(s, [t]))} ({cells.bits(s, [t]):.2f})" if (s, t) in cells.cells else "" for t in cells.texts) + " |")
     put("")
 
 
@@ -215,14 +235,14 @@ def seeds(cells, put):
             continue
         f = dict(zip(s.flags[::2], s.flags[1::2]))
         name = f"seed K{f['--key-bits']}V{f['--value-bits']}" + (", scales of 8" if "--seed-scales" in f else "") if s.name == "seed" else "`balanced`, query energy"
-        put(f"| {name} | {100 - 100 * float(f.get('--keep', 1)):.0f} % | {row(cells, s)}")
+        put(f"| {name}{cells.partial(s)} | {100 - 100 * float(f.get('--keep', 1)):.0f} % | {row(cells, s)}")
     put("")
 
 
 def peers(cells, put, lab, left_out):
     put("## Other codecs\n\n| codec | " + COLUMNS + "\n|---|---|---|---|---|---|---|")
     for s in others(cells):
-        put(f"| {peer_name(s)} | {row(cells, s)}")
+        put(f"| {peer_name(s)}{cells.partial(s)} | {row(cells, s)}")
     put("\nHow their bytes were counted:\n")
     put("- q8_0, q4_0: llama.cpp's formats written anew (numpy), packed bytes of blocks with their f16 scales. fp8_e4m3: one byte an element and an f32 scale "
         "for each layer of keys and of values; the scale is the cache's own, which favours it.")
@@ -235,11 +255,21 @@ def peers(cells, put, lab, left_out):
         put(f"- {kind} {PEERS[kind][0]}: {note}" + (f"; its tensors without the pickle around them are {lean / sum(c['bytes'] for c in some):.3f} of that" if lean else "") + ".")
     put("- Their code runs as PyPI ships it, on a CPU, with the distribution's PyTorch; nothing of it is copied or written anew. LMCache is pinned to the last "
         "release line seen whose cachegen kernels have a Python form that needs no library built against CUDA's PyTorch.\n")
-    reasons = {}
-    for name, reason in {**NOT_HERE, **lab.peers.missing, **left_out}.items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        put(f"- Not run: {', '.join(names)}: {reason}.")
+    not_run(put, lab, left_out)
+
+
+def not_run(put, lab, left_out):
+    put("## Not run\n")
+    for name, reason in {**NOT_HERE, **lab.peers.missing}.items():
+        put(f"- {name}: {reason}.")
+    places, groups = {}, {}
+    for (s, text), reason in left_out.items():
+        if s.kind not in lab.peers.missing:
+            places.setdefault((s, reason), []).append(text)
+    for (s, reason), texts in places.items():
+        groups.setdefault((reason, tuple(sorted(texts))), []).append(describe(s))
+    for (reason, texts), names in groups.items():
+        put(f"- On {', '.join(texts)} ({reason}): {'; '.join(names)}.")
     put("")
 
 
@@ -258,7 +288,7 @@ def write(lab, a, cells, left_out):
         f"Python {platform.python_version()}, {', '.join(p for step in PACKAGES for p in step if '==' in p)}, peers " +
         ", ".join(f"{n} {v[0]}" for n, v in PEERS.items()) + ".\n")
     if left_out:
-        put("Not every cell was run; what is missing is named under [Other codecs](#other-codecs). A table shows what has all of its texts.\n")
+        put("Not every cell was run; what is missing is named under [Not run](#not-run). Comparisons are made of what has all of its texts; other rows name theirs.\n")
     put("SmolLM2-135M-Instruct (30 layers, 3 KV heads of 64), fp16 caches, chunks of 256 tokens. Bits are of the whole .lkv file on disk (headers, checksums, token "
         "ids, exact first tokens) over the elements of k and v; f16 is 16. KL is KL(exact || copy) in nats per token of the text that follows the cached tokens. "
         "The profile was learnt on another text than these.\n")
