@@ -2,6 +2,8 @@
 #include <time.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <iostream>
 #include <memory>
@@ -67,6 +69,8 @@ struct PresetResult {
   // CPU time of all threads for one pass over the workload, and time on the clock.
   double encode_seconds = 0, decode_seconds = 0;
   double encode_wall_seconds = 0, decode_wall_seconds = 0;
+  // By the clock on one thread alone; 0 when that is all there was.
+  double encode_single_seconds = 0, decode_single_seconds = 0;
   StageTimes encode_stages, decode_stages;
 };
 
@@ -166,13 +170,14 @@ struct PassTime {
   double cpu_seconds, wall_seconds;  // of one thread's pass; of the pass of all
 };
 
-// Repeats passes on all threads for `min_seconds`. `make` gives each thread its function of a
+// Repeats passes on `threads` threads for `min_seconds`. `make` gives each thread its function of a
 // chunk.
 template <typename Make>
-absl::StatusOr<PassTime> TimePasses(const Workload& work, double min_seconds, const Make& make) {
-  std::vector<double> cpu(work.threads), passes(work.threads);
+absl::StatusOr<PassTime> TimePasses(const Workload& work, size_t threads, double min_seconds,
+                                    const Make& make) {
+  std::vector<double> cpu(threads), passes(threads);
   const auto start = std::chrono::steady_clock::now();
-  LKV_RETURN_IF_ERROR(ParallelFor(work.threads, work.threads, [&](size_t t) -> absl::Status {
+  LKV_RETURN_IF_ERROR(ParallelFor(threads, threads, [&](size_t t) -> absl::Status {
     const auto one = make();
     const double before = CpuSeconds();
     do {
@@ -185,6 +190,38 @@ absl::StatusOr<PassTime> TimePasses(const Workload& work, double min_seconds, co
   const double wall = Seconds(start);
   const double all = std::accumulate(passes.begin(), passes.end(), 0.0);
   return PassTime{std::accumulate(cpu.begin(), cpu.end(), 0.0) / all, wall / all};
+}
+
+// Arithmetic in registers alone: what any program can get of the cores.
+uint64_t Churn(uint64_t seed) {
+  std::array<uint64_t, 8> x;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = seed + i;
+  for (int round = 0; round < 100'000; ++round) {
+    for (uint64_t& v : x) v = v * 6364136223846793005u + 1442695040888963407u;
+  }
+  return std::accumulate(x.begin(), x.end(), uint64_t{0});
+}
+
+// How many times the work of one thread `threads` do in the same time when nothing is shared but
+// the cores: what scaling can be expected of the codec here.
+double ControlScaling(size_t threads, double seconds) {
+  const auto rate = [seconds](size_t count) {
+    std::vector<double> rounds(count);
+    std::atomic<uint64_t> sink = 0;
+    const auto start = std::chrono::steady_clock::now();
+    const absl::Status done = ParallelFor(count, count, [&](size_t t) {
+      double done_here = 0;
+      do {
+        sink += Churn(t);
+        ++done_here;
+      } while (Seconds(start) < seconds);
+      rounds[t] = done_here;
+      return absl::OkStatus();
+    });
+    return done.ok() ? std::accumulate(rounds.begin(), rounds.end(), 0.0) / Seconds(start) : 0.0;
+  };
+  const double one = rate(1);
+  return rate(threads) / one;
 }
 
 absl::StatusOr<PresetResult> BenchPreset(const Workload& work, PresetId preset,
@@ -212,8 +249,16 @@ absl::StatusOr<PresetResult> BenchPreset(const Workload& work, PresetId preset,
       return DecodeChunk(work, frames[i], i, *raw);
     };
   };
-  LKV_ASSIGN_OR_RETURN(const PassTime encoded, TimePasses(work, min_seconds, encode));
-  LKV_ASSIGN_OR_RETURN(const PassTime decoded, TimePasses(work, min_seconds, decode));
+  if (work.threads > 1) {
+    LKV_ASSIGN_OR_RETURN(const PassTime single, TimePasses(work, 1, min_seconds, encode));
+    out.encode_single_seconds = single.wall_seconds;
+  }
+  LKV_ASSIGN_OR_RETURN(const PassTime encoded, TimePasses(work, work.threads, min_seconds, encode));
+  if (work.threads > 1) {
+    LKV_ASSIGN_OR_RETURN(const PassTime single, TimePasses(work, 1, min_seconds, decode));
+    out.decode_single_seconds = single.wall_seconds;
+  }
+  LKV_ASSIGN_OR_RETURN(const PassTime decoded, TimePasses(work, work.threads, min_seconds, decode));
   out.encode_seconds = encoded.cpu_seconds;
   out.encode_wall_seconds = encoded.wall_seconds;
   out.decode_seconds = decoded.cpu_seconds;
@@ -270,6 +315,27 @@ void PrintBenchJson(const Workload& work, const std::vector<PresetResult>& resul
              {"presets", std::move(presets)}});
 }
 
+// "7.2 (90 %)": times the work of one thread, and of what `threads` would do at best.
+std::string ScalingText(double scaling, size_t threads) {
+  return absl::StrCat(Fixed(scaling, 2), " (",
+                      Fixed(100 * scaling / static_cast<double>(threads), 0), " %)");
+}
+
+// How many times the work of one thread all of them do, beside what arithmetic in registers does.
+void PrintScaling(const Workload& work, const std::vector<PresetResult>& results) {
+  const double control = ControlScaling(work.threads, 1.0);
+  std::vector<std::vector<std::string>> rows = {
+      {absl::StrCat(work.threads, " THREADS OF ONE"), "ENCODE", "DECODE", "REGISTERS ALONE"}};
+  for (const PresetResult& r : results) {
+    rows.push_back({std::string(PresetName(r.preset)),
+                    ScalingText(r.encode_single_seconds / r.encode_wall_seconds, work.threads),
+                    ScalingText(r.decode_single_seconds / r.decode_wall_seconds, work.threads),
+                    ScalingText(control, work.threads)});
+  }
+  std::cout << "\n";
+  PrintTable(rows);
+}
+
 // A table of stages (rows) and presets (columns), in ns an element.
 void PrintStages(const char* title, const Workload& work, const std::vector<PresetResult>& results,
                  bool encode) {
@@ -310,6 +376,7 @@ void PrintBenchText(const Workload& work, const std::vector<PresetResult>& resul
   }
   std::cout << "\n";
   PrintTable(rows);
+  if (work.threads > 1) PrintScaling(work, results);
   std::cout << "\n";
   PrintStages("ENCODE, ns/element", work, results, true);
   std::cout << "\n";
