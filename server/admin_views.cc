@@ -291,6 +291,30 @@ void FillDiskStats(CacheEngine& engine, const StoreStats& store, v1::StatsRespon
   out->set_journal_bytes(engine.journal_stats().bytes);
 }
 
+void FillCodecPaths(CacheEngine& engine, v1::CodecPaths* out) {
+  out->set_cpu_encodes(engine.metrics().cpu_encodes.load());
+  out->set_cpu_decodes(engine.metrics().cpu_decodes.load());
+  if (engine.gpu() == nullptr) {
+    out->set_gpu_state(v1::GPU_STATE_NONE);
+    out->set_gpu_reason(engine.gpu_absence());
+    return;
+  }
+  const GpuStats gpu = engine.gpu()->stats();
+  out->set_gpu_state(gpu.on ? v1::GPU_STATE_ON : v1::GPU_STATE_OFF);
+  out->set_gpu_device(gpu.device);
+  out->set_gpu_reason(gpu.off_reason);
+  out->set_gpu_encodes(gpu.encodes);
+  out->set_gpu_decodes(gpu.decodes);
+  out->set_gpu_batches(gpu.batches);
+  out->set_gpu_errors(gpu.errors);
+  for (size_t i = 0; i < kGpuFallbacks; ++i) {
+    if (gpu.fallbacks[i] == 0) continue;
+    v1::GpuFallbacks* fallback = out->add_fallbacks();
+    fallback->set_reason(std::string(GpuFallbackName(static_cast<GpuFallback>(i))));
+    fallback->set_jobs(gpu.fallbacks[i]);
+  }
+}
+
 }  // namespace
 
 v1::StatsResponse Stats(CacheEngine& engine) {
@@ -325,6 +349,7 @@ v1::StatsResponse Stats(CacheEngine& engine) {
   out.set_open_streams(static_cast<uint64_t>(std::max<int64_t>(0, metrics.open_streams.load())));
   out.set_draining(engine.draining());
   FillDiskStats(engine, store, &out);
+  FillCodecPaths(engine, out.mutable_codec_paths());
   return out;
 }
 

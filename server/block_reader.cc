@@ -287,15 +287,33 @@ size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer) {
 
 namespace {
 
+// Whether a GPU did it; it takes whole frames, so those in memory.
+bool DecodeOnGpu(CacheEngine& engine, const ReadBlock& block, const StoredBlockPtr& in_memory,
+                 uint32_t layer, std::span<const MutableByteSpan> out) {
+  if (engine.gpu() == nullptr || !in_memory) return false;
+  return engine.gpu()->Decode({block.layout, block.profile, in_memory->frame, in_memory,
+                               block.decoder->info().preset, block.metadata.tokens, layer, 1, out});
+}
+
+// `out` has the layer's planes, contiguous.
 absl::Status DecodeInto(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
-                        const std::vector<MutablePlaneView>& views) {
+                        std::span<const MutableByteSpan> out) {
+  const StoredBlockPtr in_memory = block.InMemory(engine.store());
+  {
+    const BusyTimer timer(engine.metrics().decode_busy_ns);
+    if (DecodeOnGpu(engine, block, in_memory, layer, out)) return absl::OkStatus();
+  }
+  ++engine.metrics().cpu_decodes;
+  std::vector<MutablePlaneView> views;
+  for (size_t p = 0; p < out.size(); ++p) {
+    views.push_back(ContiguousPlane(block.layout->layers[layer].planes[p], out[p].data()));
+  }
   if (!block.on_disk()) {
     const BusyTimer timer(engine.metrics().decode_busy_ns);
     return block.decoder->DecodeLayer(layer, views);
   }
   const uint64_t offset = block.decoder->layer_offset(layer);
   const size_t size = block.decoder->info().layer_bytes[layer];
-  const StoredBlockPtr in_memory = block.InMemory(engine.store());
   ByteVector read;
   ByteSpan bytes;
   if (in_memory) {
@@ -316,12 +334,12 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
   const uint32_t tokens = block.metadata.tokens;
   const auto& planes = block.layout->layers[layer].planes;
   std::vector<std::string> buffers(planes.size());
-  std::vector<MutablePlaneView> views;
+  std::vector<MutableByteSpan> out;
   for (size_t p = 0; p < planes.size(); ++p) {
     buffers[p].resize(planes[p].token_bytes() * tokens);
-    views.push_back(ContiguousPlane(planes[p], reinterpret_cast<std::byte*>(buffers[p].data())));
+    out.push_back({reinterpret_cast<std::byte*>(buffers[p].data()), buffers[p].size()});
   }
-  const absl::Status decoded = DecodeInto(engine, block, layer, views);
+  const absl::Status decoded = DecodeInto(engine, block, layer, out);
   if (!decoded.ok()) {
     if (!absl::IsUnavailable(decoded)) {
       engine.DropCorrupt(block.block, std::string(decoded.message()));

@@ -8,17 +8,13 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/frame_format.h"
 #include "core/layout/chain_hash.h"
 #include "server/error_detail.h"
 #include "spdlog/spdlog.h"
 
 namespace latticekv {
 namespace {
-
-// More than any frame of `raw_bytes` takes: everything stored exact, plus headers and tables.
-size_t FrameBytesBound(const Layout& layout, size_t raw_bytes) {
-  return raw_bytes + raw_bytes / 8 + 4096 * (layout.layers.size() + 1);
-}
 
 size_t LargestLayerBytes(const Layout& layout, uint32_t tokens) {
   size_t largest = 0;
@@ -100,7 +96,8 @@ absl::Status CheckPayloadSize(CacheEngine& engine, const PutTarget& target, Bloc
   const size_t metadata_bytes = SerializeMetadata(m).size();
   const size_t catalog_bytes = BlockCatalog::EntryBytes(m.token_ids.size());
   if (target.frames) {
-    const size_t bound = std::min(FrameBytesBound(layout, max_raw), limits::kMaxFrameBytes);
+    const size_t bound =
+        std::min(FrameBytesBound(layout.layers.size(), max_raw), limits::kMaxFrameBytes);
     if (plan->payload_bytes == 0 || plan->payload_bytes > bound) {
       return BadPayload(absl::StrCat("payload_bytes is ", plan->payload_bytes,
                                      "; a frame of this layout has 1 to ", bound, " bytes"));
@@ -114,8 +111,9 @@ absl::Status CheckPayloadSize(CacheEngine& engine, const PutTarget& target, Bloc
                                    " tokens of this layout have ", max_raw, " bytes"));
   }
   m.raw_bytes = max_raw;
-  plan->memory_bytes = max_raw + catalog_bytes +
-                       TieredStore::EntryBytes(FrameBytesBound(layout, max_raw), metadata_bytes);
+  plan->memory_bytes =
+      max_raw + catalog_bytes +
+      TieredStore::EntryBytes(FrameBytesBound(layout.layers.size(), max_raw), metadata_bytes);
   return absl::OkStatus();
 }
 
@@ -162,9 +160,20 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   options.exact_tokens = plan.exact_tokens;
   const Layout& layout = *target.layout.layout;
   const BusyTimer timer(engine.metrics().encode_busy_ns);
-  LKV_ASSIGN_OR_RETURN(ByteVector frame,
-                       EncodeFrame(layout, plan.metadata.tokens,
-                                   RawChunkViews(layout, plan.metadata.tokens, payload), options));
+  ByteVector frame;
+  std::optional<ByteVector> by_gpu;
+  if (engine.gpu() != nullptr) {
+    by_gpu = engine.gpu()->Encode(
+        {target.layout.layout, target.layout.profile, plan.metadata.tokens, options, payload});
+  }
+  if (by_gpu) {
+    frame = *std::move(by_gpu);
+  } else {
+    ++engine.metrics().cpu_encodes;
+    LKV_ASSIGN_OR_RETURN(
+        frame, EncodeFrame(layout, plan.metadata.tokens,
+                           RawChunkViews(layout, plan.metadata.tokens, payload), options));
+  }
   engine.metrics().encode_bytes += payload.size();
   if (frame.capacity() > frame.size() + frame.size() / 16) frame.shrink_to_fit();
   return frame;
@@ -197,8 +206,22 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
   LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder,
                        FrameDecoder::Open(frame, layout, profile.get()));
   const BusyTimer timer(engine.metrics().decode_busy_ns);
+  engine.metrics().decode_bytes += layout.token_bytes() * info.tokens;
+  const auto layers = static_cast<uint32_t>(layout.layers.size());
+  if (engine.gpu() != nullptr && engine.gpu()->Decode({target.layout.layout,
+                                                       profile,
+                                                       frame,
+                                                       nullptr,
+                                                       info.preset,
+                                                       info.tokens,
+                                                       0,
+                                                       layers,
+                                                       {}})) {
+    return absl::OkStatus();
+  }
+  ++engine.metrics().cpu_decodes;
   ByteVector scratch(LargestLayerBytes(layout, info.tokens));
-  for (uint32_t layer = 0; layer < layout.layers.size(); ++layer) {
+  for (uint32_t layer = 0; layer < layers; ++layer) {
     std::vector<MutablePlaneView> planes;
     std::byte* at = scratch.data();
     for (const PlaneSpec& plane : layout.layers[layer].planes) {
@@ -207,7 +230,6 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
     }
     LKV_RETURN_IF_ERROR(decoder.DecodeLayer(layer, planes));
   }
-  engine.metrics().decode_bytes += layout.token_bytes() * info.tokens;
   return absl::OkStatus();
 }
 

@@ -77,6 +77,24 @@ bool IsLoopback(const ListenAddress& a) {
   return a.is_unix || a.host == "localhost" || a.host == "::1" || a.host.starts_with("127.");
 }
 
+namespace {
+
+absl::Status ValidateGpu(const GpuConfig& gpu) {
+  if (gpu.use == GpuConfig::Use::kOff) return absl::OkStatus();
+  if (gpu.options.memory_bytes < limits::kMinGpuMemoryBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu_memory_bytes is ", gpu.options.memory_bytes, "; it must be at least ",
+                     limits::kMinGpuMemoryBytes));
+  }
+  if (gpu.options.sm_percent < 1 || gpu.options.sm_percent > 100) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu_sm_percent is ", gpu.options.sm_percent, "; use 1 to 100"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status ValidateConfig(const ServerConfig& config) {
   for (const std::string& text : config.listen) {
     LKV_ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(text));
@@ -99,6 +117,7 @@ absl::Status ValidateConfig(const ServerConfig& config) {
     return absl::InvalidArgumentError(absl::StrCat("--disk_bytes is ", config.disk_bytes,
                                                    "; it must be at least ", kMinDiskBytes));
   }
+  LKV_RETURN_IF_ERROR(ValidateGpu(config.gpu));
   if (config.codec_threads < 0 || config.codec_threads > kMaxCodecThreads) {
     return absl::InvalidArgumentError(absl::StrCat("--codec_threads is ", config.codec_threads,
                                                    "; use 1 to ", kMaxCodecThreads,

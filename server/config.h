@@ -4,15 +4,31 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/base/clock.h"
 #include "core/base/limits.h"
+#include "core/codec/gpu/gpu_device.h"
 #include "core/codec/presets.h"
 
 namespace latticekv {
+
+// Whether a GPU encodes and decodes.
+struct GpuConfig {
+  enum class Use {
+    kOff,
+    kAuto,    // if there is one with enough free memory
+    kDevice,  // options.device, or no start
+  };
+  Use use = Use::kOff;
+  GpuOptions options;
+  // Replaced by tests.
+  std::function<absl::StatusOr<std::unique_ptr<GpuDevice>>(const GpuOptions&)> open =
+      OpenCudaDevice;
+};
 
 struct ServerConfig {
   std::vector<std::string> listen;  // `unix:PATH` or `HOST:PORT`; empty: DefaultListen()
@@ -24,6 +40,7 @@ struct ServerConfig {
   // Of all regions leased to clients on this host, beside memory_bytes; 0: no shared memory.
   size_t shared_memory_bytes = size_t{1} << 30;
   PresetId default_preset = kDefaultPreset;
+  GpuConfig gpu;
 
   // Named limits, shortened by tests.
   size_t decode_ahead_bytes = limits::kDecodeAheadBytes;

@@ -59,9 +59,11 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
       engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
   // A wrong LATTICEKV_CPU_LEVEL is told now and not with every block.
   LKV_RETURN_IF_ERROR(ResolveCodecBackend(CodecBackend::kAuto).status());
+  LKV_RETURN_IF_ERROR(engine->StartGpu());
+  const int least = engine->gpu_ ? limits::kGpuMinCodecThreads : 1;
   const int threads = config.codec_threads > 0
                           ? config.codec_threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+                          : std::max(least, static_cast<int>(std::thread::hardware_concurrency()));
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
   engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
@@ -74,6 +76,39 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
                                                   [e = engine.get()] { e->FillCatalog(); }));
   }
   return engine;
+}
+
+absl::Status CacheEngine::StartGpu() {
+  const GpuConfig& gpu = config_.gpu;
+  if (gpu.use == GpuConfig::Use::kOff) {
+    gpu_absence_ = "not asked for";
+    return absl::OkStatus();
+  }
+  auto device = gpu.open(gpu.options);
+  absl::Status status = device.status();
+  if (device.ok()) {
+    auto executor =
+        GpuExecutor::Start(*std::move(device), gpu.options, [this](const absl::Status& why) {
+          spdlog::error("the GPU is not used any more, CPUs encode and decode: {}",
+                        std::string(why.message()));
+          MutexLock lock(health_mutex_);
+          if (gpu_off_listener_) gpu_off_listener_();
+        });
+    status = executor.status();
+    if (executor.ok()) gpu_ = *std::move(executor);
+  }
+  if (gpu_) {
+    spdlog::info("GPU: {}", gpu_->stats().device);
+    return absl::OkStatus();
+  }
+  gpu_absence_ = std::string(status.message());
+  if (gpu.use == GpuConfig::Use::kDevice && absl::IsFailedPrecondition(status)) return status;
+  if (absl::IsFailedPrecondition(status)) {
+    spdlog::info("no GPU, CPUs encode and decode: {}", gpu_absence_);
+  } else {
+    spdlog::warn("the GPU is not used, CPUs encode and decode: {}", gpu_absence_);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CacheEngine::OpenJournal() {
@@ -162,6 +197,12 @@ void CacheEngine::SetDiskListener(std::function<void(bool)> listener) {
   MutexLock lock(health_mutex_);
   disk_listener_ = std::move(listener);
   if (disk_listener_) disk_listener_(disk_ok_);
+}
+
+void CacheEngine::SetGpuOffListener(std::function<void()> listener) {
+  MutexLock lock(health_mutex_);
+  gpu_off_listener_ = std::move(listener);
+  if (gpu_off_listener_ && gpu_ && !gpu_->stats().on) gpu_off_listener_();
 }
 
 void CacheEngine::WhenStateDurable(Journal::Done done) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/codec/gpu/gpu_executor.h"
 #include "core/store/journal.h"
 #include "core/store/tiered_store.h"
 #include "server/block_catalog.h"
@@ -45,6 +46,9 @@ class CacheEngine {
   SessionRegistry& sessions() { return sessions_; }
   UploadAdmission& admission() { return *admission_; }
   CodecPool& codec_pool() { return *codec_pool_; }
+  // Null: CPUs do everything, and gpu_absence() says why.
+  GpuExecutor* gpu() { return gpu_.get(); }
+  const std::string& gpu_absence() const { return gpu_absence_; }
   StreamMonitor& monitor() { return *monitor_; }
   Metrics& metrics() { return metrics_; }
   const Clock& clock() const { return *config_.clock; }
@@ -56,6 +60,8 @@ class CacheEngine {
   // `listener` is told now and at every change whether the disk takes writes (true without a disk).
   // Empty: nobody.
   void SetDiskListener(std::function<void(bool)> listener);
+  // `listener` is told when the GPU is not used any more. Empty: nobody.
+  void SetGpuOffListener(std::function<void()> listener);
   // `done` is told when layouts and sessions as they are now survive power loss.
   void WhenStateDurable(Journal::Done done);
   // Writes what only memory holds to disk. FAILED_PRECONDITION without a disk.
@@ -90,9 +96,18 @@ class CacheEngine {
   // Tells the catalog of the blocks that were found on disk.
   void FillCatalog();
   void WatchDiskHealth();
+  // An error only where the configuration insists on a device that is not there.
+  absl::Status StartGpu();
 
   const ServerConfig config_;
   const int64_t start_ms_;
+  Mutex health_mutex_;
+  bool disk_ok_ LKV_GUARDED_BY(health_mutex_) = true;
+  // What the log has said of the store's counters.
+  uint64_t damaged_told_ LKV_GUARDED_BY(health_mutex_) = 0;
+  uint64_t lost_told_ LKV_GUARDED_BY(health_mutex_) = 0;
+  std::function<void(bool)> disk_listener_ LKV_GUARDED_BY(health_mutex_);
+  std::function<void()> gpu_off_listener_ LKV_GUARDED_BY(health_mutex_);
   std::atomic<bool> draining_{false};
   std::atomic<bool> stopping_{false};
   Metrics metrics_;
@@ -102,15 +117,11 @@ class CacheEngine {
   std::unique_ptr<TieredStore> store_;
   std::unique_ptr<BlockCatalog> catalog_;
   std::unique_ptr<UploadAdmission> admission_;
+  std::unique_ptr<GpuExecutor> gpu_;
+  std::string gpu_absence_;
   // Last: their threads use all of the above.
   std::unique_ptr<CodecPool> codec_pool_;
   std::unique_ptr<CodecPool> background_;
-  Mutex health_mutex_;
-  bool disk_ok_ LKV_GUARDED_BY(health_mutex_) = true;
-  // What the log has said of the store's counters.
-  uint64_t damaged_told_ LKV_GUARDED_BY(health_mutex_) = 0;
-  uint64_t lost_told_ LKV_GUARDED_BY(health_mutex_) = 0;
-  std::function<void(bool)> disk_listener_ LKV_GUARDED_BY(health_mutex_);
   std::unique_ptr<StreamMonitor> monitor_;
 };
 

@@ -8,6 +8,7 @@
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "core/base/status_macros.h"
@@ -31,6 +32,15 @@ ABSL_FLAG(int, codec_threads, 0,
 ABSL_FLAG(uint64_t, shared_memory_bytes, uint64_t{1} << 30,
           "Cap on the shared memory leased to clients on this host, beside --memory_bytes; 0: they "
           "send everything over their sockets.");
+ABSL_FLAG(std::string, gpu, "auto",
+          "The GPU that compresses and decompresses: auto takes the first if there is one with "
+          "enough free memory, off takes none, a number that device or the daemon does not start.");
+ABSL_FLAG(uint64_t, gpu_memory_bytes, uint64_t{1536} << 20,
+          "Working memory on the GPU, taken at the start.");
+ABSL_FLAG(
+    int, gpu_sm_percent, 100,
+    "Share of the GPU's multiprocessors that the daemon's kernels may run on (a green context "
+    "of the driver); the rest is the engine's.");
 ABSL_FLAG(bool, insecure, false,
           "Allow addresses that other hosts can reach, without encryption or identity.");
 ABSL_FLAG(std::string, port_file, "",
@@ -48,6 +58,23 @@ std::string VersionLine() {
 
 // Flags of this file are the ones to show for --help; absl's own are behind --helpfull.
 bool IsOurs(absl::string_view file) { return absl::EndsWith(file, "server/flags.cc"); }
+
+absl::StatusOr<GpuConfig> GpuFlags() {
+  GpuConfig gpu;
+  gpu.options.memory_bytes = absl::GetFlag(FLAGS_gpu_memory_bytes);
+  gpu.options.sm_percent = absl::GetFlag(FLAGS_gpu_sm_percent);
+  const std::string use = absl::GetFlag(FLAGS_gpu);
+  if (use == "auto") {
+    gpu.use = GpuConfig::Use::kAuto;
+  } else if (use != "off") {
+    gpu.use = GpuConfig::Use::kDevice;
+    if (!absl::SimpleAtoi(use, &gpu.options.device) || gpu.options.device < 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--gpu is '", use, "'; use auto, off or the number of a CUDA device, from 0"));
+    }
+  }
+  return gpu;
+}
 
 }  // namespace
 
@@ -77,6 +104,7 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
   flags.server.disk_dir = absl::GetFlag(FLAGS_disk_dir);
   flags.server.disk_bytes = absl::GetFlag(FLAGS_disk_bytes);
   flags.server.shared_memory_bytes = absl::GetFlag(FLAGS_shared_memory_bytes);
+  LKV_ASSIGN_OR_RETURN(flags.server.gpu, GpuFlags());
   flags.server.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   LKV_ASSIGN_OR_RETURN(flags.server.default_preset,
                        ParsePreset(absl::GetFlag(FLAGS_default_preset)));

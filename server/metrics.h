@@ -17,6 +17,8 @@ struct Metrics {
   std::atomic<uint64_t> corrupt_blocks{0};  // dropped
   std::atomic<uint64_t> encode_bytes{0};    // raw bytes
   std::atomic<uint64_t> decode_bytes{0};
+  std::atomic<uint64_t> cpu_encodes{0};     // chunks; those of a GPU are counted by its executor
+  std::atomic<uint64_t> cpu_decodes{0};     // layers, or frames that were checked
   std::atomic<uint64_t> encode_busy_ns{0};  // summed over threads
   std::atomic<uint64_t> decode_busy_ns{0};
   std::atomic<int64_t> open_streams{0};

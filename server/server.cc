@@ -22,6 +22,7 @@ namespace {
 constexpr char kCacheServiceName[] = "latticekv.v1.KvCache";
 // Not a service: NOT_SERVING while the disk takes no writes and blocks are kept in memory only.
 constexpr char kDiskTierName[] = "latticekv.v1.DiskTier";
+constexpr char kGpuName[] = "latticekv.v1.Gpu";
 constexpr char kAdminServiceName[] = "latticekv.v1.Admin";
 
 void SetChannelOptions(grpc::ServerBuilder& builder) {
@@ -111,6 +112,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& given)
       server->engine_->SetDiskListener(
           [health](bool ok) { health->SetServingStatus(kDiskTierName, ok); });
     }
+    if (server->engine_->gpu() != nullptr) {
+      health->SetServingStatus(kGpuName, true);
+      server->engine_->SetGpuOffListener([health] { health->SetServingStatus(kGpuName, false); });
+    }
   }
   return server;
 }
@@ -124,6 +129,7 @@ void Server::Stop(int64_t timeout_ms) {
   grpc_->stopped = true;
   engine_->StartDrain();
   engine_->SetDiskListener({});
+  engine_->SetGpuOffListener({});
   if (auto* health = grpc_->server->GetHealthCheckService()) health->SetServingStatus(false);
   grpc_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(timeout_ms));
   grpc_->server->Wait();

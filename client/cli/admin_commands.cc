@@ -180,6 +180,12 @@ absl::Status ListBlocks(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
+Json FallbacksJson(const ServerStats& s) {
+  Json out = Json::object();
+  for (const auto& [reason, jobs] : s.gpu_fallbacks) out[reason] = jobs;
+  return out;
+}
+
 Json StatsJson(const ServerStats& s) {
   return {{"blocks", s.blocks},
           {"sessions", s.sessions},
@@ -221,6 +227,16 @@ Json StatsJson(const ServerStats& s) {
           {"damaged_records", s.damaged_records},
           {"disk_errors", s.disk_errors},
           {"journal_bytes", s.journal_bytes},
+          {"gpu_state", s.gpu_state},
+          {"gpu_device", s.gpu_device},
+          {"gpu_reason", s.gpu_reason},
+          {"gpu_encodes", s.gpu_encodes},
+          {"gpu_decodes", s.gpu_decodes},
+          {"cpu_encodes", s.cpu_encodes},
+          {"cpu_decodes", s.cpu_decodes},
+          {"gpu_batches", s.gpu_batches},
+          {"gpu_errors", s.gpu_errors},
+          {"gpu_fallbacks", FallbacksJson(s)},
           {"uptime_ms", s.uptime_ms},
           {"version", s.version},
           {"codec_backend", s.codec_backend}};
@@ -231,6 +247,15 @@ std::string DiskText(const ServerStats& s) {
   return absl::StrCat(s.disk_state, s.disk_reason.empty() ? "" : ": ", s.disk_reason, ", ",
                       s.disk_blocks, " blocks, ", BytesText(s.disk_used_bytes), " of ",
                       BytesText(s.disk_capacity_bytes));
+}
+
+std::string GpuText(const ServerStats& s) {
+  std::string out = absl::StrCat(s.gpu_state, s.gpu_reason.empty() ? "" : ": ", s.gpu_reason,
+                                 s.gpu_device.empty() ? "" : ", ", s.gpu_device);
+  for (const auto& [reason, jobs] : s.gpu_fallbacks) {
+    absl::StrAppend(&out, ", ", jobs, " left to a CPU (", reason, ")");
+  }
+  return out;
 }
 
 absl::Status ShowStats(const Arguments& arguments) {
@@ -255,6 +280,9 @@ absl::Status ShowStats(const Arguments& arguments) {
                {"gets", absl::StrCat(s.gets, ", ", s.misses, " misses")},
                {"evicted", absl::StrCat(s.evicted_blocks, " blocks, ", BytesText(s.evicted_bytes))},
                {"corrupt", absl::StrCat(s.corrupt_blocks, " blocks")},
+               {"gpu", GpuText(s)},
+               {"encodes", absl::StrCat(s.gpu_encodes, " by GPU, ", s.cpu_encodes, " by CPU")},
+               {"decodes", absl::StrCat(s.gpu_decodes, " by GPU, ", s.cpu_decodes, " by CPU")},
                {"encoded", absl::StrCat(BytesText(s.encode_bytes), ", ", Fixed(s.encode_gbps, 3),
                                         " GB/s a core")},
                {"decoded", absl::StrCat(BytesText(s.decode_bytes), ", ", Fixed(s.decode_gbps, 3),

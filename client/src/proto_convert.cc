@@ -200,6 +200,34 @@ BlockDetail FromProto(const v1::BlockDetail& p) {
 
 namespace {
 
+const char* GpuStateName(v1::GpuState state) {
+  switch (state) {
+    case v1::GPU_STATE_NONE:
+      return "none";
+    case v1::GPU_STATE_ON:
+      return "on";
+    case v1::GPU_STATE_OFF:
+      return "off";
+    default:
+      return "unknown";
+  }
+}
+
+void CodecPathsFromProto(const v1::CodecPaths& p, ServerStats* out) {
+  out->gpu_state = GpuStateName(p.gpu_state());
+  out->gpu_device = p.gpu_device();
+  out->gpu_reason = p.gpu_reason();
+  out->gpu_encodes = p.gpu_encodes();
+  out->gpu_decodes = p.gpu_decodes();
+  out->cpu_encodes = p.cpu_encodes();
+  out->cpu_decodes = p.cpu_decodes();
+  out->gpu_batches = p.gpu_batches();
+  out->gpu_errors = p.gpu_errors();
+  for (const v1::GpuFallbacks& fallback : p.fallbacks()) {
+    out->gpu_fallbacks.emplace_back(fallback.reason(), fallback.jobs());
+  }
+}
+
 const char* DiskStateName(v1::DiskState state) {
   switch (state) {
     case v1::DISK_STATE_OK:
@@ -258,6 +286,7 @@ ServerStats FromProto(const v1::StatsResponse& p) {
   out.damaged_records = p.damaged_records();
   out.disk_errors = p.disk_errors();
   out.journal_bytes = p.journal_bytes();
+  CodecPathsFromProto(p.codec_paths(), &out);
   return out;
 }
 

@@ -61,6 +61,18 @@ inline constexpr int64_t kWriteBackWaitMs = 5'000;
 inline constexpr int64_t kDiskRetryMs = 1'000;
 inline constexpr uint64_t kScrubBytesPerSecond = 64 << 20;
 
+// GPU.
+inline constexpr int kGpuStreams = 3;
+inline constexpr size_t kGpuRingBytes = 512 << 20;
+inline constexpr size_t kMinGpuMemoryBytes = 64 << 20;
+inline constexpr size_t kGpuBatchBytes = 64 << 20;
+inline constexpr int64_t kGpuBatchDelayMs = 1;
+inline constexpr int64_t kGpuQueueWaitMs = 20;
+inline constexpr int64_t kGpuTimeoutMs = 10'000;
+inline constexpr int kGpuMaxErrors = 3;
+inline constexpr size_t kGpuMinJobBytes = 64 << 10;
+inline constexpr int kGpuMinCodecThreads = 16;
+
 // Files.
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;
 inline constexpr size_t kMaxFileHeaderBytes = 256 << 20;

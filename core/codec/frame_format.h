@@ -90,6 +90,10 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan frame);
 // The same from the leading bytes of a frame of `frame_bytes`, FramePrefixBytes of them at least.
 absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan prefix, uint64_t frame_bytes);
 
+// No frame of `raw_bytes` in `layers` layers has more: everything stored exact, plus headers and
+// tables.
+size_t FrameBytesBound(size_t layers, size_t raw_bytes);
+
 // Bytes before the first layer, told from the frame's first kFrameHeaderBytes; not checked.
 uint64_t FramePrefixBytes(ByteSpan header);
 

@@ -204,6 +204,36 @@ TEST_F(CudaDecodeTest, PagedDestinationsInBothOrders) {
   }
 }
 
+TEST_F(CudaDecodeTest, LayersAloneAndNoOthers) {
+  const Layout layout =
+      MakeUniformLayout("test", 5, 2, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const SampleChunk chunk = MakeSampleChunk(layout, 100, 8);
+  const ByteVector frame = Encode(chunk, PresetId::kBalanced, StatsMode::kOwn, nullptr, 0);
+  const ByteVector expected = ScalarDecode(layout, nullptr, frame);
+  const size_t layer_bytes = expected.size() / 5;
+  for (const auto& [first, layers] : {std::pair(0u, 1u), {2u, 2u}, {4u, 1u}, {0u, 5u}, {3u, 0u}}) {
+    SCOPED_TRACE(std::to_string(first) + " and " + std::to_string(layers));
+    const DeviceBuffer output(expected.size());
+    cudaMemset(output.data(), 0x5A, output.size());
+    const uint32_t end = layers == 0 ? 5 : first + layers;
+    CudaDecodeChunk some{frame, ContiguousPlanes(layout, 100, output.data()), {}, first, layers};
+    for (uint32_t l = 0; l < 5; ++l) {
+      if (l < first || l >= end) some.planes[l].clear();
+    }
+    const auto plan = CudaDecodePlan::Make(layout, nullptr, {&some, 1});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    ASSERT_TRUE(plan->Decode(owned.arena(), nullptr).ok());
+    ByteVector want(expected.size(), std::byte{0x5A});
+    std::copy(expected.begin() + first * layer_bytes, expected.begin() + end * layer_bytes,
+              want.begin() + first * layer_bytes);
+    EXPECT_EQ(ToHost(output), want);
+  }
+  CudaDecodeChunk outside{frame, ContiguousPlanes(layout, 100, nullptr), {}, 4, 2};
+  EXPECT_EQ(CudaDecodePlan::Make(layout, nullptr, {&outside, 1}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(CudaDecodeTest, ArenasThatAreTooSmallAreRefused) {
   const Layout layout = MakeUniformLayout("test", 1, 1, 64, DType::kF16, RopeSpec{});
   const ByteVector frame =

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "latticekv/blocks.h"
@@ -85,6 +86,14 @@ struct ServerStats {
   uint64_t evicted_to_disk = 0, promoted_blocks = 0, disk_evicted_blocks = 0;
   uint64_t durable_blocks = 0, recovered_blocks = 0, lost_blocks = 0;
   uint64_t damaged_records = 0, disk_errors = 0, journal_bytes = 0;
+
+  // Which hardware encoded chunks and decoded layers.
+  std::string gpu_state;   // "none", "on" or "off"
+  std::string gpu_device;  // name and what of it is used
+  std::string gpu_reason;  // a sentence, unless it is used
+  uint64_t gpu_encodes = 0, gpu_decodes = 0, cpu_encodes = 0, cpu_decodes = 0;
+  uint64_t gpu_batches = 0, gpu_errors = 0;
+  std::vector<std::pair<std::string, uint64_t>> gpu_fallbacks;  // reason, jobs that a CPU did
 };
 
 struct ListRequest {

@@ -31,6 +31,10 @@ struct CudaDecodeChunk {
   ByteSpan frame;
   std::vector<std::vector<DevicePlane>> planes;  // [layer][plane], destinations
   BlockTable table;
+  // Which layers to decode; 0 layers: all from the first on. Only their bytes are uploaded, and the
+  // planes of others may be empty.
+  uint32_t first_layer = 0;
+  uint32_t layers = 0;
 };
 
 // A checked batch. Allocates host memory when made and nothing afterwards; never synchronises but

@@ -43,12 +43,13 @@ absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinn
 }
 
 absl::Status CheckDevicePlanes(const Layout& layout,
-                               const std::vector<std::vector<DevicePlane>>& planes) {
+                               const std::vector<std::vector<DevicePlane>>& planes,
+                               uint32_t first_layer, uint32_t end_layer) {
   if (planes.size() != layout.layers.size()) {
     return absl::InvalidArgumentError(absl::StrCat("the chunk's planes have ", planes.size(),
                                                    " layers, the layout ", layout.layers.size()));
   }
-  for (size_t l = 0; l < planes.size(); ++l) {
+  for (size_t l = first_layer; l < end_layer; ++l) {
     const std::vector<PlaneSpec>& specs = layout.layers[l].planes;
     if (planes[l].size() != specs.size()) {
       return absl::InvalidArgumentError(absl::StrCat("layer ", l, " of the chunk has ",

@@ -11,29 +11,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/codec/cuda/decode_tasks.h"
+#include "core/codec/gpu/device_planes.h"
 #include "core/layout/layout.h"
 
 namespace latticekv {
-
-// One plane of one layer in memory that the device reaches. Element (token, head, d) lies at
-//   data_dev + block * block_stride + slot * token_stride + head * head_stride + d * element size,
-// strides in bytes. Without a block table the block is 0 and the slot the chunk's token; so
-// contiguous [tokens, heads, head_dim] data are {data, token_bytes, head_dim bytes}. Engines' paged
-// caches in NHD order have token_stride > head_stride, in HND order the other way round.
-struct DevicePlane {
-  std::byte* data_dev = nullptr;
-  size_t token_stride = 0;
-  size_t head_stride = 0;
-  size_t block_stride = 0;
-};
-
-// Where a chunk's tokens lie in a paged cache: token t is the sequence's token first_token + t, its
-// block is blocks[(first_token + t) / block_tokens]. In host memory, read by Make alone.
-struct BlockTable {
-  std::span<const uint32_t> blocks;
-  uint32_t block_tokens = 0;  // 0: not paged
-  uint64_t first_token = 0;
-};
 
 // Memory that the caller owns and keeps until the stream is through. Aligned to 256 bytes.
 struct CudaArena {
@@ -50,9 +31,11 @@ absl::StatusOr<uint32_t> Multiprocessors();
 // INVALID_ARGUMENT unless `arena` has that much, aligned.
 absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinned_bytes);
 
-// INVALID_ARGUMENT unless `planes` [layer][plane] fit the layout.
+// INVALID_ARGUMENT unless `planes` [layer][plane] fit the layout; those of layers outside
+// [first_layer, end_layer) are not looked at.
 absl::Status CheckDevicePlanes(const Layout& layout,
-                               const std::vector<std::vector<DevicePlane>>& planes);
+                               const std::vector<std::vector<DevicePlane>>& planes,
+                               uint32_t first_layer, uint32_t end_layer);
 // Appends where the chunk's `tokens` tokens lie; INVALID_ARGUMENT when the table does not hold
 // them.
 absl::Status AppendPlaces(const BlockTable& table, uint32_t tokens,

@@ -53,7 +53,8 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   std::vector<std::vector<PlaneView>> shape;
   for (const auto& layer : chunk.planes) shape.emplace_back(layer.size());
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options));
-  LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
+  LKV_RETURN_IF_ERROR(
+      CheckDevicePlanes(layout_, chunk.planes, 0, static_cast<uint32_t>(layout_.layers.size())));
   now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size()};
   ropes_.StartChunk();
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));

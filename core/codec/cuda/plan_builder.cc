@@ -52,23 +52,35 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
         "the CUDA decoder knows no frames with attention mass or evicted tokens; decode this one "
         "on the CPU");
   }
-  LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes));
+  const auto layers = static_cast<uint32_t>(header.layers.size());
+  const uint32_t first = chunk.first_layer;
+  if (first >= layers || chunk.layers > layers - first) {
+    return absl::InvalidArgumentError(absl::StrCat("layers ", first, " and the ", chunk.layers,
+                                                   " from there on are not within ", layers,
+                                                   "; ask for layers of the frame"));
+  }
+  const uint32_t end = chunk.layers == 0 ? layers : first + chunk.layers;
+  LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes, first, end));
   if (header.stages & kStageSeed) {
     return absl::UnimplementedError("the device does not decode the seed stages; use a CPU");
   }
   const bool needs_profile = header.stages & kStageProfile;
-  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_, 0};
+  // What is uploaded begins at a multiple of the alignment, so that bytes keep theirs.
+  const uint64_t upload_at =
+      chunk.layers == 0 ? 0 : parsed.layer_offsets[first] / kArenaAlignment * kArenaAlignment;
+  const ByteSpan upload = chunk.frame.subspan(upload_at, parsed.layer_offsets[end] - upload_at);
+  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_ - upload_at, 0};
   ropes_.StartChunk();
   now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, header.tokens, places_));
-  for (uint32_t l = 0; l < header.layers.size(); ++l) {
+  for (uint32_t l = first; l < end; ++l) {
     LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.frame, parsed.layer_offsets, l,
                                                             header.layers[l].crc32c));
     LKV_RETURN_IF_ERROR(AddLayer(l, bytes));
   }
   if (header.stages & kStageLattice) {
-    frames_.push_back({chunk.frame, frames_bytes_});
-    frames_bytes_ += RoundUp(chunk.frame.size() + kFramePadding, kArenaAlignment);
+    frames_.push_back({upload, frames_bytes_});
+    frames_bytes_ += RoundUp(upload.size() + kFramePadding, kArenaAlignment);
   }
   ++chunks_;
   return absl::OkStatus();

@@ -30,7 +30,7 @@ class PlanBuilder {
     const CudaDecodeChunk* chunk = nullptr;
     FrameHeader header;
     const ModelProfile* profile = nullptr;
-    uint64_t frame_at = 0;   // in the frames' region
+    uint64_t frame_at = 0;   // of the frame's first byte in the frames' region, uploaded or not
     uint64_t places_at = 0;  // in the tasks' region of places
   };
 

@@ -1,0 +1,289 @@
+// The GPU of core/codec/gpu, with CUDA.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
+#include "core/base/status_macros.h"
+#include "core/codec/cuda/arena_layout.h"
+#include "core/codec/cuda/cuda_decoder.h"
+#include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/cuda/sm_budget.h"
+#include "core/codec/gpu/gpu_device.h"
+
+namespace latticekv {
+namespace {
+
+// Page-locked memory of a lane for the plans' tasks and results.
+constexpr size_t kLanePinnedBytes = 32 << 20;
+// Looks at an event in a row, and the pause between looks after that.
+constexpr int kEagerLooks = 200;
+constexpr std::chrono::microseconds kPause{20};
+
+// Planes of layers [first, end), contiguous from `data_dev` on; those of other layers are empty.
+std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                       uint32_t first, uint32_t end,
+                                                       std::byte* data_dev) {
+  std::vector<std::vector<DevicePlane>> out(layout.layers.size());
+  for (uint32_t l = first; l < end; ++l) {
+    for (const PlaneSpec& plane : layout.layers[l].planes) {
+      out[l].push_back(
+          {data_dev, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype), 0});
+      data_dev += plane.token_bytes() * tokens;
+    }
+  }
+  return out;
+}
+
+size_t PlanesBytes(const Layout& layout, uint32_t tokens, uint32_t first, uint32_t layers) {
+  size_t bytes = 0;
+  for (uint32_t l = first; l < first + layers; ++l) {
+    for (const PlaneSpec& plane : layout.layers[l].planes) bytes += plane.token_bytes() * tokens;
+  }
+  return bytes;
+}
+
+absl::Status TooLarge(size_t device_bytes, size_t pinned_bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat("the batch needs ", device_bytes,
+                                                   " bytes on the device and ", pinned_bytes,
+                                                   " page-locked ones, more than its lane has"));
+}
+
+class CudaLane final : public GpuLane {
+ public:
+  static absl::StatusOr<std::unique_ptr<GpuLane>> Make(int device, const SmBudget& budget,
+                                                       size_t device_bytes, int64_t timeout_ms) {
+    auto lane = std::unique_ptr<CudaLane>(new CudaLane(device, budget, device_bytes, timeout_ms));
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device), "no device"));
+    LKV_ASSIGN_OR_RETURN(lane->stream_, budget.MakeStream());
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cudaEventCreateWithFlags(&lane->event_, cudaEventDisableTiming), "no event"));
+    void* memory = nullptr;
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&memory, device_bytes), "no memory on the device"));
+    lane->device_dev_ = static_cast<std::byte*>(memory);
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, kLanePinnedBytes, cudaHostAllocDefault),
+                                   "no page-locked memory"));
+    lane->pinned_ = static_cast<std::byte*>(memory);
+    return lane;
+  }
+
+  ~CudaLane() override {
+    // Freeing would wait for a device that does not answer.
+    if (hung_) return;
+    cudaSetDevice(device_);
+    if (pinned_ != nullptr) cudaFreeHost(pinned_);
+    if (device_dev_ != nullptr) cudaFree(device_dev_);
+    if (event_ != nullptr) cudaEventDestroy(event_);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  absl::Status Encode(const GpuEncodeBatch& batch) override {
+    return Run([&] { return EncodeNow(batch); });
+  }
+  absl::Status Decode(const GpuDecodeBatch& batch) override {
+    return Run([&] { return DecodeNow(batch); });
+  }
+
+ private:
+  CudaLane(int device, const SmBudget& budget, size_t device_bytes, int64_t timeout_ms)
+      : device_(device),
+        max_multiprocessors_(budget.multiprocessors()),
+        device_bytes_(device_bytes),
+        timeout_ms_(timeout_ms) {}
+
+  // Leaves nothing in flight, whatever `work` came to.
+  template <typename Work>
+  absl::Status Run(const Work& work) {
+    if (hung_) return absl::DeadlineExceededError("the device did not answer earlier");
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_), "no device"));
+    const absl::Status status = work();
+    if (status.ok() || hung_) return status;
+    // What is no error of the device was found out before anything was queued, or waits for it.
+    const absl::Status quiet = WaitForStream();
+    cudaGetLastError();
+    return hung_ ? quiet : status;
+  }
+
+  absl::Status WaitForStream() {
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(event_, stream_), "recording an event"));
+    const int64_t deadline = Clock::Real()->MonotonicMs() + timeout_ms_;
+    for (int looks = 0;; ++looks) {
+      const cudaError_t error = cudaEventQuery(event_);
+      if (error != cudaErrorNotReady) return CudaStatus(error, "the batch did not run to its end");
+      if (looks < kEagerLooks) continue;
+      if (Clock::Real()->MonotonicMs() > deadline) {
+        hung_ = true;
+        return absl::DeadlineExceededError(
+            absl::StrCat("the device did not answer within ", timeout_ms_, " ms"));
+      }
+      std::this_thread::sleep_for(kPause);
+    }
+  }
+
+  // What is left of the working memory behind `staging_bytes`.
+  absl::StatusOr<CudaArena> ArenaBehind(size_t staging_bytes, size_t device_bytes,
+                                        size_t pinned_bytes) const {
+    if (staging_bytes + device_bytes > device_bytes_ || pinned_bytes > kLanePinnedBytes) {
+      return TooLarge(staging_bytes + device_bytes, pinned_bytes);
+    }
+    return CudaArena{device_dev_ + staging_bytes, device_bytes_ - staging_bytes, pinned_,
+                     kLanePinnedBytes};
+  }
+
+  absl::Status EncodeNow(const GpuEncodeBatch& batch) {
+    const Layout& layout = *batch.layout;
+    size_t staging = 0;
+    std::vector<CudaEncodeChunk> chunks;
+    for (const GpuEncodeJob* job : batch.jobs) {
+      CudaEncodeChunk& chunk = chunks.emplace_back();
+      chunk.tokens = job->tokens;
+      chunk.start_position = job->start_position;
+      chunk.exact_tokens = job->exact_tokens;
+      chunk.planes =
+          ContiguousPlanes(layout, job->tokens, 0, static_cast<uint32_t>(layout.layers.size()),
+                           device_dev_ + staging);
+      staging += RoundUp(job->raw_bytes, kArenaAlignment);
+    }
+    if (staging > device_bytes_) return TooLarge(staging, 0);
+    CudaEncodeSettings settings;
+    settings.preset = batch.preset;
+    settings.stats = batch.stats;
+    settings.profile = batch.profile;
+    LKV_ASSIGN_OR_RETURN(const CudaEncodePlan plan, CudaEncodePlan::Make(layout, settings, chunks));
+    LKV_ASSIGN_OR_RETURN(const CudaArena arena,
+                         ArenaBehind(staging, plan.device_bytes(), plan.pinned_bytes()));
+    size_t at = 0;
+    for (const GpuEncodeJob* job : batch.jobs) {
+      LKV_RETURN_IF_ERROR(
+          CudaStatus(cudaMemcpyAsync(device_dev_ + at, job->pinned.data(), job->raw_bytes,
+                                     cudaMemcpyHostToDevice, stream_),
+                     "upload of a chunk"));
+      at += RoundUp(job->raw_bytes, kArenaAlignment);
+    }
+    LKV_RETURN_IF_ERROR(plan.EncodeAsync(arena, stream_, max_multiprocessors_));
+    LKV_RETURN_IF_ERROR(WaitForStream());
+    LKV_ASSIGN_OR_RETURN(const CudaEncodedBatch encoded, plan.Collect(arena));
+    for (size_t i = 0; i < batch.jobs.size(); ++i) {
+      GpuEncodeJob& job = *batch.jobs[i];
+      job.frame_bytes = encoded.frame_bytes(i);
+      if (job.frame_bytes > job.pinned.size()) {
+        job.status = TooLarge(0, job.frame_bytes);
+        continue;
+      }
+      job.status = absl::OkStatus();
+      LKV_RETURN_IF_ERROR(
+          encoded.DownloadAsync(arena, i, job.pinned.first(job.frame_bytes), stream_));
+    }
+    return WaitForStream();
+  }
+
+  absl::Status DecodeNow(const GpuDecodeBatch& batch) {
+    const Layout& layout = *batch.layout;
+    size_t staging = 0;
+    std::vector<CudaDecodeChunk> chunks;
+    for (const GpuDecodeJob* job : batch.jobs) {
+      CudaDecodeChunk& chunk = chunks.emplace_back();
+      chunk.frame = job->frame;
+      chunk.first_layer = job->first_layer;
+      chunk.layers = job->layers;
+      chunk.planes = ContiguousPlanes(layout, job->tokens, job->first_layer,
+                                      job->first_layer + job->layers, device_dev_ + staging);
+      staging +=
+          RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
+    }
+    if (staging > device_bytes_) return TooLarge(staging, 0);
+    LKV_ASSIGN_OR_RETURN(const CudaDecodePlan plan,
+                         CudaDecodePlan::Make(layout, batch.profile, chunks));
+    LKV_ASSIGN_OR_RETURN(const CudaArena arena,
+                         ArenaBehind(staging, plan.device_bytes(), plan.pinned_bytes()));
+    LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream_, max_multiprocessors_));
+    size_t at = 0;
+    for (const GpuDecodeJob* job : batch.jobs) {
+      if (!job->pinned.empty()) {
+        LKV_RETURN_IF_ERROR(
+            CudaStatus(cudaMemcpyAsync(job->pinned.data(), device_dev_ + at, job->pinned.size(),
+                                       cudaMemcpyDeviceToHost, stream_),
+                       "download of a chunk"));
+      }
+      at +=
+          RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
+    }
+    LKV_RETURN_IF_ERROR(WaitForStream());
+    for (size_t i = 0; i < batch.jobs.size(); ++i) {
+      batch.jobs[i]->status = plan.ChunkResult(arena, i);
+    }
+    return absl::OkStatus();
+  }
+
+  const int device_;
+  const uint32_t max_multiprocessors_;
+  const size_t device_bytes_;
+  const int64_t timeout_ms_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t event_ = nullptr;
+  std::byte* device_dev_ = nullptr;
+  std::byte* pinned_ = nullptr;
+  bool hung_ = false;
+};
+
+class CudaDevice final : public GpuDevice {
+ public:
+  CudaDevice(const GpuOptions& options, SmBudget budget, std::string name)
+      : options_(options), budget_(std::move(budget)), name_(std::move(name)) {}
+  ~CudaDevice() override {
+    if (ring_ != nullptr) cudaFreeHost(ring_);
+  }
+
+  absl::Status AllocateRing() {
+    return CudaStatus(cudaHostAlloc(&ring_, options_.ring_bytes, cudaHostAllocPortable),
+                      "no page-locked memory");
+  }
+  std::string Description() const override {
+    return absl::StrCat(name_, ", ", budget_.multiprocessors(), " multiprocessors, ",
+                        options_.memory_bytes, " bytes, ", options_.streams, " streams");
+  }
+  MutableByteSpan ring() override { return {static_cast<std::byte*>(ring_), options_.ring_bytes}; }
+  absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() override {
+    const size_t bytes = options_.memory_bytes / options_.streams / kArenaAlignment;
+    return CudaLane::Make(options_.device, budget_, bytes * kArenaAlignment, options_.timeout_ms);
+  }
+
+ private:
+  const GpuOptions options_;
+  const SmBudget budget_;
+  const std::string name_;
+  void* ring_ = nullptr;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GpuDevice>> OpenCudaDevice(const GpuOptions& options) {
+  int count = 0;
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceCount(&count), "no device"));
+  if (options.device >= count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("there is no CUDA device ", options.device, "; this host has ", count));
+  }
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.device), "no device"));
+  size_t free_bytes = 0, all_bytes = 0;
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &all_bytes), "cannot ask the device"));
+  if (free_bytes < options.memory_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("device ", options.device, " has ", free_bytes,
+                                                     " bytes free and ", options.memory_bytes,
+                                                     " are asked for; lower --gpu_memory_bytes"));
+  }
+  cudaDeviceProp properties{};
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cudaGetDeviceProperties(&properties, options.device), "cannot ask the device"));
+  LKV_ASSIGN_OR_RETURN(SmBudget budget, SmBudget::Make(options.device, options.sm_percent));
+  auto device = std::make_unique<CudaDevice>(options, std::move(budget), properties.name);
+  LKV_RETURN_IF_ERROR(device->AllocateRing());
+  return device;
+}
+
+}  // namespace latticekv

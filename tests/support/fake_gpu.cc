@@ -1,0 +1,195 @@
+#include "tests/support/fake_gpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "core/base/clock.h"
+
+namespace latticekv::testing {
+namespace {
+
+class FakeLane final : public GpuLane {
+ public:
+  explicit FakeLane(std::shared_ptr<FakeGpuScript> script) : script_(std::move(script)) {}
+
+  absl::Status Encode(const GpuEncodeBatch& batch) override {
+    size_t bytes = 0;
+    for (const GpuEncodeJob* job : batch.jobs) bytes += job->raw_bytes;
+    absl::Status status = script_->Begin(batch.jobs.size(), bytes);
+    if (status.ok()) {
+      for (GpuEncodeJob* job : batch.jobs) EncodeOne(batch, job);
+    }
+    script_->End();
+    return status;
+  }
+
+  absl::Status Decode(const GpuDecodeBatch& batch) override {
+    size_t bytes = 0;
+    for (const GpuDecodeJob* job : batch.jobs) bytes += job->pinned.size();
+    absl::Status status = script_->Begin(batch.jobs.size(), bytes);
+    for (GpuDecodeJob* job : batch.jobs) {
+      if (!status.ok()) break;
+      status = DecodeOne(batch, job);
+    }
+    script_->End();
+    return status;
+  }
+
+ private:
+  void EncodeOne(const GpuEncodeBatch& batch, GpuEncodeJob* job) {
+    EncodeOptions options;
+    options.preset = batch.preset;
+    options.stats = batch.stats;
+    options.profile = batch.profile;
+    options.start_position = job->start_position;
+    options.exact_tokens = job->exact_tokens;
+    const ByteSpan raw = ByteSpan(job->pinned).first(job->raw_bytes);
+    auto frame = EncodeFrame(*batch.layout, job->tokens,
+                             RawChunkViews(*batch.layout, job->tokens, raw), options);
+    job->status = frame.status();
+    if (!frame.ok()) return;
+    if (script_->spoils()) frame->back() ^= std::byte{1};
+    job->frame_bytes = frame->size();
+    std::memcpy(job->pinned.data(), frame->data(), frame->size());
+  }
+
+  // As the real one: what the frame's headers and checksums tell refuses the whole batch.
+  absl::Status DecodeOne(const GpuDecodeBatch& batch, GpuDecodeJob* job) {
+    const Layout& layout = *batch.layout;
+    auto decoder = FrameDecoder::Open(job->frame, layout, batch.profile);
+    if (!decoder.ok()) return decoder.status();
+    job->status = absl::OkStatus();
+    ByteVector scratch;
+    std::byte* at = job->pinned.data();
+    for (uint32_t l = job->first_layer; l < job->first_layer + job->layers; ++l) {
+      size_t layer_bytes = 0;
+      for (const PlaneSpec& plane : layout.layers[l].planes) {
+        layer_bytes += plane.token_bytes() * job->tokens;
+      }
+      if (job->pinned.empty()) {
+        scratch.resize(layer_bytes);
+        at = scratch.data();
+      }
+      std::vector<MutablePlaneView> views;
+      for (const PlaneSpec& plane : layout.layers[l].planes) {
+        views.push_back(ContiguousPlane(plane, at));
+        at += plane.token_bytes() * job->tokens;
+      }
+      absl::Status status = decoder->DecodeLayer(l, views);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  const std::shared_ptr<FakeGpuScript> script_;
+};
+
+class FakeGpu final : public GpuDevice {
+ public:
+  FakeGpu(std::shared_ptr<FakeGpuScript> script, const GpuOptions& options)
+      : script_(std::move(script)),
+        bytes_(options.ring_bytes),
+        ring_(static_cast<std::byte*>(std::aligned_alloc(256, bytes_))) {}
+  ~FakeGpu() override { std::free(ring_); }
+  std::string Description() const override { return "fake"; }
+  MutableByteSpan ring() override { return {ring_, bytes_}; }
+  absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() override {
+    return std::make_unique<FakeLane>(script_);
+  }
+
+ private:
+  const std::shared_ptr<FakeGpuScript> script_;
+  const size_t bytes_;
+  std::byte* const ring_;
+};
+
+}  // namespace
+
+void FakeGpuScript::FailNext(int batches, absl::Status status) {
+  MutexLock lock(mutex_);
+  failures_.insert(failures_.end(), batches, status);
+}
+
+void FakeGpuScript::SetCapacity(size_t raw_bytes) {
+  MutexLock lock(mutex_);
+  capacity_ = raw_bytes;
+}
+
+void FakeGpuScript::Close() {
+  MutexLock lock(mutex_);
+  closed_ = true;
+}
+
+void FakeGpuScript::Open() {
+  MutexLock lock(mutex_);
+  closed_ = false;
+  changed_.SignalAll();
+}
+
+void FakeGpuScript::Hang(int64_t ms) {
+  MutexLock lock(mutex_);
+  hang_ms_ = ms;
+}
+
+void FakeGpuScript::SpoilFrames() {
+  MutexLock lock(mutex_);
+  spoil_ = true;
+}
+
+void FakeGpuScript::WaitForBatches(size_t count) {
+  MutexLock lock(mutex_);
+  while (batch_sizes_.size() < count) changed_.Wait(mutex_);
+}
+
+std::vector<size_t> FakeGpuScript::batch_sizes() const {
+  MutexLock lock(mutex_);
+  return batch_sizes_;
+}
+
+int FakeGpuScript::most_at_once() const {
+  MutexLock lock(mutex_);
+  return most_at_once_;
+}
+
+bool FakeGpuScript::spoils() const {
+  MutexLock lock(mutex_);
+  return spoil_;
+}
+
+absl::Status FakeGpuScript::Begin(size_t jobs, size_t raw_bytes) {
+  MutexLock lock(mutex_);
+  batch_sizes_.push_back(jobs);
+  most_at_once_ = std::max(most_at_once_, ++at_once_);
+  changed_.SignalAll();
+  while (closed_) changed_.Wait(mutex_);
+  if (hang_ms_ > 0) {
+    const int64_t end = Clock::Real()->MonotonicMs() + hang_ms_;
+    for (int64_t left = hang_ms_; left > 0; left = end - Clock::Real()->MonotonicMs()) {
+      changed_.WaitFor(mutex_, left);
+    }
+    return absl::DeadlineExceededError("the fake device hangs");
+  }
+  if (!failures_.empty()) {
+    const absl::Status status = failures_.front();
+    failures_.erase(failures_.begin());
+    return status;
+  }
+  if (capacity_ > 0 && raw_bytes > capacity_) {
+    return absl::ResourceExhaustedError("the fake device is small");
+  }
+  return absl::OkStatus();
+}
+
+void FakeGpuScript::End() {
+  MutexLock lock(mutex_);
+  --at_once_;
+}
+
+std::unique_ptr<GpuDevice> MakeFakeGpu(std::shared_ptr<FakeGpuScript> script,
+                                       const GpuOptions& options) {
+  return std::make_unique<FakeGpu>(std::move(script), options);
+}
+
+}  // namespace latticekv::testing

@@ -1,0 +1,56 @@
+// A device that codes on the CPU and fails as it is told to.
+#ifndef LATTICEKV_TESTS_SUPPORT_FAKE_GPU_H_
+#define LATTICEKV_TESTS_SUPPORT_FAKE_GPU_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/mutex.h"
+#include "core/codec/gpu/gpu_device.h"
+
+namespace latticekv::testing {
+
+// What happens on the device and what it did. Shared by the test and its devices. Thread-safe.
+class FakeGpuScript {
+ public:
+  // Errors of the next batches, first come first.
+  void FailNext(int batches, absl::Status status);
+  // Batches whose raw bytes pass this do not fit. 0: all fit.
+  void SetCapacity(size_t raw_bytes);
+  // Batches wait until Open; they are counted before they wait.
+  void Close();
+  void Open();
+  // Batches wait for good, as far as the test's patience goes, and leave with DEADLINE_EXCEEDED.
+  void Hang(int64_t ms);
+  // Frames come out wrong.
+  void SpoilFrames();
+
+  void WaitForBatches(size_t count);  // begun
+  std::vector<size_t> batch_sizes() const;
+  int most_at_once() const;
+
+  // For the lanes.
+  absl::Status Begin(size_t jobs, size_t raw_bytes);
+  void End();
+  bool spoils() const;
+
+ private:
+  mutable Mutex mutex_;
+  CondVar changed_;
+  std::vector<absl::Status> failures_ LKV_GUARDED_BY(mutex_);
+  size_t capacity_ LKV_GUARDED_BY(mutex_) = 0;
+  bool closed_ LKV_GUARDED_BY(mutex_) = false;
+  int64_t hang_ms_ LKV_GUARDED_BY(mutex_) = 0;
+  bool spoil_ LKV_GUARDED_BY(mutex_) = false;
+  std::vector<size_t> batch_sizes_ LKV_GUARDED_BY(mutex_);
+  int at_once_ LKV_GUARDED_BY(mutex_) = 0;
+  int most_at_once_ LKV_GUARDED_BY(mutex_) = 0;
+};
+
+std::unique_ptr<GpuDevice> MakeFakeGpu(std::shared_ptr<FakeGpuScript> script,
+                                       const GpuOptions& options);
+
+}  // namespace latticekv::testing
+
+#endif  // LATTICEKV_TESTS_SUPPORT_FAKE_GPU_H_
