@@ -10,6 +10,47 @@
 namespace latticekv::testing {
 namespace {
 
+// Between contiguous raw bytes and where a placement says.
+void CopyPlaced(const Layout& layout, const GpuPlacement& placement, uint32_t tokens,
+                std::byte* raw, bool to_raw) {
+  for (size_t l = 0; l < layout.layers.size(); ++l) {
+    for (size_t p = 0; p < layout.layers[l].planes.size(); ++p) {
+      const PlaneSpec& spec = layout.layers[l].planes[p];
+      const DevicePlane& plane = placement.planes[l][p];
+      const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
+      for (uint32_t t = 0; t < tokens; ++t) {
+        const uint64_t at = placement.first_token + t;
+        for (uint32_t h = 0; h < spec.heads; ++h) {
+          std::byte* placed =
+              plane.data_dev + placement.blocks[at / placement.block_tokens] * plane.block_stride +
+              at % placement.block_tokens * plane.token_stride + h * plane.head_stride;
+          std::memcpy(to_raw ? raw : placed, to_raw ? placed : raw, vector_bytes);
+          raw += vector_bytes;
+        }
+      }
+    }
+  }
+}
+
+// Host memory of this process; its handle is the address.
+class FakeRegion final : public GpuRegion {
+ public:
+  FakeRegion(std::shared_ptr<FakeGpuScript> script, const GpuMemoryHandle& handle)
+      : script_(std::move(script)),
+        data_(LoadLe<std::byte*>(handle.ipc_handle.data()) + handle.offset),
+        bytes_(handle.bytes) {
+    script_->CountRegion(1);
+  }
+  ~FakeRegion() override { script_->CountRegion(-1); }
+  std::byte* data_dev() const override { return data_; }
+  size_t bytes() const override { return bytes_; }
+
+ private:
+  const std::shared_ptr<FakeGpuScript> script_;
+  std::byte* const data_;
+  const size_t bytes_;
+};
+
 class FakeLane final : public GpuLane {
  public:
   explicit FakeLane(std::shared_ptr<FakeGpuScript> script) : script_(std::move(script)) {}
@@ -45,7 +86,13 @@ class FakeLane final : public GpuLane {
     options.profile = batch.profile;
     options.start_position = job->start_position;
     options.exact_tokens = job->exact_tokens;
-    const ByteSpan raw = ByteSpan(job->pinned).first(job->raw_bytes);
+    ByteVector gathered;
+    ByteSpan raw = ByteSpan(job->pinned).first(job->raw_bytes);
+    if (job->placement) {
+      gathered.resize(job->raw_bytes);
+      CopyPlaced(*batch.layout, *job->placement, job->tokens, gathered.data(), true);
+      raw = gathered;
+    }
     auto frame = EncodeFrame(*batch.layout, job->tokens,
                              RawChunkViews(*batch.layout, job->tokens, raw), options);
     job->status = frame.status();
@@ -61,6 +108,12 @@ class FakeLane final : public GpuLane {
     auto decoder = FrameDecoder::Open(job->frame, layout, batch.profile);
     if (!decoder.ok()) return decoder.status();
     job->status = absl::OkStatus();
+    if (job->placement) {
+      ByteVector raw(layout.token_bytes() * job->tokens);
+      absl::Status status = DecodeFrame(*decoder, layout, raw);
+      if (status.ok()) CopyPlaced(layout, *job->placement, job->tokens, raw.data(), false);
+      return status;
+    }
     ByteVector scratch;
     std::byte* at = job->pinned.data();
     for (uint32_t l = job->first_layer; l < job->first_layer + job->layers; ++l) {
@@ -98,6 +151,13 @@ class FakeGpu final : public GpuDevice {
   absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() override {
     return std::make_unique<FakeLane>(script_);
   }
+  absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(
+      const GpuMemoryHandle& handle) override {
+    if (handle.ipc_handle.size() != sizeof(std::byte*)) {
+      return absl::InvalidArgumentError("no handle of a fake");
+    }
+    return std::make_shared<FakeRegion>(script_, handle);
+  }
 
  private:
   const std::shared_ptr<FakeGpuScript> script_;
@@ -110,6 +170,16 @@ class FakeGpu final : public GpuDevice {
 void FakeGpuScript::FailNext(int batches, absl::Status status) {
   MutexLock lock(mutex_);
   failures_.insert(failures_.end(), batches, status);
+}
+
+void FakeGpuScript::CountRegion(int change) {
+  MutexLock lock(mutex_);
+  regions_ += change;
+}
+
+int FakeGpuScript::regions() const {
+  MutexLock lock(mutex_);
+  return regions_;
 }
 
 void FakeGpuScript::SetCapacity(size_t raw_bytes) {

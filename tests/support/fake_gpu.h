@@ -29,11 +29,13 @@ class FakeGpuScript {
   void WaitForBatches(size_t count);  // begun
   std::vector<size_t> batch_sizes() const;
   int most_at_once() const;
+  int regions() const;  // mapped now
 
   // For the lanes.
   absl::Status Begin(size_t jobs, size_t raw_bytes);
   void End();
   bool spoils() const;
+  void CountRegion(int change);
 
  private:
   mutable Mutex mutex_;
@@ -46,6 +48,7 @@ class FakeGpuScript {
   std::vector<size_t> batch_sizes_ LKV_GUARDED_BY(mutex_);
   int at_once_ LKV_GUARDED_BY(mutex_) = 0;
   int most_at_once_ LKV_GUARDED_BY(mutex_) = 0;
+  int regions_ LKV_GUARDED_BY(mutex_) = 0;
 };
 
 std::unique_ptr<GpuDevice> MakeFakeGpu(std::shared_ptr<FakeGpuScript> script,

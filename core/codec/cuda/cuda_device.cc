@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <optional>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -12,6 +12,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/arena_layout.h"
 #include "core/codec/cuda/cuda_decoder.h"
+#include "core/codec/cuda/cuda_driver.h"
 #include "core/codec/cuda/cuda_encoder.h"
 #include "core/codec/cuda/sm_budget.h"
 #include "core/codec/gpu/gpu_device.h"
@@ -19,8 +20,8 @@
 namespace latticekv {
 namespace {
 
-// Page-locked memory of a lane for the plans' tasks and results.
-constexpr size_t kLanePinnedBytes = 32 << 20;
+// Of the ring's size, page-locked memory of each lane for the plans' tasks and results.
+constexpr size_t kLanePinnedShare = 8;
 // Looks at an event in a row, and the pause between looks after that.
 constexpr int kEagerLooks = 200;
 constexpr std::chrono::microseconds kPause{20};
@@ -40,6 +41,12 @@ std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uin
   return out;
 }
 
+// Working memory of a lane.
+struct LaneMemory {
+  size_t device_bytes = 0;
+  size_t pinned_bytes = 0;
+};
+
 size_t PlanesBytes(const Layout& layout, uint32_t tokens, uint32_t first, uint32_t layers) {
   size_t bytes = 0;
   for (uint32_t l = first; l < first + layers; ++l) {
@@ -57,16 +64,18 @@ absl::Status TooLarge(size_t device_bytes, size_t pinned_bytes) {
 class CudaLane final : public GpuLane {
  public:
   static absl::StatusOr<std::unique_ptr<GpuLane>> Make(int device, const SmBudget& budget,
-                                                       size_t device_bytes, int64_t timeout_ms) {
-    auto lane = std::unique_ptr<CudaLane>(new CudaLane(device, budget, device_bytes, timeout_ms));
+                                                       const LaneMemory& sizes,
+                                                       int64_t timeout_ms) {
+    auto lane = std::unique_ptr<CudaLane>(new CudaLane(device, budget, sizes, timeout_ms));
     LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device), "no device"));
     LKV_ASSIGN_OR_RETURN(lane->stream_, budget.MakeStream());
     LKV_RETURN_IF_ERROR(
         CudaStatus(cudaEventCreateWithFlags(&lane->event_, cudaEventDisableTiming), "no event"));
     void* memory = nullptr;
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&memory, device_bytes), "no memory on the device"));
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cudaMalloc(&memory, sizes.device_bytes), "no memory on the device"));
     lane->device_dev_ = static_cast<std::byte*>(memory);
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, kLanePinnedBytes, cudaHostAllocDefault),
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, sizes.pinned_bytes, cudaHostAllocDefault),
                                    "no page-locked memory"));
     lane->pinned_ = static_cast<std::byte*>(memory);
     return lane;
@@ -90,10 +99,11 @@ class CudaLane final : public GpuLane {
   }
 
  private:
-  CudaLane(int device, const SmBudget& budget, size_t device_bytes, int64_t timeout_ms)
+  CudaLane(int device, const SmBudget& budget, const LaneMemory& sizes, int64_t timeout_ms)
       : device_(device),
         max_multiprocessors_(budget.multiprocessors()),
-        device_bytes_(device_bytes),
+        device_bytes_(sizes.device_bytes),
+        pinned_bytes_(sizes.pinned_bytes),
         timeout_ms_(timeout_ms) {}
 
   // Leaves nothing in flight, whatever `work` came to.
@@ -128,11 +138,11 @@ class CudaLane final : public GpuLane {
   // What is left of the working memory behind `staging_bytes`.
   absl::StatusOr<CudaArena> ArenaBehind(size_t staging_bytes, size_t device_bytes,
                                         size_t pinned_bytes) const {
-    if (staging_bytes + device_bytes > device_bytes_ || pinned_bytes > kLanePinnedBytes) {
+    if (staging_bytes + device_bytes > device_bytes_ || pinned_bytes > pinned_bytes_) {
       return TooLarge(staging_bytes + device_bytes, pinned_bytes);
     }
     return CudaArena{device_dev_ + staging_bytes, device_bytes_ - staging_bytes, pinned_,
-                     kLanePinnedBytes};
+                     pinned_bytes_};
   }
 
   absl::Status EncodeNow(const GpuEncodeBatch& batch) {
@@ -144,6 +154,11 @@ class CudaLane final : public GpuLane {
       chunk.tokens = job->tokens;
       chunk.start_position = job->start_position;
       chunk.exact_tokens = job->exact_tokens;
+      if (job->placement) {
+        chunk.planes = job->placement->planes;
+        chunk.table = job->placement->table();
+        continue;
+      }
       chunk.planes =
           ContiguousPlanes(layout, job->tokens, 0, static_cast<uint32_t>(layout.layers.size()),
                            device_dev_ + staging);
@@ -159,6 +174,7 @@ class CudaLane final : public GpuLane {
                          ArenaBehind(staging, plan.device_bytes(), plan.pinned_bytes()));
     size_t at = 0;
     for (const GpuEncodeJob* job : batch.jobs) {
+      if (job->placement) continue;
       LKV_RETURN_IF_ERROR(
           CudaStatus(cudaMemcpyAsync(device_dev_ + at, job->pinned.data(), job->raw_bytes,
                                      cudaMemcpyHostToDevice, stream_),
@@ -191,6 +207,11 @@ class CudaLane final : public GpuLane {
       chunk.frame = job->frame;
       chunk.first_layer = job->first_layer;
       chunk.layers = job->layers;
+      if (job->placement) {
+        chunk.planes = job->placement->planes;
+        chunk.table = job->placement->table();
+        continue;
+      }
       chunk.planes = ContiguousPlanes(layout, job->tokens, job->first_layer,
                                       job->first_layer + job->layers, device_dev_ + staging);
       staging +=
@@ -204,6 +225,7 @@ class CudaLane final : public GpuLane {
     LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream_, max_multiprocessors_));
     size_t at = 0;
     for (const GpuDecodeJob* job : batch.jobs) {
+      if (job->placement) continue;
       if (!job->pinned.empty()) {
         LKV_RETURN_IF_ERROR(
             CudaStatus(cudaMemcpyAsync(job->pinned.data(), device_dev_ + at, job->pinned.size(),
@@ -222,7 +244,7 @@ class CudaLane final : public GpuLane {
 
   const int device_;
   const uint32_t max_multiprocessors_;
-  const size_t device_bytes_;
+  const size_t device_bytes_, pinned_bytes_;
   const int64_t timeout_ms_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;
@@ -231,10 +253,74 @@ class CudaLane final : public GpuLane {
   bool hung_ = false;
 };
 
+// Another process's memory. The driver keeps it for as long as it is mapped, whatever becomes of
+// that process.
+class CudaRegion final : public GpuRegion {
+ public:
+  CudaRegion(int device, void* base, const GpuMemoryHandle& handle)
+      : device_(device), base_(base), offset_(handle.offset), bytes_(handle.bytes) {}
+  ~CudaRegion() override {
+    cudaSetDevice(device_);
+    cudaIpcCloseMemHandle(base_);
+  }
+  std::byte* data_dev() const override { return static_cast<std::byte*>(base_) + offset_; }
+  size_t bytes() const override { return bytes_; }
+
+ private:
+  const int device_;
+  void* const base_;
+  const size_t offset_, bytes_;
+};
+
+// Bytes of the allocation from `base` on.
+absl::StatusOr<size_t> AllocationBytes(void* base) {
+  LKV_ASSIGN_OR_RETURN(const auto range,
+                       DriverFunction<decltype(&cuMemGetAddressRange)>("cuMemGetAddressRange"));
+  CUdeviceptr begin = 0;
+  size_t bytes = 0;
+  LKV_RETURN_IF_ERROR(DriverStatus(range(&begin, &bytes, reinterpret_cast<CUdeviceptr>(base)),
+                                   "cannot ask for the size of the memory"));
+  return bytes - (reinterpret_cast<CUdeviceptr>(base) - begin);
+}
+
+absl::StatusOr<std::shared_ptr<const GpuRegion>> MapRegion(int device, const std::string& uuid,
+                                                           const GpuMemoryHandle& handle) {
+  if (handle.device_uuid != uuid) {
+    return absl::FailedPreconditionError(
+        "the memory is on another GPU than the daemon's; start the daemon with --gpu of that one");
+  }
+  cudaIpcMemHandle_t ipc{};
+  if (handle.ipc_handle.size() != sizeof(ipc)) {
+    return absl::InvalidArgumentError(absl::StrCat("ipc_handle has ", handle.ipc_handle.size(),
+                                                   " bytes; CUDA's have ", sizeof(ipc)));
+  }
+  std::memcpy(&ipc, handle.ipc_handle.data(), sizeof(ipc));
+  LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device), "no device"));
+  void* base = nullptr;
+  if (const cudaError_t error = cudaIpcOpenMemHandle(&base, ipc, cudaIpcMemLazyEnablePeerAccess);
+      error != cudaSuccess) {
+    cudaGetLastError();
+    return absl::InvalidArgumentError(
+        absl::StrCat("the memory handle cannot be opened: ", cudaGetErrorString(error),
+                     "; is it of a live process and of memory from cudaMalloc?"));
+  }
+  auto region = std::make_shared<CudaRegion>(device, base, handle);
+  LKV_ASSIGN_OR_RETURN(const size_t bytes, AllocationBytes(base));
+  if (handle.offset > bytes || handle.bytes > bytes - handle.offset) {
+    return absl::InvalidArgumentError(absl::StrCat("the memory has ", bytes, " bytes, and ",
+                                                   handle.bytes, " from byte ", handle.offset,
+                                                   " on are not all within"));
+  }
+  return region;
+}
+
 class CudaDevice final : public GpuDevice {
  public:
-  CudaDevice(const GpuOptions& options, SmBudget budget, std::string name)
-      : options_(options), budget_(std::move(budget)), name_(std::move(name)) {}
+  CudaDevice(const GpuOptions& options, SmBudget budget, const cudaDeviceProp& properties)
+      : options_(options),
+        budget_(std::move(budget)),
+        name_(properties.name),
+        uuid_(properties.uuid.bytes, sizeof(properties.uuid.bytes)) {}
   ~CudaDevice() override {
     if (ring_ != nullptr) cudaFreeHost(ring_);
   }
@@ -249,14 +335,21 @@ class CudaDevice final : public GpuDevice {
   }
   MutableByteSpan ring() override { return {static_cast<std::byte*>(ring_), options_.ring_bytes}; }
   absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() override {
-    const size_t bytes = options_.memory_bytes / options_.streams / kArenaAlignment;
-    return CudaLane::Make(options_.device, budget_, bytes * kArenaAlignment, options_.timeout_ms);
+    LaneMemory sizes;
+    sizes.device_bytes =
+        options_.memory_bytes / options_.streams / kArenaAlignment * kArenaAlignment;
+    sizes.pinned_bytes = options_.ring_bytes / kLanePinnedShare;
+    return CudaLane::Make(options_.device, budget_, sizes, options_.timeout_ms);
+  }
+  absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(
+      const GpuMemoryHandle& handle) override {
+    return MapRegion(options_.device, uuid_, handle);
   }
 
  private:
   const GpuOptions options_;
   const SmBudget budget_;
-  const std::string name_;
+  const std::string name_, uuid_;
   void* ring_ = nullptr;
 };
 
@@ -281,7 +374,7 @@ absl::StatusOr<std::unique_ptr<GpuDevice>> OpenCudaDevice(const GpuOptions& opti
   LKV_RETURN_IF_ERROR(
       CudaStatus(cudaGetDeviceProperties(&properties, options.device), "cannot ask the device"));
   LKV_ASSIGN_OR_RETURN(SmBudget budget, SmBudget::Make(options.device, options.sm_percent));
-  auto device = std::make_unique<CudaDevice>(options, std::move(budget), properties.name);
+  auto device = std::make_unique<CudaDevice>(options, std::move(budget), properties);
   LKV_RETURN_IF_ERROR(device->AllocateRing());
   return device;
 }

@@ -1,39 +1,13 @@
 #include "core/codec/cuda/sm_budget.h"
 
-#include <cuda.h>
-
 #include <algorithm>
 
-#include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "core/codec/cuda/cuda_driver.h"
 #include "core/codec/cuda/cuda_memory.h"
 
 namespace latticekv {
 namespace {
-
-// Function of the driver, found at run time: the build needs no driver, and older ones lack some.
-template <typename Function>
-absl::StatusOr<Function> DriverFunction(const char* name) {
-  constexpr unsigned int kVersion = 12040;  // of the first driver with green contexts
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t error =
-      cudaGetDriverEntryPointByVersion(name, &function, kVersion, cudaEnableDefault, &found);
-  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess || function == nullptr) {
-    cudaGetLastError();
-    return absl::UnimplementedError(
-        "the driver cannot part the multiprocessors; use a driver of CUDA 12.4 or later, or "
-        "--gpu_sm_percent=100");
-  }
-  return reinterpret_cast<Function>(function);
-}
-
-absl::Status DriverStatus(CUresult result, const char* what) {
-  if (result == CUDA_SUCCESS) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("CUDA driver: ", what, ": error ", static_cast<int>(result)));
-}
 
 absl::StatusOr<uint32_t> DeviceMultiprocessors(int device) {
   int count = 0;

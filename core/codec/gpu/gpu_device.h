@@ -35,6 +35,34 @@ struct GpuOptions {
   size_t min_job_bytes = limits::kGpuMinJobBytes;
 };
 
+// Memory of another process of this host, as the driver hands it over.
+struct GpuMemoryHandle {
+  std::string ipc_handle;   // 64 bytes
+  std::string device_uuid;  // 16 bytes
+  uint64_t offset = 0;      // of the memory in the allocation that the handle is of
+  uint64_t bytes = 0;
+};
+
+// Such memory, mapped until the object ends. The other process may end before.
+class GpuRegion {
+ public:
+  virtual ~GpuRegion() = default;
+  virtual std::byte* data_dev() const = 0;
+  virtual size_t bytes() const = 0;
+};
+
+// Where a chunk lies in a region, instead of page-locked memory. Addresses are within the region:
+// whoever makes one checks that.
+struct GpuPlacement {
+  std::shared_ptr<const GpuRegion> region;
+  std::vector<std::vector<DevicePlane>> planes;  // [layer][plane]
+  std::vector<uint32_t> blocks;                  // as BlockTable's
+  uint32_t block_tokens = 0;
+  uint64_t first_token = 0;
+
+  BlockTable table() const { return {blocks, block_tokens, first_token}; }
+};
+
 // A chunk to encode. `status` and what follows is set by the lane when the batch went well.
 struct GpuEncodeJob {
   uint32_t tokens = 0;
@@ -43,6 +71,7 @@ struct GpuEncodeJob {
   // The raw payload (as RawChunkViews has it) in its first raw_bytes; then the frame in its first
   // frame_bytes.
   MutableByteSpan pinned;
+  std::shared_ptr<const GpuPlacement> placement;  // of the raw payload, if it is not in `pinned`
   size_t raw_bytes = 0;
   absl::Status status;
   size_t frame_bytes = 0;
@@ -57,7 +86,8 @@ struct GpuDecodeJob {
   // Page-locked memory for raw bytes, [layer][plane] contiguous; empty: only find out whether the
   // frame decodes.
   MutableByteSpan pinned;
-  absl::Status status;  // DATA_LOSS: damaged symbols
+  std::shared_ptr<const GpuPlacement> placement;  // of the raw bytes, instead of `pinned`
+  absl::Status status;                            // DATA_LOSS: damaged symbols
 };
 
 // What the chunks of a batch share.
@@ -96,6 +126,9 @@ class GpuDevice {
   // options.ring_bytes of page-locked memory, aligned to 256 bytes.
   virtual MutableByteSpan ring() = 0;
   virtual absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() = 0;
+  // INVALID_ARGUMENT: there is no such memory; FAILED_PRECONDITION: it is on another device.
+  virtual absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(
+      const GpuMemoryHandle& handle) = 0;
 };
 
 // The CUDA device that `options` name. FAILED_PRECONDITION: there is none, or this build knows no

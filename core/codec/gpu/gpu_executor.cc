@@ -27,6 +27,25 @@ GpuFallback FallbackOf(const absl::Status& refusal) {
   return GpuFallback::kRejected;
 }
 
+// For those whom no CPU can help.
+absl::Status ErrorOf(GpuFallback why) {
+  switch (why) {
+    case GpuFallback::kMemoryShort:
+      return absl::ResourceExhaustedError(
+          "the GPU's memory is too short for the chunk; raise --gpu_memory_bytes or go by the "
+          "host");
+    case GpuFallback::kUnsupported:
+    case GpuFallback::kSmall:
+      return absl::UnimplementedError("the GPU does not code such chunks; go by the host");
+    case GpuFallback::kRejected:
+      return absl::DataLossError("the GPU refused the chunk");
+    default:
+      return absl::UnavailableError(absl::StrCat("the GPU did not do it (",
+                                                 std::string(GpuFallbackName(why)),
+                                                 "); try again later or go by the host"));
+  }
+}
+
 size_t RawBytes(const Layout& layout, uint32_t tokens, uint32_t first_layer, uint32_t layers) {
   size_t bytes = 0;
   for (uint32_t l = first_layer; l < first_layer + layers; ++l) {
@@ -132,13 +151,13 @@ absl::Status GpuExecutor::SelfTest() {
   return absl::OkStatus();
 }
 
-GpuFallback GpuExecutor::Count(GpuFallback why) {
+std::optional<GpuFallback> GpuExecutor::Count(GpuFallback why) {
   ++fallbacks_[static_cast<size_t>(why)];
   return why;
 }
 
-std::optional<GpuFallback> GpuExecutor::TakeRoom(const JobPtr& job, size_t bytes) {
-  const int64_t deadline = NowMs() + options_.queue_wait_ms;
+std::optional<GpuFallback> GpuExecutor::TakeRoom(const JobPtr& job, size_t bytes, int64_t wait_ms) {
+  const int64_t deadline = NowMs() + wait_ms;
   MutexLock lock(mutex_);
   while (true) {
     if (!on_) return GpuFallback::kOff;
@@ -200,51 +219,79 @@ std::optional<GpuFallback> GpuExecutor::Wait(const JobPtr& job) {
 }
 
 std::optional<ByteVector> GpuExecutor::Encode(const GpuEncodeRequest& request) {
-  const auto fall_back = [this](GpuFallback why) -> std::optional<ByteVector> {
-    Count(why);
-    return std::nullopt;
-  };
-  const EncodeOptions& options = request.options;
-  // Exact frames are copies that zstd makes smaller, on a CPU either way.
-  if (options.preset == PresetId::kExact || options.preset == PresetId::kSeed ||
-      options.mass.data != nullptr || !options.keep.empty()) {
-    return fall_back(GpuFallback::kUnsupported);
+  ByteVector frame;
+  if (RunEncode(request, &frame)) return std::nullopt;
+  return frame;
+}
+
+bool GpuExecutor::Decode(const GpuDecodeRequest& request) {
+  return !RunDecode(request).has_value();
+}
+
+absl::StatusOr<ByteVector> GpuExecutor::EncodeFrom(const GpuEncodeRequest& request) {
+  ByteVector frame;
+  if (const auto why = RunEncode(request, &frame)) return ErrorOf(*why);
+  return frame;
+}
+
+absl::Status GpuExecutor::DecodeTo(const GpuDecodeRequest& request) {
+  const auto why = RunDecode(request);
+  return why ? ErrorOf(*why) : absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const GpuRegion>> GpuExecutor::OpenRegion(
+    const GpuMemoryHandle& handle) {
+  {
+    MutexLock lock(mutex_);
+    if (!on_) return ErrorOf(GpuFallback::kOff);
   }
-  if (request.raw.size() < options_.min_job_bytes) return fall_back(GpuFallback::kSmall);
+  return device_->OpenRegion(handle);
+}
+
+std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& request,
+                                                  ByteVector* frame) {
+  const EncodeOptions& options = request.options;
+  const bool on_device = request.placement != nullptr;
+  // Exact frames are copies that zstd makes smaller, on a CPU either way.
+  if ((options.preset == PresetId::kExact && !on_device) || options.preset == PresetId::kSeed ||
+      options.mass.data != nullptr || !options.keep.empty()) {
+    return Count(GpuFallback::kUnsupported);
+  }
+  const size_t raw_bytes = request.layout->token_bytes() * request.tokens;
+  if (raw_bytes < options_.min_job_bytes && !on_device) return Count(GpuFallback::kSmall);
   auto job = std::make_shared<Job>();
   job->is_encode = true;
   job->layout = request.layout;
   job->profile = request.profile;
   job->preset = options.preset;
   job->stats = options.stats;
-  job->raw_bytes = request.raw.size();
+  job->raw_bytes = raw_bytes;
   job->encode.tokens = request.tokens;
   job->encode.start_position = options.start_position;
   job->encode.exact_tokens = options.exact_tokens;
-  job->encode.raw_bytes = request.raw.size();
-  const size_t bytes = FrameBytesBound(request.layout->layers.size(), request.raw.size());
-  if (const auto why = TakeRoom(job, bytes)) return fall_back(*why);
+  job->encode.raw_bytes = raw_bytes;
+  job->encode.placement = request.placement;
+  const size_t bytes = FrameBytesBound(request.layout->layers.size(), raw_bytes);
+  const int64_t wait_ms = on_device ? options_.timeout_ms : options_.queue_wait_ms;
+  if (const auto why = TakeRoom(job, bytes, wait_ms)) return Count(*why);
   job->encode.pinned = RoomOf(*job, bytes);
-  std::memcpy(job->encode.pinned.data(), request.raw.data(), request.raw.size());
-  if (const auto why = Wait(job)) return fall_back(*why);
-  const std::byte* frame = job->encode.pinned.data();
-  ByteVector out(frame, frame + job->encode.frame_bytes);
+  if (!on_device) std::memcpy(job->encode.pinned.data(), request.raw.data(), raw_bytes);
+  if (const auto why = Wait(job)) return Count(*why);
+  const std::byte* from = job->encode.pinned.data();
+  frame->assign(from, from + job->encode.frame_bytes);
   GiveRoomBack(job);
   ++encodes_done_;
-  return out;
+  return std::nullopt;
 }
 
-bool GpuExecutor::Decode(const GpuDecodeRequest& request) {
-  const auto fall_back = [this](GpuFallback why) {
-    Count(why);
-    return false;
-  };
-  if (request.preset == PresetId::kExact || request.preset == PresetId::kSeed) {
-    return fall_back(GpuFallback::kUnsupported);
+std::optional<GpuFallback> GpuExecutor::RunDecode(const GpuDecodeRequest& request) {
+  const bool on_device = request.placement != nullptr;
+  if ((request.preset == PresetId::kExact && !on_device) || request.preset == PresetId::kSeed) {
+    return Count(GpuFallback::kUnsupported);
   }
   const Layout& layout = *request.layout;
   const size_t raw_bytes = RawBytes(layout, request.tokens, request.first_layer, request.layers);
-  if (raw_bytes < options_.min_job_bytes) return fall_back(GpuFallback::kSmall);
+  if (raw_bytes < options_.min_job_bytes && !on_device) return Count(GpuFallback::kSmall);
   auto job = std::make_shared<Job>();
   job->layout = request.layout;
   job->profile = request.profile;
@@ -253,13 +300,16 @@ bool GpuExecutor::Decode(const GpuDecodeRequest& request) {
   job->decode.tokens = request.tokens;
   job->decode.first_layer = request.first_layer;
   job->decode.layers = request.layers;
+  job->decode.placement = request.placement;
   // A whole frame comes up from the ring; single layers, much smaller, from where they are.
   const bool whole = request.layers == layout.layers.size();
   const size_t out_bytes = request.out.empty() ? 0 : raw_bytes;
   const size_t frame_at =
       (out_bytes + PinnedRing::kAlignment - 1) / PinnedRing::kAlignment * PinnedRing::kAlignment;
-  const size_t bytes = whole ? frame_at + request.frame.size() : out_bytes;
-  if (const auto why = TakeRoom(job, bytes)) return fall_back(*why);
+  // At least a byte: a job always has room of its own.
+  const size_t bytes = std::max<size_t>(1, whole ? frame_at + request.frame.size() : out_bytes);
+  const int64_t wait_ms = on_device ? options_.timeout_ms : options_.queue_wait_ms;
+  if (const auto why = TakeRoom(job, bytes, wait_ms)) return Count(*why);
   const MutableByteSpan room = RoomOf(*job, bytes);
   job->decode.pinned = room.first(out_bytes);
   job->decode.frame = request.frame;
@@ -267,7 +317,7 @@ bool GpuExecutor::Decode(const GpuDecodeRequest& request) {
     std::memcpy(room.data() + frame_at, request.frame.data(), request.frame.size());
     job->decode.frame = room.subspan(frame_at);
   }
-  if (const auto why = Wait(job)) return fall_back(*why);
+  if (const auto why = Wait(job)) return Count(*why);
   const std::byte* from = room.data();
   for (const MutableByteSpan& plane : request.out) {
     std::memcpy(plane.data(), from, plane.size());
@@ -275,7 +325,7 @@ bool GpuExecutor::Decode(const GpuDecodeRequest& request) {
   }
   GiveRoomBack(job);
   ++decodes_done_;
-  return true;
+  return std::nullopt;
 }
 
 void GpuExecutor::RunLane(GpuLane& lane) {

@@ -52,7 +52,8 @@ struct GpuEncodeRequest {
   std::shared_ptr<const ModelProfile> profile;  // may be null; options.profile is not looked at
   uint32_t tokens = 0;
   EncodeOptions options;
-  ByteSpan raw;  // as RawChunkViews has it
+  ByteSpan raw;                                   // as RawChunkViews has it
+  std::shared_ptr<const GpuPlacement> placement;  // of EncodeFrom: where the chunk is
 };
 
 struct GpuDecodeRequest {
@@ -66,6 +67,7 @@ struct GpuDecodeRequest {
   uint32_t layers = 0;  // at least 1
   // Contiguous planes of the layers, one after the other; empty: only find out whether they decode.
   std::span<const MutableByteSpan> out;
+  std::shared_ptr<const GpuPlacement> placement;  // of DecodeTo: where the layers go
 };
 
 // Thread-safe. No call may be under way when it is destroyed.
@@ -87,6 +89,13 @@ class GpuExecutor {
   // False: the caller decodes. What `out` holds is then unspecified.
   bool Decode(const GpuDecodeRequest& request);
 
+  // The same with memory on the device, which no CPU can stand in for: RESOURCE_EXHAUSTED (memory
+  // of the device), UNIMPLEMENTED (stages), DATA_LOSS (the frame) or UNAVAILABLE (the device fails,
+  // is off or too busy).
+  absl::StatusOr<ByteVector> EncodeFrom(const GpuEncodeRequest& request);
+  absl::Status DecodeTo(const GpuDecodeRequest& request);
+  absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(const GpuMemoryHandle& handle);
+
   GpuStats stats() const;
 
  private:
@@ -97,8 +106,11 @@ class GpuExecutor {
               OffListener off_listener);
   absl::Status SelfTest();
 
+  // Both count what they could not do.
+  std::optional<GpuFallback> RunEncode(const GpuEncodeRequest& request, ByteVector* frame);
+  std::optional<GpuFallback> RunDecode(const GpuDecodeRequest& request);
   // Takes room in the ring for the job.
-  std::optional<GpuFallback> TakeRoom(const JobPtr& job, size_t bytes);
+  std::optional<GpuFallback> TakeRoom(const JobPtr& job, size_t bytes, int64_t wait_ms);
   MutableByteSpan RoomOf(const Job& job, size_t bytes);
   // Queues the job and waits for its end. A fallback unless the device did it, and the room is
   // given back then.
@@ -113,7 +125,7 @@ class GpuExecutor {
   void NoteDeviceError(const absl::Status& error);
   void TurnOff(const absl::Status& why);
   void FinishLocked(const JobPtr& job, std::optional<GpuFallback> fallback) LKV_REQUIRES(mutex_);
-  GpuFallback Count(GpuFallback why);
+  std::optional<GpuFallback> Count(GpuFallback why);
 
   const GpuOptions options_;
   const OffListener off_listener_;
