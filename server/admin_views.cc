@@ -307,6 +307,8 @@ void FillCodecPaths(CacheEngine& engine, v1::CodecPaths* out) {
   out->set_gpu_decodes(gpu.decodes);
   out->set_gpu_batches(gpu.batches);
   out->set_gpu_errors(gpu.errors);
+  out->set_gpu_regions(engine.gpu_regions().count());
+  out->set_gpu_region_bytes(engine.gpu_regions().bytes());
   for (size_t i = 0; i < kGpuFallbacks; ++i) {
     if (gpu.fallbacks[i] == 0) continue;
     v1::GpuFallbacks* fallback = out->add_fallbacks();

@@ -163,6 +163,32 @@ void EndAtHole(const ReadPlan& plan, ReadBlock* block) {
                                   " is not stored; put it again"));
 }
 
+// Of reads into GPU memory.
+absl::Status FindTarget(CacheEngine& engine, const v1::GetBlocksRequest& request, ReadPlan* plan) {
+  if (plan->frames || request.first_layer() != 0 || request.layer_count() != 0) {
+    return absl::InvalidArgumentError("a target takes whole blocks; ask for RAW and all layers");
+  }
+  plan->target = engine.gpu_regions().Find(request.target().region_id());
+  if (plan->target) return absl::OkStatus();
+  return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_GPU,
+                   "there is no such GPU memory; hand it over (OpenRegion) and keep that stream");
+}
+
+absl::Status PlanPlace(const ReadPlan& plan, const v1::GetBlocksRequest& request,
+                       ReadBlock* block) {
+  const BlockMetadata& m = block->metadata;
+  if (m.fingerprint == plan.target->fingerprint()) {
+    LKV_ASSIGN_OR_RETURN(block->placement,
+                         plan.target->Place(request.target().table(), m.start_position, m.tokens));
+    return absl::OkStatus();
+  }
+  block->block.reset();
+  block->decoder.reset();
+  block->miss =
+      Miss(v1::REASON_OTHER_LAYOUT, "stored under another layout than that of the GPU memory");
+  return absl::OkStatus();
+}
+
 // Chooses what comes into memory whole, and begins to read it ahead of the sender.
 void Promote(CacheEngine& engine, ReadPlan* plan) {
   size_t left = engine.config().memory_bytes / kPromotedShare;
@@ -195,6 +221,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
   if (plan.frames && (request.first_layer() != 0 || request.layer_count() != 0)) {
     return absl::InvalidArgumentError("layers can be chosen with RAW only; frames come whole");
   }
+  if (request.has_target()) LKV_RETURN_IF_ERROR(FindTarget(engine, request, &plan));
   LKV_ASSIGN_OR_RETURN(const auto hashes, HashesOf(engine, name_space, request));
   plan.first_layer = request.first_layer();
   plan.end_layer = plan.first_layer;
@@ -218,6 +245,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
                                                        name_space, "'; register it first"));
     }
     if (block->block && !request.session().empty()) EndAtHole(plan, block.get());
+    if (block->block && plan.target) LKV_RETURN_IF_ERROR(PlanPlace(plan, request, block.get()));
     if (block->block) {
       const auto layers = static_cast<uint32_t>(block->layout->layers.size());
       if (plan.first_layer >= layers) {
@@ -369,6 +397,41 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
     offset += size;
   }
   return parts;
+}
+
+absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block) {
+  StoredFrame stored;
+  stored.in_memory = block.InMemory(engine.store());
+  if (!stored.in_memory) {
+    stored.read.resize(block.block->frame_bytes);
+    LKV_RETURN_IF_ERROR(block.block->ReadFrame(0, stored.read));
+  }
+  GpuDecodeRequest request;
+  request.layout = block.layout;
+  request.profile = block.profile;
+  request.frame = stored.bytes();
+  request.frame_owner = stored.in_memory;
+  request.preset = block.decoder->info().preset;
+  request.tokens = block.metadata.tokens;
+  request.layers = static_cast<uint32_t>(block.layout->layers.size());
+  request.placement = block.placement;
+  const absl::Status placed = engine.gpu()->DecodeTo(request);
+  if (placed.ok()) {
+    engine.metrics().decode_bytes += block.metadata.raw_bytes;
+    return placed;
+  }
+  if (absl::IsDataLoss(placed)) {
+    // What the device refused is for a CPU to judge.
+    ByteVector raw(block.metadata.raw_bytes);
+    auto decoder = FrameDecoder::Open(stored.bytes(), *block.layout, block.profile.get());
+    const absl::Status sound =
+        decoder.ok() ? DecodeFrame(*decoder, *block.layout, raw) : decoder.status();
+    if (!sound.ok()) {
+      engine.DropCorrupt(block.block, std::string(sound.message()));
+      return sound;
+    }
+  }
+  return WithReason(absl::FailedPreconditionError(placed.message()), v1::REASON_GPU);
 }
 
 absl::StatusOr<StoredFrame> CheckStoredFrame(CacheEngine& engine, const ReadBlock& block) {

@@ -24,8 +24,9 @@ struct ReadBlock {
   v1::ErrorDetail miss;
   std::shared_ptr<const Layout> layout;
   std::shared_ptr<const ModelProfile> profile;
-  std::optional<FrameDecoder> decoder;  // of raw reads
-  uint64_t payload_bytes = 0;           // of the parts asked for
+  std::optional<FrameDecoder> decoder;            // of raw reads
+  uint64_t payload_bytes = 0;                     // of the parts asked for
+  std::shared_ptr<const GpuPlacement> placement;  // of reads into GPU memory
   std::vector<uint64_t> layer_offsets;  // of raw reads, within the block's raw payload; layers + 1
 
   bool on_disk() const { return block && block->tier() == Tier::kDisk; }
@@ -42,6 +43,7 @@ struct ReadBlock {
 struct ReadPlan {
   std::vector<std::unique_ptr<ReadBlock>> blocks;
   bool frames = false;
+  std::shared_ptr<const GpuCacheRegion> target;  // of reads into GPU memory
   uint32_t first_layer = 0;
   uint32_t end_layer = 0;  // over all blocks
 };
@@ -66,6 +68,10 @@ size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
 // layers.
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer);
+
+// Decodes the whole block into its place in GPU memory. DATA_LOSS as above; UNAVAILABLE with
+// REASON_DISK or any other error with REASON_GPU when the block is there and could not be placed.
+absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block);
 
 // A whole frame: that of a block in memory, or read from disk.
 struct StoredFrame {

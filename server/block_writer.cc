@@ -150,6 +150,20 @@ void DropSuperseded(CacheEngine& engine, const StoredBlock& block, const BlockMe
   }
 }
 
+// The frame of a payload that never leaves the GPU but as a frame.
+absl::StatusOr<ByteVector> EncodeOnGpu(CacheEngine& engine, const PutTarget& target,
+                                       const BlockPlan& plan, const EncodeOptions& options) {
+  auto frame = engine.gpu()->EncodeFrom({target.layout.layout,
+                                         target.layout.profile,
+                                         plan.metadata.tokens,
+                                         options,
+                                         {},
+                                         plan.placement});
+  if (!frame.ok()) return WithReason(frame.status(), v1::REASON_GPU);
+  engine.metrics().encode_bytes += target.layout.layout->token_bytes() * plan.metadata.tokens;
+  return frame;
+}
+
 // The frame of a raw payload.
 absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
                                   const BlockPlan& plan, ByteSpan payload) {
@@ -160,6 +174,7 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   options.exact_tokens = plan.exact_tokens;
   const Layout& layout = *target.layout.layout;
   const BusyTimer timer(engine.metrics().encode_busy_ns);
+  if (plan.placement) return EncodeOnGpu(engine, target, plan, options);
   ByteVector frame;
   std::optional<ByteVector> by_gpu;
   if (engine.gpu() != nullptr) {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ struct BlockPlan {
   uint64_t payload_bytes = 0;
   size_t memory_bytes = 0;  // at most, from the first part to the visible block
   std::vector<uint32_t> exact_tokens;
+  std::shared_ptr<const GpuPlacement> placement;  // of a payload in GPU memory
 };
 
 // INVALID_ARGUMENT, FAILED_PRECONDITION (layout not registered) or RESOURCE_EXHAUSTED.

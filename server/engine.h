@@ -15,6 +15,7 @@
 #include "server/block_catalog.h"
 #include "server/codec_pool.h"
 #include "server/config.h"
+#include "server/gpu_region.h"
 #include "server/layout_registry.h"
 #include "server/metrics.h"
 #include "server/session_registry.h"
@@ -49,6 +50,7 @@ class CacheEngine {
   // Null: CPUs do everything, and gpu_absence() says why.
   GpuExecutor* gpu() { return gpu_.get(); }
   const std::string& gpu_absence() const { return gpu_absence_; }
+  GpuRegionRegistry& gpu_regions() { return gpu_regions_; }
   StreamMonitor& monitor() { return *monitor_; }
   Metrics& metrics() { return metrics_; }
   const Clock& clock() const { return *config_.clock; }
@@ -119,6 +121,7 @@ class CacheEngine {
   std::unique_ptr<UploadAdmission> admission_;
   std::unique_ptr<GpuExecutor> gpu_;
   std::string gpu_absence_;
+  GpuRegionRegistry gpu_regions_;
   // Last: their threads use all of the above.
   std::unique_ptr<CodecPool> codec_pool_;
   std::unique_ptr<CodecPool> background_;

@@ -56,11 +56,11 @@ void GetStream::Prepare() {
 }
 
 bool GetStream::AdvanceLocked() {
-  const uint32_t end_layer = plan_.frames ? plan_.first_layer + 1 : plan_.end_layer;
+  const uint32_t end_layer = WholeBlocks() ? plan_.first_layer + 1 : plan_.end_layer;
   for (; next_layer_ < end_layer; ++next_layer_, next_block_ = 0) {
     for (; next_block_ < plan_.blocks.size(); ++next_block_) {
       if (dead_[next_block_]) continue;
-      if (plan_.frames || LayerBytes(*plan_.blocks[next_block_], next_layer_) > 0) return true;
+      if (WholeBlocks() || LayerBytes(*plan_.blocks[next_block_], next_layer_) > 0) return true;
     }
   }
   return false;
@@ -72,7 +72,7 @@ void GetStream::ScheduleLocked() {
     const ReadBlock& block = *plan_.blocks[next_block_];
     // One on disk may have to be read whole, to be checked before its first byte is sent.
     const size_t frame_bytes = block.block->frame_bytes;
-    const size_t bytes = !plan_.frames     ? LayerMemoryBytes(block, next_layer_)
+    const size_t bytes = !WholeBlocks()    ? LayerMemoryBytes(block, next_layer_)
                          : block.on_disk() ? frame_bytes
                                            : std::min(limits::kMaxPartBytes, frame_bytes);
     if (!items_.empty() && window_bytes_ + bytes > engine_.config().decode_ahead_bytes) return;
@@ -119,7 +119,9 @@ void GetStream::Decode(const ItemPtr& item) {
   absl::Status status;
   std::deque<v1::GetPart> parts;
   StoredFrame frame;
-  if (request_.encoding() == v1::ENCODING_FRAME) {
+  if (request_.has_target()) {
+    status = PlaceBlock(engine_, *block);
+  } else if (request_.encoding() == v1::ENCODING_FRAME) {
     auto checked = CheckStoredFrame(engine_, *block);
     status = checked.status();
     if (checked.ok()) frame = *std::move(checked);
@@ -153,6 +155,11 @@ bool GetStream::NextPartLocked(Item& item) {
     item.frame_offset += response_.part().data().size();
     return true;
   }
+  if (plan_.target) {
+    if (std::exchange(item.told, true)) return false;
+    response_.mutable_placed()->set_index(block.index);
+    return true;
+  }
   if (item.parts.empty()) return false;
   *response_.mutable_part() = std::move(item.parts.front());
   item.parts.pop_front();
@@ -178,7 +185,9 @@ bool GetStream::NextMessageLocked() {
     v1::BlockOpen* failed = response_.mutable_failed();
     failed->set_index(index);
     failed->mutable_block()->set_content_hash(DigestToBytes(plan_.blocks[index]->content_hash));
-    if (absl::IsUnavailable(why)) {
+    if (v1::ErrorDetail detail = DetailOf(why); detail.reason() == v1::REASON_GPU) {
+      *failed->mutable_miss() = std::move(detail);
+    } else if (absl::IsUnavailable(why)) {
       failed->mutable_miss()->set_reason(v1::REASON_DISK);
       failed->mutable_miss()->set_message(absl::StrCat(
           std::string(why.message()), "; drop what was sent of this block and ask again later"));

@@ -44,6 +44,7 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
     std::deque<v1::GetPart> parts;  // of raw reads
     StoredFrame frame;              // of frame reads
     uint64_t frame_offset = 0;      // of frame reads: next byte to send
+    bool told = false;              // of reads into GPU memory: that the block is placed
   };
   using ItemPtr = std::shared_ptr<Item>;
 
@@ -54,6 +55,8 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
   void Decode(const ItemPtr& item);
   // Starts decoding as far ahead as the window allows.
   void ScheduleLocked() LKV_REQUIRES(mutex_);
+  // Frames and reads into GPU memory go block by block, not layer by layer.
+  bool WholeBlocks() const LKV_REQUIRES(mutex_) { return plan_.frames || plan_.target != nullptr; }
   // Moves the cursor to the next block that has the layer; false at the end.
   bool AdvanceLocked() LKV_REQUIRES(mutex_);
   // Starts the next write or ends the stream.

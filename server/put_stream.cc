@@ -266,6 +266,10 @@ absl::Status PutStream::AppendPart(const UploadPtr& upload, const PutPartView& p
 absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
   LKV_ASSIGN_OR_RETURN(const UploadPtr upload, FindReceiving(part.index()));
   if (!upload) return absl::OkStatus();
+  if (const auto gpu = engine_.gpu_regions().Find(part.region_id())) {
+    EncodeFromGpu(upload, *gpu, part);
+    return absl::OkStatus();
+  }
   std::shared_ptr<SharedRegion> region = regions_.Find(part.region_id());
   bool began;
   {
@@ -286,6 +290,31 @@ absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
     StartEncoding(upload);
   }
   return absl::OkStatus();
+}
+
+void PutStream::EncodeFromGpu(const UploadPtr& upload, const GpuCacheRegion& region,
+                              const v1::RegionPart& part) {
+  const BlockMetadata& m = upload->plan.metadata;
+  absl::Status error;
+  if (target_->frames || region.fingerprint() != m.fingerprint) {
+    error = ProtocolError("GPU memory holds raw blocks of the layout that it was handed over with");
+  } else {
+    auto placement = region.Place(part.table(), m.start_position, m.tokens);
+    MutexLock lock(mutex_);
+    if (!placement.ok()) {
+      error = WithReason(placement.status(), v1::REASON_BAD_PAYLOAD);
+    } else if (!upload->staging.empty()) {
+      error = ProtocolError("a block comes either in parts or in a region, not both");
+    } else {
+      upload->plan.placement = *std::move(placement);
+      upload->state = Upload::State::kEncoding;
+    }
+  }
+  if (error.ok()) {
+    StartEncoding(upload);
+  } else {
+    FailUpload(upload, error);
+  }
 }
 
 absl::Status PutStream::FetchFromRegion(const Upload& upload, ByteVector* payload) {

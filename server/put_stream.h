@@ -64,6 +64,9 @@ class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
   absl::Status HandleHeader(const v1::BlockHeader& header);
   absl::Status HandlePart(const PutPartView& part);
   absl::Status HandleRegionPart(const v1::RegionPart& part);
+  // A payload in the GPU memory of `region`, which `part` says the place in.
+  void EncodeFromGpu(const UploadPtr& upload, const GpuCacheRegion& region,
+                     const v1::RegionPart& part);
   void HandleHalfClose();
 
   absl::Status CheckWindow() LKV_REQUIRES(mutex_);

@@ -53,9 +53,11 @@ socklen_t AbstractAddress(const std::string& name, sockaddr_un* out) {
 
 }  // namespace
 
+uint64_t RandomRegionId() { return LoadLe<uint64_t>(RandomBytes(sizeof(uint64_t)).data()); }
+
 absl::StatusOr<std::shared_ptr<SharedRegion>> SharedRegion::Create(size_t bytes) {
   std::shared_ptr<SharedRegion> region(new SharedRegion());
-  region->id_ = LoadLe<uint64_t>(RandomBytes(sizeof(uint64_t)).data());
+  region->id_ = RandomRegionId();
   region->token_ = RandomBytes(kTokenBytes);
   region->descriptor_ = memfd_create("latticekv-region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (region->descriptor_ < 0) return SystemError("memfd_create");

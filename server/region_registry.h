@@ -15,6 +15,9 @@
 
 namespace latticekv {
 
+// A name that nobody guesses.
+uint64_t RandomRegionId();
+
 // One mapped region. The client may write to it at any time, so nothing in it is looked at twice:
 // readers copy first and check the copy. Its size is sealed: no client can cut it under a reader.
 class SharedRegion {

@@ -6,6 +6,7 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <memory>
+#include <optional>
 
 #include "core/base/mutex.h"
 #include "latticekv/v1/cache_service.pb.h"
@@ -15,14 +16,14 @@
 
 namespace latticekv {
 
-// Grants a region and keeps it until the client goes, however it goes. Owns itself until gRPC is
-// done with it.
+// Grants a region, or takes one of GPU memory, and keeps it until the client goes, however it goes.
+// Owns itself until gRPC is done with it.
 class RegionStream final : public grpc::ServerWriteReactor<v1::RegionGrant>,
                            public MonitoredStream,
                            public std::enable_shared_from_this<RegionStream> {
  public:
   static RegionStream* Start(CacheEngine& engine, RegionRegistry& regions,
-                             const v1::OpenRegionRequest& request);
+                             const v1::OpenRegionRequest& request, bool over_unix_socket);
 
   void OnWriteDone(bool ok) override {}
   void OnCancel() override;
@@ -33,6 +34,8 @@ class RegionStream final : public grpc::ServerWriteReactor<v1::RegionGrant>,
  private:
   RegionStream(CacheEngine& engine, RegionRegistry& regions) : engine_(engine), regions_(regions) {}
   void End(const absl::Status& status);
+  // Maps the client's GPU memory, on the codec threads: the driver may take its time.
+  void MapGpuMemory(const v1::CudaRegion& request);
 
   CacheEngine& engine_;
   RegionRegistry& regions_;
@@ -41,6 +44,7 @@ class RegionStream final : public grpc::ServerWriteReactor<v1::RegionGrant>,
   v1::RegionGrant grant_;
   Mutex mutex_;
   bool finished_ LKV_GUARDED_BY(mutex_) = false;
+  std::optional<uint64_t> gpu_region_ LKV_GUARDED_BY(mutex_);
 };
 
 }  // namespace latticekv

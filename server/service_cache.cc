@@ -33,7 +33,8 @@ grpc::ServerWriteReactor<v1::GetBlocksResponse>* CacheService::GetBlocks(
 
 grpc::ServerWriteReactor<v1::RegionGrant>* CacheService::OpenRegion(
     grpc::CallbackServerContext* context, const v1::OpenRegionRequest* request) {
-  return RegionStream::Start(engine_, regions_, *request);
+  const std::string peer = context->peer();
+  return RegionStream::Start(engine_, regions_, *request, peer.rfind("unix:", 0) == 0);
 }
 
 grpc::ServerUnaryReactor* CacheService::Touch(grpc::CallbackServerContext* context,

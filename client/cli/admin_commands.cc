@@ -236,6 +236,8 @@ Json StatsJson(const ServerStats& s) {
           {"cpu_decodes", s.cpu_decodes},
           {"gpu_batches", s.gpu_batches},
           {"gpu_errors", s.gpu_errors},
+          {"gpu_regions", s.gpu_regions},
+          {"gpu_region_bytes", s.gpu_region_bytes},
           {"gpu_fallbacks", FallbacksJson(s)},
           {"uptime_ms", s.uptime_ms},
           {"version", s.version},

@@ -30,6 +30,7 @@ absl::StatusCode CodeOf(ErrorReason reason) {
     case ErrorReason::kBadPayload:
       return absl::StatusCode::kInvalidArgument;
     case ErrorReason::kDisk:
+    case ErrorReason::kGpu:
       return absl::StatusCode::kFailedPrecondition;
     case ErrorReason::kDraining:
       return absl::StatusCode::kUnavailable;

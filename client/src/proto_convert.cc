@@ -223,6 +223,8 @@ void CodecPathsFromProto(const v1::CodecPaths& p, ServerStats* out) {
   out->cpu_decodes = p.cpu_decodes();
   out->gpu_batches = p.gpu_batches();
   out->gpu_errors = p.gpu_errors();
+  out->gpu_regions = p.gpu_regions();
+  out->gpu_region_bytes = p.gpu_region_bytes();
   for (const v1::GpuFallbacks& fallback : p.fallbacks()) {
     out->gpu_fallbacks.emplace_back(fallback.reason(), fallback.jobs());
   }

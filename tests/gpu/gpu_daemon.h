@@ -2,6 +2,7 @@
 #ifndef LATTICEKV_TESTS_GPU_GPU_DAEMON_H_
 #define LATTICEKV_TESTS_GPU_GPU_DAEMON_H_
 
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
@@ -81,27 +82,31 @@ class GpuDaemonClient {
   ServiceClient& stub() { return *client_; }
   v1::CodecPaths Paths() { return client_->Stats().response.codec_paths(); }
 
-  // The header of block `number` of a sequence that `salt` names.
-  v1::BlockHeader Header(const std::string& salt, uint32_t number, uint64_t payload_bytes) const {
+  // Appends the headers of the first `count` blocks of a sequence that `salt` names.
+  void AppendHeaders(const std::string& salt, uint32_t count, uint64_t payload_bytes,
+                     std::vector<v1::BlockHeader>* out) const {
     const Digest fingerprint = *DigestFromBytes(fingerprint_, "fingerprint");
     std::optional<Digest> parent;
-    v1::BlockHeader header;
-    for (uint32_t n = 0; n <= number; ++n) {
+    for (uint32_t n = 0; n < count; ++n) {
       std::vector<uint32_t> ids(chunk_tokens_);
       for (uint32_t t = 0; t < chunk_tokens_; ++t) ids[t] = n * chunk_tokens_ + t;
       const Digest hash = ChunkHash(fingerprint, parent, ids, salt);
-      if (n == number) {
-        header.set_content_hash(DigestToBytes(hash));
-        if (parent) header.set_parent_hash(DigestToBytes(*parent));
-        header.mutable_token_ids()->Add(ids.begin(), ids.end());
-      }
+      v1::BlockHeader& header = out->emplace_back();
+      header.set_content_hash(DigestToBytes(hash));
+      if (parent) header.set_parent_hash(DigestToBytes(*parent));
+      header.mutable_token_ids()->Add(ids.begin(), ids.end());
+      header.set_index(n);
+      header.set_start_position(uint64_t{n} * chunk_tokens_);
+      header.set_payload_bytes(payload_bytes);
+      header.set_salt(salt);
       parent = hash;
     }
-    header.set_index(number);
-    header.set_start_position(uint64_t{number} * chunk_tokens_);
-    header.set_payload_bytes(payload_bytes);
-    header.set_salt(salt);
-    return header;
+  }
+  // The header of its block `number`.
+  v1::BlockHeader Header(const std::string& salt, uint32_t number, uint64_t payload_bytes) const {
+    std::vector<v1::BlockHeader> headers;
+    AppendHeaders(salt, number + 1, payload_bytes, &headers);
+    return headers.back();
   }
   v1::PutOpen Open(v1::Preset preset) const {
     v1::PutOpen open;

@@ -45,6 +45,27 @@ class PutCallImpl final : public PutCall {
   bool finished_ = false;
 };
 
+class RegionCallImpl final : public RegionCall {
+ public:
+  RegionCallImpl(v1::KvCache::Stub& stub, const v1::OpenRegionRequest& request)
+      : stream_(stub.OpenRegion(&context_, request)) {}
+  ~RegionCallImpl() override {
+    if (finished_) return;
+    context_.TryCancel();
+    Finish();
+  }
+  bool Read(v1::RegionGrant* grant) override { return stream_->Read(grant); }
+  CallStatus Finish() override {
+    finished_ = true;
+    return FromGrpc(stream_->Finish());
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::RegionGrant>> stream_;
+  bool finished_ = false;
+};
+
 class GetCallImpl final : public GetCall {
  public:
   GetCallImpl(v1::KvCache::Stub& stub, const v1::GetBlocksRequest& request)
@@ -82,6 +103,9 @@ class ServiceClientImpl final : public ServiceClient {
   std::unique_ptr<PutCall> PutBlocks() override { return std::make_unique<PutCallImpl>(*cache_); }
   std::unique_ptr<GetCall> GetBlocks(const v1::GetBlocksRequest& request) override {
     return std::make_unique<GetCallImpl>(*cache_, request);
+  }
+  std::unique_ptr<RegionCall> OpenRegion(const v1::OpenRegionRequest& request) override {
+    return std::make_unique<RegionCallImpl>(*cache_, request);
   }
 #define LKV_UNARY(stub, method, Request, Response)                         \
   Called<v1::Response> method(const v1::Request& request) override {       \

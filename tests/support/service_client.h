@@ -45,6 +45,14 @@ class PutCall {
   bool WritePart(uint32_t index, uint64_t offset, const std::string& data);
 };
 
+// One OpenRegion stream: the lease lasts until the object ends.
+class RegionCall {
+ public:
+  virtual ~RegionCall() = default;
+  virtual bool Read(v1::RegionGrant* grant) = 0;
+  virtual CallStatus Finish() = 0;
+};
+
 // One GetBlocks stream.
 class GetCall {
  public:
@@ -61,6 +69,7 @@ class ServiceClient {
 
   virtual std::unique_ptr<PutCall> PutBlocks() = 0;
   virtual std::unique_ptr<GetCall> GetBlocks(const v1::GetBlocksRequest& request) = 0;
+  virtual std::unique_ptr<RegionCall> OpenRegion(const v1::OpenRegionRequest& request) = 0;
   virtual Called<v1::RegisterLayoutResponse> RegisterLayout(const v1::RegisterLayoutRequest&) = 0;
   virtual Called<v1::LookupResponse> Lookup(const v1::LookupRequest&) = 0;
   virtual Called<v1::BlocksResponse> Touch(const v1::TouchRequest&) = 0;

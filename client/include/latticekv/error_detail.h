@@ -26,6 +26,7 @@ enum class ErrorReason : int {
   kDraining = 11,
   kExpired = 12,
   kDisk = 13,
+  kGpu = 20,
 };
 
 // "NOT_STORED"; "REASON_<number>" for a value this version does not know.

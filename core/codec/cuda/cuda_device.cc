@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -22,7 +23,7 @@ namespace {
 
 // Of the ring's size, page-locked memory of each lane for the plans' tasks and results.
 constexpr size_t kLanePinnedShare = 8;
-// Looks at an event in a row, and the pause between looks after that.
+// Looks at a stream in a row, and the pause between looks after that.
 constexpr int kEagerLooks = 200;
 constexpr std::chrono::microseconds kPause{20};
 
@@ -41,10 +42,16 @@ std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uin
   return out;
 }
 
-// Working memory of a lane.
-struct LaneMemory {
+// Set when the device once did not answer. From then on nothing is freed or unmapped, which would
+// wait for it: the process's end does that.
+using HungFlag = std::shared_ptr<std::atomic<bool>>;
+
+struct LaneSettings {
+  int device = 0;
   size_t device_bytes = 0;
   size_t pinned_bytes = 0;
+  int64_t timeout_ms = 0;
+  HungFlag hung;
 };
 
 size_t PlanesBytes(const Layout& layout, uint32_t tokens, uint32_t first, uint32_t layers) {
@@ -63,31 +70,27 @@ absl::Status TooLarge(size_t device_bytes, size_t pinned_bytes) {
 
 class CudaLane final : public GpuLane {
  public:
-  static absl::StatusOr<std::unique_ptr<GpuLane>> Make(int device, const SmBudget& budget,
-                                                       const LaneMemory& sizes,
-                                                       int64_t timeout_ms) {
-    auto lane = std::unique_ptr<CudaLane>(new CudaLane(device, budget, sizes, timeout_ms));
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device), "no device"));
+  static absl::StatusOr<std::unique_ptr<GpuLane>> Make(const LaneSettings& settings,
+                                                       const SmBudget& budget) {
+    auto lane = std::unique_ptr<CudaLane>(new CudaLane(settings, budget));
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(settings.device), "no device"));
     LKV_ASSIGN_OR_RETURN(lane->stream_, budget.MakeStream());
-    LKV_RETURN_IF_ERROR(
-        CudaStatus(cudaEventCreateWithFlags(&lane->event_, cudaEventDisableTiming), "no event"));
     void* memory = nullptr;
     LKV_RETURN_IF_ERROR(
-        CudaStatus(cudaMalloc(&memory, sizes.device_bytes), "no memory on the device"));
+        CudaStatus(cudaMalloc(&memory, settings.device_bytes), "no memory on the device"));
     lane->device_dev_ = static_cast<std::byte*>(memory);
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, sizes.pinned_bytes, cudaHostAllocDefault),
-                                   "no page-locked memory"));
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cudaHostAlloc(&memory, settings.pinned_bytes, cudaHostAllocDefault),
+                   "no page-locked memory"));
     lane->pinned_ = static_cast<std::byte*>(memory);
     return lane;
   }
 
   ~CudaLane() override {
-    // Freeing would wait for a device that does not answer.
-    if (hung_) return;
-    cudaSetDevice(device_);
+    if (*settings_.hung) return;
+    cudaSetDevice(settings_.device);
     if (pinned_ != nullptr) cudaFreeHost(pinned_);
     if (device_dev_ != nullptr) cudaFree(device_dev_);
-    if (event_ != nullptr) cudaEventDestroy(event_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -99,37 +102,32 @@ class CudaLane final : public GpuLane {
   }
 
  private:
-  CudaLane(int device, const SmBudget& budget, const LaneMemory& sizes, int64_t timeout_ms)
-      : device_(device),
-        max_multiprocessors_(budget.multiprocessors()),
-        device_bytes_(sizes.device_bytes),
-        pinned_bytes_(sizes.pinned_bytes),
-        timeout_ms_(timeout_ms) {}
+  CudaLane(const LaneSettings& settings, const SmBudget& budget)
+      : settings_(settings), max_multiprocessors_(budget.multiprocessors()) {}
 
   // Leaves nothing in flight, whatever `work` came to.
   template <typename Work>
   absl::Status Run(const Work& work) {
-    if (hung_) return absl::DeadlineExceededError("the device did not answer earlier");
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_), "no device"));
+    if (*settings_.hung) return absl::DeadlineExceededError("the device did not answer earlier");
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(settings_.device), "no device"));
     const absl::Status status = work();
-    if (status.ok() || hung_) return status;
+    if (status.ok() || *settings_.hung) return status;
     // What is no error of the device was found out before anything was queued, or waits for it.
     const absl::Status quiet = WaitForStream();
     cudaGetLastError();
-    return hung_ ? quiet : status;
+    return *settings_.hung ? quiet : status;
   }
 
   absl::Status WaitForStream() {
-    LKV_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(event_, stream_), "recording an event"));
-    const int64_t deadline = Clock::Real()->MonotonicMs() + timeout_ms_;
+    const int64_t deadline = Clock::Real()->MonotonicMs() + settings_.timeout_ms;
     for (int looks = 0;; ++looks) {
-      const cudaError_t error = cudaEventQuery(event_);
+      const cudaError_t error = cudaStreamQuery(stream_);
       if (error != cudaErrorNotReady) return CudaStatus(error, "the batch did not run to its end");
       if (looks < kEagerLooks) continue;
       if (Clock::Real()->MonotonicMs() > deadline) {
-        hung_ = true;
+        *settings_.hung = true;
         return absl::DeadlineExceededError(
-            absl::StrCat("the device did not answer within ", timeout_ms_, " ms"));
+            absl::StrCat("the device did not answer within ", settings_.timeout_ms, " ms"));
       }
       std::this_thread::sleep_for(kPause);
     }
@@ -138,11 +136,12 @@ class CudaLane final : public GpuLane {
   // What is left of the working memory behind `staging_bytes`.
   absl::StatusOr<CudaArena> ArenaBehind(size_t staging_bytes, size_t device_bytes,
                                         size_t pinned_bytes) const {
-    if (staging_bytes + device_bytes > device_bytes_ || pinned_bytes > pinned_bytes_) {
+    if (staging_bytes + device_bytes > settings_.device_bytes ||
+        pinned_bytes > settings_.pinned_bytes) {
       return TooLarge(staging_bytes + device_bytes, pinned_bytes);
     }
-    return CudaArena{device_dev_ + staging_bytes, device_bytes_ - staging_bytes, pinned_,
-                     pinned_bytes_};
+    return CudaArena{device_dev_ + staging_bytes, settings_.device_bytes - staging_bytes, pinned_,
+                     settings_.pinned_bytes};
   }
 
   absl::Status EncodeNow(const GpuEncodeBatch& batch) {
@@ -164,7 +163,7 @@ class CudaLane final : public GpuLane {
                            device_dev_ + staging);
       staging += RoundUp(job->raw_bytes, kArenaAlignment);
     }
-    if (staging > device_bytes_) return TooLarge(staging, 0);
+    if (staging > settings_.device_bytes) return TooLarge(staging, 0);
     CudaEncodeSettings settings;
     settings.preset = batch.preset;
     settings.stats = batch.stats;
@@ -217,7 +216,7 @@ class CudaLane final : public GpuLane {
       staging +=
           RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
     }
-    if (staging > device_bytes_) return TooLarge(staging, 0);
+    if (staging > settings_.device_bytes) return TooLarge(staging, 0);
     LKV_ASSIGN_OR_RETURN(const CudaDecodePlan plan,
                          CudaDecodePlan::Make(layout, batch.profile, chunks));
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
@@ -242,24 +241,25 @@ class CudaLane final : public GpuLane {
     return absl::OkStatus();
   }
 
-  const int device_;
+  const LaneSettings settings_;
   const uint32_t max_multiprocessors_;
-  const size_t device_bytes_, pinned_bytes_;
-  const int64_t timeout_ms_;
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
   std::byte* device_dev_ = nullptr;
   std::byte* pinned_ = nullptr;
-  bool hung_ = false;
 };
 
 // Another process's memory. The driver keeps it for as long as it is mapped, whatever becomes of
 // that process.
 class CudaRegion final : public GpuRegion {
  public:
-  CudaRegion(int device, void* base, const GpuMemoryHandle& handle)
-      : device_(device), base_(base), offset_(handle.offset), bytes_(handle.bytes) {}
+  CudaRegion(int device, HungFlag hung, void* base, const GpuMemoryHandle& handle)
+      : device_(device),
+        hung_(std::move(hung)),
+        base_(base),
+        offset_(handle.offset),
+        bytes_(handle.bytes) {}
   ~CudaRegion() override {
+    if (*hung_) return;
     cudaSetDevice(device_);
     cudaIpcCloseMemHandle(base_);
   }
@@ -268,6 +268,7 @@ class CudaRegion final : public GpuRegion {
 
  private:
   const int device_;
+  const HungFlag hung_;
   void* const base_;
   const size_t offset_, bytes_;
 };
@@ -284,7 +285,9 @@ absl::StatusOr<size_t> AllocationBytes(void* base) {
 }
 
 absl::StatusOr<std::shared_ptr<const GpuRegion>> MapRegion(int device, const std::string& uuid,
+                                                           const HungFlag& hung,
                                                            const GpuMemoryHandle& handle) {
+  if (*hung) return absl::UnavailableError("the device did not answer earlier");
   if (handle.device_uuid != uuid) {
     return absl::FailedPreconditionError(
         "the memory is on another GPU than the daemon's; start the daemon with --gpu of that one");
@@ -304,7 +307,7 @@ absl::StatusOr<std::shared_ptr<const GpuRegion>> MapRegion(int device, const std
         absl::StrCat("the memory handle cannot be opened: ", cudaGetErrorString(error),
                      "; is it of a live process and of memory from cudaMalloc?"));
   }
-  auto region = std::make_shared<CudaRegion>(device, base, handle);
+  auto region = std::make_shared<CudaRegion>(device, hung, base, handle);
   LKV_ASSIGN_OR_RETURN(const size_t bytes, AllocationBytes(base));
   if (handle.offset > bytes || handle.bytes > bytes - handle.offset) {
     return absl::InvalidArgumentError(absl::StrCat("the memory has ", bytes, " bytes, and ",
@@ -322,7 +325,7 @@ class CudaDevice final : public GpuDevice {
         name_(properties.name),
         uuid_(properties.uuid.bytes, sizeof(properties.uuid.bytes)) {}
   ~CudaDevice() override {
-    if (ring_ != nullptr) cudaFreeHost(ring_);
+    if (ring_ != nullptr && !*hung_) cudaFreeHost(ring_);
   }
 
   absl::Status AllocateRing() {
@@ -335,21 +338,25 @@ class CudaDevice final : public GpuDevice {
   }
   MutableByteSpan ring() override { return {static_cast<std::byte*>(ring_), options_.ring_bytes}; }
   absl::StatusOr<std::unique_ptr<GpuLane>> MakeLane() override {
-    LaneMemory sizes;
-    sizes.device_bytes =
+    LaneSettings settings;
+    settings.device = options_.device;
+    settings.device_bytes =
         options_.memory_bytes / options_.streams / kArenaAlignment * kArenaAlignment;
-    sizes.pinned_bytes = options_.ring_bytes / kLanePinnedShare;
-    return CudaLane::Make(options_.device, budget_, sizes, options_.timeout_ms);
+    settings.pinned_bytes = options_.ring_bytes / kLanePinnedShare;
+    settings.timeout_ms = options_.timeout_ms;
+    settings.hung = hung_;
+    return CudaLane::Make(settings, budget_);
   }
   absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(
       const GpuMemoryHandle& handle) override {
-    return MapRegion(options_.device, uuid_, handle);
+    return MapRegion(options_.device, uuid_, hung_, handle);
   }
 
  private:
   const GpuOptions options_;
   const SmBudget budget_;
   const std::string name_, uuid_;
+  const HungFlag hung_ = std::make_shared<std::atomic<bool>>(false);
   void* ring_ = nullptr;
 };
 

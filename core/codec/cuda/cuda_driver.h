@@ -12,10 +12,10 @@
 
 namespace latticekv {
 
-// The driver's `name` as CUDA 12.4 has it; UNIMPLEMENTED when it has none.
+// The driver's `name` as CUDA 12.5 has it; UNIMPLEMENTED when it has none.
 template <typename Function>
 absl::StatusOr<Function> DriverFunction(const char* name) {
-  constexpr unsigned int kVersion = 12040;
+  constexpr unsigned int kVersion = 12050;
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error =
@@ -23,7 +23,7 @@ absl::StatusOr<Function> DriverFunction(const char* name) {
   if (error != cudaSuccess || found != cudaDriverEntryPointSuccess || function == nullptr) {
     cudaGetLastError();
     return absl::UnimplementedError(
-        absl::StrCat("the driver has no ", name, "; use one of CUDA 12.4 or later"));
+        absl::StrCat("the driver has no ", name, "; use one of CUDA 12.5 or later"));
   }
   return reinterpret_cast<Function>(function);
 }
