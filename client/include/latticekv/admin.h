@@ -93,7 +93,7 @@ struct ServerStats {
   std::string gpu_reason;  // a sentence, unless it is used
   uint64_t gpu_encodes = 0, gpu_decodes = 0, cpu_encodes = 0, cpu_decodes = 0;
   uint64_t gpu_batches = 0, gpu_errors = 0;
-  uint64_t gpu_regions = 0, gpu_region_bytes = 0;  // of workers, mapped now
+  uint64_t gpu_regions = 0, gpu_region_bytes = 0;               // of workers, mapped now
   std::vector<std::pair<std::string, uint64_t>> gpu_fallbacks;  // reason, jobs that a CPU did
 };
 
