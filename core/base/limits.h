@@ -21,6 +21,7 @@ inline constexpr size_t kMaxProfileBytes = 64 << 20;
 inline constexpr size_t kMaxFrameBytes = size_t{1} << 30;
 inline constexpr uint64_t kMaxPosition = uint64_t{1} << 40;
 inline constexpr double kMaxRopeScalingFactor = 1e6;
+inline constexpr int kMaxSeedBits = 6;
 
 // Messages and streams.
 inline constexpr size_t kMaxPartBytes = 4 << 20;

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
+#include "core/base/limits.h"
 #include "core/base/sha256.h"
 #include "core/codec/presets.h"
 #include "core/layout/layout.h"
@@ -70,7 +71,7 @@ struct AttentionMass {
   uint64_t queries = 0;
 };
 
-inline constexpr int kMaxSeedBits = 6;
+using limits::kMaxSeedBits;
 
 // Settings of the preset `seed` (docs/seed.md).
 struct SeedOptions {
