@@ -294,7 +294,7 @@ def write(lab, a, cells, left_out):
         "The profile was learnt on another text than these.\n")
     for t in cells.texts:
         source, context, scored = TEXTS[t]
-        put(f"- {t}: {context} tokens cached, {scored - 1} scored (`{source.replace('kvlab:', 'kvlab/data/')}`)")
+        put(f"- {t}: {context} tokens cached, {scored - 1} scored (`{source.replace('kvlab:', 'kvlab/data/') if source.startswith('kvlab:') else 'tests/bench/quality_texts/' + source}`)")
     put("- needles: kvlab's 1,536 tokens with twelve six-digit numbers in them; facts are numbers recalled whole, digits the share of right digits. "
         "Twelve facts are few: one more or less is chance.\n")
     put(f"Pooled figures are means over texts of each text's mean. Intervals: {100 * stats.LEVEL:.0f} % percentile bootstrap, {stats.RESAMPLES} resamples of blocks of "
