@@ -159,6 +159,28 @@ TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
   }
 }
 
+// What a decoder gives back is beyond the dtype's range now and then, and is cut there.
+TEST_F(CudaEncodeTest, LargestNumbersGiveTheSameBytes) {
+  Random random(2);
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    const Layout layout =
+        MakeUniformLayout("test", 1, 2, 64, dtype, {RopeStyle::kNeox, 64, 10000.0, {}});
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    SampleChunk chunk{layout, 100, ByteVector(layout.token_bytes() * 100)};
+    const uint32_t largest = dtype == DType::kF16 ? 0x7BFF : 0x7F7F;
+    for (size_t i = 0; i < chunk.raw.size() / 2; ++i) {
+      const uint32_t bits = (largest - random.Below(100)) | random.Below(2) << 15;
+      StoreLe<uint16_t>(&chunk.raw[2 * i], static_cast<uint16_t>(bits));
+    }
+    const std::vector<Input> inputs = {{&chunk, 512, {}}};
+    for (PresetId preset : {PresetId::kNear, PresetId::kBalanced, PresetId::kTiny}) {
+      for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
+        ExpectSameFrames(layout, {preset, stats, &profile}, inputs);
+      }
+    }
+  }
+}
+
 // Units under `auto` take statistics from every source, or the test above shows little.
 TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
   const Layout layout =

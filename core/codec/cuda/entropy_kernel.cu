@@ -88,8 +88,7 @@ class WarpEncoder {
         "@p st.global.u16 [at], word;\n\t"
         "@p shr.u32 %0, %0, 16;\n\t}"
         : "+r"(x_), "+r"(first_)
-        : "r"(most), "r"(before_), "l"(words_)
-        : "memory");
+        : "r"(most), "r"(before_), "l"(words_));
   }
   uint16_t* words_;
   uint32_t first_;
@@ -152,8 +151,8 @@ class GroupWalk {
         Find(at);
       }
       points = PointsOf(order_[row_]);
-      points.x += OpaqueZero();
       if (row_stride_ != 0 && at >= begin_ + 32) next_token_ = order_[row_ - row_stride_];
+      AwaitLoads();
     }
     if (row_stride_ == 0 || at < begin_ + 32) return;
     next_points_ = PointsOf(next_token_);
@@ -166,6 +165,15 @@ class GroupWalk {
   Entry coset[2] = {{0, 1}, {0, 1}};  // of the integer and the half one
 
  private:
+  __device__ void AwaitLoads() {
+    const uint32_t zero = OpaqueZero();
+    points.x += zero;
+    next_token_ += zero;
+    tables.x += zero;
+    low_bits.x += zero;
+    coset[0].reciprocal += zero;
+    coset[1].reciprocal += zero;
+  }
   __device__ uint4 PointsOf(uint32_t token) const {
     return *reinterpret_cast<const uint4*>(q2_ + (token * dim_ + 8 * group_));
   }

@@ -30,11 +30,6 @@ struct ModelArrays {
   }
 };
 
-struct SideChoice {
-  uint8_t spread;
-  uint8_t bits;
-};
-
 __device__ inline uint32_t Lane() { return threadIdx.x % 32; }
 
 // Sum over the values of f(value), 0 without any; loads go ahead of their use, eight a lane. Called
@@ -89,32 +84,31 @@ __device__ inline int SmallestSpread(const EncodeConstants& constants, int low, 
   return kEntropyTables;
 }
 
-// Cheapest way to code `values` as side information, and its cost in 1/256 bit.
-__device__ inline SideChoice WarpChooseSide(const EncodeConstants& constants, const int32_t* values,
-                                            int n, uint64_t& cost) {
-  SideChoice best{0, 0};
-  cost = 0;
-  if (n == 0) return best;
+// Ways to code `values` as side information, dealt to the block's warps: the cheapest of this
+// warp's, cost << 16 | its place among all << 8 | spread << 4 | bits, cost in 1/256 bit.
+inline constexpr uint64_t kNoSide = ~uint64_t{0};
+__device__ inline uint64_t WarpChooseSide(const EncodeConstants& constants, const int32_t* values,
+                                          int n) {
+  constexpr uint32_t kWarps = kUnitThreads / 32;
+  uint64_t best = kNoSide;
   int low, high;
   WarpRange(values, n, low, high);
-  uint32_t best_cost = 0xFFFFFFFFu;
+  uint32_t at = 0;
   int tried = 0;
   for (int bits = 0; bits < 16 && tried < 4; ++bits) {
     const int first = SmallestSpread(constants, low >> bits, high >> bits, bits > 0);
-    for (int s = first; s < min(first + 5, kEntropyTables); ++s) {
+    for (int s = first; s < min(first + 5, kEntropyTables); ++s, ++at) {
+      if (at % kWarps != threadIdx.x / 32) continue;
       const uint16_t* table = constants.cost[TableId(s, bits > 0, kAll)];
       // Values beyond a table do not occur; those that stand for none are zeros.
       const uint32_t sum =
           WarpSum(values, n, [&](int v) { return uint32_t{table[(v >> bits) + kSymbolOffset]}; }) +
           256u * static_cast<uint32_t>(bits * n);
-      if (sum < best_cost) {
-        best_cost = sum;
-        best = {static_cast<uint8_t>(s), static_cast<uint8_t>(bits)};
-      }
+      const uint64_t way = uint64_t{sum} << 16 | at << 8 | static_cast<uint32_t>(s << 4 | bits);
+      best = way < best ? way : best;
     }
     tried += first < kEntropyTables;
   }
-  cost = tried > 0 ? best_cost : uint64_t{1} << 50;
   return best;
 }
 
@@ -237,39 +231,48 @@ class UnitChoice {
     return __syncthreads_count(threadIdx.x < u_.tokens && raw[threadIdx.x] != 0);
   }
 
+  // Bases and codes of what is sent.
+  __device__ void ChooseSides(UnitResult& r) {
+    const uint32_t warp = threadIdx.x / 32;
+    const int counts[3] = {r.step_count, r.mean_count, r.sigma_count};
+    if (warp == 0 || warp == 2) {
+      const int n = counts[warp];
+      int32_t* values = ch_.values[warp];
+      int base = n > 0 ? static_cast<int16_t>(WarpMiddle(values, n)) : 0;
+      if (warp == 2) base = static_cast<int8_t>(base);
+      if (base != 0) {
+        for (int i = Lane(); i < n; i += 32) values[i] -= base;
+      }
+      if (Lane() == 0 && warp == 0 && n > 0) r.step_base = static_cast<int16_t>(base);
+      if (Lane() == 0 && warp == 2) r.sigma_base = static_cast<int8_t>(base);
+    }
+    __syncthreads();
+    for (int k = 0; k < 3; ++k) {
+      const uint64_t best =
+          counts[k] > 0 ? WarpChooseSide(constants_, ch_.values[k], counts[k]) : 0;
+      if (Lane() == 0) shared_.side_best[k][warp] = best;
+    }
+    __syncthreads();
+    if (threadIdx.x < 3) {
+      uint64_t best = kNoSide;
+      for (uint64_t way : shared_.side_best[threadIdx.x]) best = way < best ? way : best;
+      shared_.side_cost[threadIdx.x] = best == kNoSide ? uint64_t{1} << 50 : best >> 16;
+      const auto spread = static_cast<uint8_t>(best == kNoSide ? 0 : best >> 4 & 15);
+      const auto bits = static_cast<uint8_t>(best == kNoSide ? 0 : best & 15);
+      if (threadIdx.x == 0) r.step_spread = spread, r.step_bits = bits;
+      if (threadIdx.x == 1) r.mean_spread = spread, r.mean_bits = bits;
+      if (threadIdx.x == 2) r.sigma_spread = spread, r.sigma_bits = bits;
+    }
+    __syncthreads();
+  }
+
   // The header, what is sent and its cost, points left out. Fills shared.result and rows' order.
   __device__ uint64_t MakeCandidate(CodingSources sources) {
     OrderRows();
     const uint32_t coded = shared_.coded, raw = u_.tokens - coded;
     FillValues(sources, coded);
-    const uint32_t warp = threadIdx.x / 32;
     UnitResult& r = shared_.result;
-    if (warp < 3) {
-      int n = warp == 0 ? r.step_count : warp == 1 ? r.mean_count : r.sigma_count;
-      int32_t* values = ch_.values[warp];
-      int base = 0;
-      if (warp == 0 && n > 0) base = static_cast<int16_t>(WarpMiddle(values, n));
-      if (warp == 2) base = static_cast<int8_t>(static_cast<int16_t>(WarpMiddle(values, n)));
-      if (base != 0) {
-        for (int i = Lane(); i < n; i += 32) values[i] -= base;
-        __syncwarp();
-      }
-      uint64_t cost;
-      const SideChoice choice = WarpChooseSide(constants_, values, n, cost);
-      if (Lane() == 0) {
-        shared_.side_cost[warp] = cost;
-        if (warp == 0) {
-          r.step_spread = choice.spread, r.step_bits = choice.bits;
-          if (n > 0) r.step_base = static_cast<int16_t>(base);
-        } else if (warp == 1) {
-          r.mean_spread = choice.spread, r.mean_bits = choice.bits;
-        } else {
-          r.sigma_spread = choice.spread, r.sigma_bits = choice.bits;
-          r.sigma_base = static_cast<int8_t>(base);
-        }
-      }
-    }
-    __syncthreads();
+    ChooseSides(r);
     uint64_t cost = shared_.side_cost[0] + shared_.side_cost[1] + shared_.side_cost[2];
     const uint64_t halves = shared_.halves, groups = uint64_t{coded} * (u_.dim / 8);
     uint32_t coset = 0;

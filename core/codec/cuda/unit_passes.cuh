@@ -23,7 +23,7 @@ struct UnitShared {
   uint32_t largest;  // bits, over the rows not raw
   uint32_t any;      // not zero: some element is not +0
   uint32_t halves, marked, coded;
-  uint64_t side_cost[3];
+  uint64_t side_cost[3], side_best[3][kUnitThreads / 32];
   int16_t key_base;
   UnitResult result;
 };
@@ -224,7 +224,9 @@ class UnitPasses {
       constexpr bool kQuantise = (kFlags & kPassQuantise) != 0;
       if constexpr (kQuantise) {
         const bool beyond = Quantise(t, !raw, row_scale, !loaded, slice, q2);
-        if (RowAny(beyond, lanes_) && !raw) {
+        const bool too_far = RowAny(beyond, lanes_);
+        __syncwarp();  // every lane has read the mark that is set now
+        if (too_far && !raw) {
           raw = true;
           shared_.raw[t] = 1;
         }
@@ -394,6 +396,7 @@ class UnitPasses {
       for (int g = 0; g < S::kGroups; ++g) halves += q2[8 * g] & 1;
     });
     const bool marks = RowAny(out, lanes_);
+    __syncwarp();
     if (marks) {
       if (sub_ == 0) {
         shared_.raw[t] = 1;

@@ -158,7 +158,8 @@ class WarpCoder {
 
  private:
   // Active lanes go on to `x`; those whose states are too low read a word, in order of the lanes.
-  // One comparison for vote and reads, which the compiler would make two of.
+  // One comparison for vote and reads, which the compiler would make two of. Not said to touch
+  // memory, so that loads may go ahead of it: the ring is written by volatile instructions alone.
   template <bool kAll>
   __device__ void Advance(uint32_t x, bool active) {
     if (kAll || active) x_ = x;
@@ -176,8 +177,7 @@ class WarpCoder {
         "popc.b32 n, readers;\n\t"
         "mad.lo.u32 %1, n, 2, %1;\n\t}"
         : "+r"(x_), "+r"(used_)
-        : "r"(kAll || active ? kLow : 0), "r"(before_), "r"(ring_), "n"(2 * kRingWords - 1)
-        : "memory");
+        : "r"(kAll || active ? kLow : 0), "r"(before_), "r"(ring_), "n"(2 * kRingWords - 1));
   }
 
   // Starts loading the words behind `loaded_`, two a lane. The stream may begin at any byte;
