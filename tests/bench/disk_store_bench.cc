@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <random>
+#include <semaphore>
 #include <string>
 #include <thread>
 
@@ -90,6 +90,30 @@ void PutBlocks(TieredStore& store, uint64_t from, uint64_t to, uint32_t frame_by
     Check(store.Put(std::move(block)).status());
   }
   Check(store.Flush());
+}
+
+// The same with durable puts, at most `kDurableAhead` of them not acknowledged yet.
+constexpr int kDurableAhead = 16;
+void PutDurably(TieredStore& store, uint64_t blocks, uint32_t frame_bytes) {
+  std::counting_semaphore<kDurableAhead> room(kDurableAhead);
+  for (uint64_t n = 0; n < blocks; ++n) {
+    room.acquire();
+    StoredBlock block;
+    block.key = KeyOf(n);
+    block.frame.resize(frame_bytes);
+    FillFrame(n, block.frame);
+    auto reservation = store.Reserve(TieredStore::EntryBytes(frame_bytes, 0));
+    Check(reservation.status());
+    block.reservation = *std::move(reservation);
+    PutOptions options;
+    options.durability = Durability::kDurable;
+    options.on_durable = [&](const absl::Status& status) {
+      Check(status);
+      room.release();
+    };
+    Check(store.Put(std::move(block), std::move(options)).status());
+  }
+  for (int n = 0; n < kDurableAhead; ++n) room.acquire();
 }
 
 // Nothing of the directory stays in the page cache.
@@ -277,28 +301,49 @@ void Reads(const std::string& dir, uint64_t bytes, uint32_t record_bytes, int ro
   }
 }
 
+void Writes(const std::string& dir, uint64_t bytes, uint32_t record_bytes, int rounds) {
+  printf("round | what | MB/s | CPU s/GB, with making the bytes\n");
+  for (int round = 1; round <= rounds; ++round) {
+    for (FileSystem* fs : {FileSystem::Uring(), FileSystem::Posix()}) {
+      if (fs == nullptr) continue;
+      const std::string own =
+          JoinPath(dir, std::to_string(round) + (fs->name()[0] == 'i' ? "u" : "p"));
+      const auto store = OpenStore(own, bytes, fs);
+      const Usage start = Usage::Now();
+      PutDurably(*store, bytes / record_bytes, record_bytes);
+      const Usage used = Usage::Now().Since(start);
+      const double gb = static_cast<double>(bytes) * 1e-9;
+      printf("%d | durable puts, %s | %.0f | %.3f\n", round, std::string(fs->name()).c_str(),
+             gb * 1e3 / used.wall, used.cpu / gb);
+      fflush(stdout);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace latticekv
 
 int main(int argc, char** argv) {
   using namespace latticekv;
   const std::string what = argc > 2 ? argv[1] : "";
-  if (what != "recovery" && what != "read") {
+  if (what != "recovery" && what != "read" && what != "write") {
     fprintf(
         stderr,
-        "usage: disk_store_bench recovery|read DIRECTORY [GIB [RECORD_KIB [ROUNDS]]]\n"
+        "usage: disk_store_bench recovery|read|write DIRECTORY [GIB [RECORD_KIB [ROUNDS]]]\n"
         "  recovery: makes a store of that size (10) and measures how long it takes to open\n"
         "  read: the same (2), and reads every block back beside raw reads of the disk\n"
         "DIRECTORY is made; remove it afterwards. recovery takes a store that it made before.\n");
     return 2;
   }
   const std::string dir = argv[2];
-  const uint64_t gib = argc > 3 ? strtoull(argv[3], nullptr, 10) : what == "read" ? 2 : 10;
+  const uint64_t gib = argc > 3 ? strtoull(argv[3], nullptr, 10) : what == "recovery" ? 10 : 2;
   const uint32_t record_bytes =
       (argc > 4 ? static_cast<uint32_t>(strtoul(argv[4], nullptr, 10)) : 1024u) << 10;
   const int rounds = argc > 5 ? atoi(argv[5]) : 3;
   if (what == "read") {
     Reads(dir, gib << 30, record_bytes, rounds);
+  } else if (what == "write") {
+    Writes(dir, gib << 30, record_bytes, rounds);
   } else {
     Recovery(dir, gib << 30, record_bytes);
   }

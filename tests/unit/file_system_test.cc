@@ -104,13 +104,29 @@ TEST(FileSystemTest, Uring) {
   std::filesystem::remove_all(shm);
 }
 
-// Random reads of every kind by many threads agree with what was written.
+// Random writes, and then random reads of every kind by many threads, agree.
 void ReadEverywhere(FileSystem& fs, const std::string& path) {
   std::mt19937_64 random(11);
   ByteVector bytes(3'000'003);
   for (std::byte& b : bytes) b = static_cast<std::byte>(random());
   const auto file = *fs.Open(path, OpenMode::kCreate);
   ASSERT_TRUE(file->WriteAt(0, bytes).ok());
+  // Over each other, at any place, of any size, some past the end, in up to four pieces.
+  for (int n = 0; n < 60; ++n) {
+    const uint64_t offset = random() % bytes.size();
+    ByteVector fresh(random() % (n % 2 == 0 ? 1'000'000 : 20'000));
+    for (std::byte& b : fresh) b = static_cast<std::byte>(random());
+    std::vector<ByteSpan> pieces;
+    for (ByteSpan left(fresh); !left.empty();) {
+      const size_t size = pieces.size() == 3 ? left.size() : 1 + random() % left.size();
+      pieces.push_back(left.first(size));
+      left = left.subspan(size);
+    }
+    ASSERT_TRUE(file->WriteAt(offset, pieces).ok());
+    bytes.resize(std::max<size_t>(bytes.size(), offset + fresh.size()));
+    std::copy(fresh.begin(), fresh.end(), bytes.begin() + static_cast<ptrdiff_t>(offset));
+  }
+  EXPECT_EQ(*file->Size(), bytes.size());
   const auto part = [&](uint64_t offset, uint64_t size) {
     const uint64_t from = std::min<uint64_t>(offset, bytes.size());
     const uint64_t to = std::min<uint64_t>(offset + size, bytes.size());
