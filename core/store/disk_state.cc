@@ -7,8 +7,15 @@
 
 namespace latticekv {
 void StoreImpl::Announce(Removed& removed) {
-  if (listener_) {
-    for (const auto& [key, reason] : removed.keys) listener_(key, reason);
+  if (!removed.keys.empty()) {
+    std::shared_ptr<const RemovalListener> listener;
+    {
+      MutexLock lock(mutex_);
+      listener = listener_;
+    }
+    if (listener) {
+      for (const auto& [key, reason] : removed.keys) (*listener)(key, reason);
+    }
   }
   removed = Removed();
 }

@@ -56,7 +56,10 @@ class StoreImpl : public TieredStore {
   absl::StatusOr<ScrubReport> Scrub(
       const ScrubOptions& options,
       const std::function<bool(const ScrubReport&)>& progress) override;
-  void SetRemovalListener(RemovalListener listener) override { listener_ = std::move(listener); }
+  void SetRemovalListener(RemovalListener listener) override {
+    MutexLock lock(mutex_);  // the store's threads run already
+    listener_ = std::make_shared<const RemovalListener>(std::move(listener));
+  }
 
  private:
   using Slot = DiskIndex::Slot;
@@ -244,10 +247,10 @@ class StoreImpl : public TieredStore {
   uint64_t segment_bytes_, reserve_bytes_ = 0;  // constant after OpenDisk
   MemoryBudget budget_, disk_budget_;           // before what holds their reservations
   std::atomic<uint64_t> read_bytes_{0};
-  RemovalListener listener_;
   bool has_disk_ = false;  // constant after OpenDisk
 
   mutable Mutex mutex_;
+  std::shared_ptr<const RemovalListener> listener_ LKV_GUARDED_BY(mutex_);  // null: none
   BlockIndex index_ LKV_GUARDED_BY(mutex_);
   DiskIndex disk_index_ LKV_GUARDED_BY(mutex_);
   StoreStats counters_ LKV_GUARDED_BY(mutex_);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Eight client processes mix put, look-up, get and delete at a memory cap that forces eviction.
 
-LATTICEKV_SOAK_SECONDS (default 10) says for how long, of each form: memory alone, and memory with a disk tier, both smaller than the
+LATTICEKV_SOAK_SECONDS (default 10) says for how long (LATTICEKV_SOAK_MEMORY_MIB and LATTICEKV_SOAK_DISK_MIB set the caps), of each form: memory alone, and memory with a disk tier, both smaller than the
 working set, where the last third of the run must take no more memory and descriptors than the second. Each client compares every byte it is served with a local encode and
 decode of the same chunk; here the daemon's own account and its resident memory are held against the cap.
 """
@@ -18,8 +18,8 @@ from daemon import Daemon, binary  # noqa: E402
 
 SECONDS = float(os.environ.get("LATTICEKV_SOAK_SECONDS", "10"))
 CLIENTS = 8
-MEMORY_BYTES = 8 << 20
-DISK_BYTES = 12 << 20
+MEMORY_BYTES = int(os.environ.get("LATTICEKV_SOAK_MEMORY_MIB", "8")) << 20
+DISK_BYTES = int(os.environ.get("LATTICEKV_SOAK_DISK_MIB", "12")) << 20
 # Of the means of the second and the last third: allocator slack, not a leak that a longer run would show.
 GROWTH_ALLOWANCE_BYTES = 8 << 20
 # What the process takes beside the cap: code, gRPC's buffers (8 streams of messages up to 4 MiB each way), allocator slack.
@@ -57,6 +57,9 @@ class Soak(unittest.TestCase):
     def check_growth(self, samples):
         """samples: (resident bytes, descriptors) at equal distances over the run."""
         third = len(samples) // 3
+        tenths = [samples[i * (len(samples) - 1) // 10] for i in range(11)]
+        print("resident MiB at each tenth of the run: " + ", ".join(f"{s[0] / (1 << 20):.1f}" for s in tenths))
+        print("descriptors: " + ", ".join(str(s[1]) for s in tenths))
         second, last = samples[third:2 * third], samples[2 * third:]
         grown = sum(s[0] for s in last) / len(last) - sum(s[0] for s in second) / len(second)
         print(f"resident memory grew by {grown / (1 << 20):.1f} MiB from the second to the last third, descriptors from at most "
