@@ -67,6 +67,7 @@ void FillBlockSummary(CacheEngine& engine, const FoundBlock& found, v1::BlockSum
   FillQuality(m.quality, out->mutable_quality());
   out->set_tier(ToProto(found.block->tier()));
   out->set_pinned(engine.store().IsPinned(found.block->key));
+  out->set_evicted_tokens(m.evicted_tokens);
 }
 
 void FillMissingSummary(const SessionId& id, const SessionBlock& block, v1::BlockSummary* out) {
@@ -243,11 +244,17 @@ absl::StatusOr<v1::ExplainMissResponse> ExplainMiss(CacheEngine& engine,
   LKV_ASSIGN_OR_RETURN(const Digest hash, DigestFromHex(request.key(), "key"));
   const BlockKey key = engine.KeyOf(name_space, hash);
   v1::ExplainMissResponse response;
-  if (engine.Find(key)) {
-    response.set_message("the block is stored now");
-    return response;
+  v1::ErrorDetail why;
+  if (const auto found = engine.Find(key)) {
+    const absl::Status accepted = CheckAccepted(found->metadata, {}, /*accept_evicted=*/false);
+    if (accepted.ok()) {
+      response.set_message("the block is stored now");
+      return response;
+    }
+    why = DetailOf(accepted);
+  } else {
+    why = engine.ExplainAbsence(key);
   }
-  const v1::ErrorDetail why = engine.ExplainAbsence(key);
   response.set_reason(why.reason());
   response.set_message(why.message());
   return response;
@@ -319,6 +326,25 @@ void FillCodecPaths(CacheEngine& engine, v1::CodecPaths* out) {
 
 }  // namespace
 
+namespace {
+
+void FillLayoutState(CacheEngine& engine, const KnownLayout& known, v1::LayoutState* out) {
+  out->set_fingerprint(ToHex(known.fingerprint));
+  out->set_model(known.layout->model);
+  out->set_learnt_tokens(engine.learning().LearntTokens(known.fingerprint));
+  out->set_learning(engine.config().learn_profiles &&
+                    engine.layouts().FindLearnable(known.fingerprint).has_value());
+  for (const auto& [hash, kept] : known.profiles) {
+    v1::ProfileState* profile = out->add_profiles();
+    profile->set_hash(ToHex(hash));
+    profile->set_version(kept.version);
+    profile->set_in_use(hash == known.current_profile);
+    profile->set_blocks(engine.catalog().ProfileUses(known.fingerprint, hash));
+  }
+}
+
+}  // namespace
+
 v1::StatsResponse Stats(CacheEngine& engine) {
   const StoreStats store = engine.store().Stats();
   const Metrics& metrics = engine.metrics();
@@ -352,6 +378,9 @@ v1::StatsResponse Stats(CacheEngine& engine) {
   out.set_draining(engine.draining());
   FillDiskStats(engine, store, &out);
   FillCodecPaths(engine, out.mutable_codec_paths());
+  for (const KnownLayout& known : engine.layouts().List()) {
+    FillLayoutState(engine, known, out.add_layout_states());
+  }
   return out;
 }
 

@@ -8,14 +8,16 @@
 namespace latticekv {
 namespace {
 
-// Set of siblings: the children of one block (or the first chunks) with one salt.
+// Set of siblings: the children of one block (or the first chunks) with one salt. Those with
+// evicted tokens are a set of their own.
 Digest SiblingGroup(std::string_view name_space, const Digest& fingerprint,
-                    const std::optional<BlockKey>& parent, std::string_view salt) {
+                    const std::optional<BlockKey>& parent, std::string_view salt, bool evicted) {
   Sha256 sha;
   return sha.Field(1, AsBytes(name_space))
       .Field(2, fingerprint)
       .Field(3, parent ? ByteSpan(*parent) : ByteSpan())
       .Field(4, AsBytes(salt))
+      .Field(5, AsBytes(evicted ? "evicted" : ""))
       .Finish();
 }
 
@@ -43,10 +45,18 @@ void BlockCatalog::Add(const StoredBlockPtr& block, const BlockMetadata& m, int6
   entry.layout_free_hash = m.layout_free_hash;
   entry.expires_ms = expires_ms;
   if (!m.token_ids.empty()) {
-    entry.group = SiblingGroup(m.name_space, m.fingerprint, block->parent, m.salt);
+    const bool evicted = m.evicted_tokens > 0;
+    entry.group = SiblingGroup(m.name_space, m.fingerprint, block->parent, m.salt, evicted);
     entry.token_ids = m.token_ids;
-    children_[*entry.group][m.token_ids] = key;
+    children_[*entry.group].emplace(m.token_ids, key);
+    if (evicted) {
+      entry.whole_key = TenantKey(kDefaultTenant, m.name_space,
+                                  ChunkHash(m.fingerprint, m.parent_hash, m.token_ids, m.salt));
+      evicted_variants_.emplace(*entry.whole_key, key);
+    }
   }
+  entry.profile_hash = m.profile_hash;
+  if (m.profile_hash != Digest{}) ++profile_uses_[{m.fingerprint, m.profile_hash}];
   if (m.layout_free_hash) {
     layout_free_[*m.layout_free_hash].emplace_back(m.fingerprint, key);
   }
@@ -107,6 +117,11 @@ std::optional<uint64_t> BlockCatalog::FrameBytes(const BlockKey& key) const {
   return it->second.frame_bytes;
 }
 
+size_t BlockCatalog::size() const {
+  MutexLock lock(mutex_);
+  return entries_.size();
+}
+
 void BlockCatalog::Remove(const BlockKey& key) {
   const auto it = entries_.find(key);
   if (it == entries_.end()) return;
@@ -116,10 +131,21 @@ void BlockCatalog::Remove(const BlockKey& key) {
   if (entry.group) {
     const auto group = children_.find(*entry.group);
     if (group != children_.end()) {
-      const auto ids = group->second.find(entry.token_ids);
-      if (ids != group->second.end() && ids->second == key) group->second.erase(ids);
+      const auto [begin, end] = group->second.equal_range(entry.token_ids);
+      const auto ids =
+          std::find_if(begin, end, [&](const auto& pair) { return pair.second == key; });
+      if (ids != end) group->second.erase(ids);
       if (group->second.empty()) children_.erase(group);
     }
+  }
+  if (entry.whole_key) {
+    const auto [begin, end] = evicted_variants_.equal_range(*entry.whole_key);
+    const auto it = std::find_if(begin, end, [&](const auto& pair) { return pair.second == key; });
+    if (it != end) evicted_variants_.erase(it);
+  }
+  if (entry.profile_hash != Digest{}) {
+    const auto uses = profile_uses_.find({entry.fingerprint, entry.profile_hash});
+    if (uses != profile_uses_.end() && --uses->second == 0) profile_uses_.erase(uses);
   }
   if (entry.layout_free_hash) {
     const auto list = layout_free_.find(*entry.layout_free_hash);
@@ -174,8 +200,8 @@ void BlockCatalog::Remember(const BlockKey& key, v1::Reason reason, std::string_
 
 std::vector<BlockCatalog::Match> BlockCatalog::MatchChildren(
     std::string_view name_space, const Digest& fingerprint, const std::optional<BlockKey>& parent,
-    std::string_view salt, std::span<const uint32_t> tokens, size_t limit) const {
-  const Digest group_key = SiblingGroup(name_space, fingerprint, parent, salt);
+    std::string_view salt, bool evicted, std::span<const uint32_t> tokens, size_t limit) const {
+  const Digest group_key = SiblingGroup(name_space, fingerprint, parent, salt, evicted);
   const std::vector<uint32_t> wanted(tokens.begin(), tokens.end());
   std::vector<Match> out;
   MutexLock lock(mutex_);
@@ -205,7 +231,8 @@ std::vector<BlockCatalog::Match> BlockCatalog::MatchChildren(
 std::vector<BlockKey> BlockCatalog::ShorterSiblings(const BlockMetadata& m,
                                                     const std::optional<BlockKey>& parent) const {
   std::vector<BlockKey> out;
-  const Digest group_key = SiblingGroup(m.name_space, m.fingerprint, parent, m.salt);
+  if (m.evicted_tokens > 0) return out;
+  const Digest group_key = SiblingGroup(m.name_space, m.fingerprint, parent, m.salt, false);
   std::vector<uint32_t> prefix = m.token_ids;
   MutexLock lock(mutex_);
   const auto group = children_.find(group_key);
@@ -225,6 +252,19 @@ bool BlockCatalog::StoredUnderOtherLayout(const Digest& layout_free_hash,
   return it != layout_free_.end() &&
          std::any_of(it->second.begin(), it->second.end(),
                      [&](const auto& pair) { return pair.first != fingerprint; });
+}
+
+std::optional<BlockKey> BlockCatalog::EvictedVariant(const BlockKey& key) const {
+  MutexLock lock(mutex_);
+  const auto it = evicted_variants_.find(key);
+  if (it == evicted_variants_.end()) return std::nullopt;
+  return it->second;
+}
+
+uint64_t BlockCatalog::ProfileUses(const Digest& fingerprint, const Digest& profile_hash) const {
+  MutexLock lock(mutex_);
+  const auto it = profile_uses_.find({fingerprint, profile_hash});
+  return it == profile_uses_.end() ? 0 : it->second;
 }
 
 std::optional<std::pair<v1::Reason, std::string>> BlockCatalog::ExplainRemoval(

@@ -39,20 +39,28 @@ class BlockCatalog {
   void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
 
   // Children of `parent` (none: first chunks) that share leading tokens with `tokens`, longest
-  // match first, at most `limit`.
+  // match first, at most `limit`; those with evicted tokens, or those without.
   struct Match {
     BlockKey key{};
     uint32_t common_tokens = 0;
   };
   std::vector<Match> MatchChildren(std::string_view name_space, const Digest& fingerprint,
                                    const std::optional<BlockKey>& parent, std::string_view salt,
-                                   std::span<const uint32_t> tokens, size_t limit) const;
-  // Children whose ids are a proper prefix of `tokens`.
+                                   bool evicted, std::span<const uint32_t> tokens,
+                                   size_t limit) const;
+  // Children whose ids are a proper prefix of the block's. None for one with evicted tokens, whose
+  // shorter siblings may have kept more.
   std::vector<BlockKey> ShorterSiblings(const BlockMetadata& metadata,
                                         const std::optional<BlockKey>& parent) const;
 
   // True when the same tokens are stored under a fingerprint other than `fingerprint`.
   bool StoredUnderOtherLayout(const Digest& layout_free_hash, const Digest& fingerprint) const;
+
+  // A block that differs from `key` in having evicted tokens alone.
+  std::optional<BlockKey> EvictedVariant(const BlockKey& key) const;
+
+  // Stored blocks whose frames refer to a profile of a layout.
+  uint64_t ProfileUses(const Digest& fingerprint, const Digest& profile_hash) const;
 
   // Why a block that is absent left: reason and sentence; nothing when it is not remembered.
   std::optional<std::pair<v1::Reason, std::string>> ExplainRemoval(const BlockKey& key) const;
@@ -60,6 +68,8 @@ class BlockCatalog {
   // Size of a stored block's frame; nothing while the blocks found at the start are still read.
   std::optional<uint64_t> FrameBytes(const BlockKey& key) const;
 
+  // Blocks that are known here.
+  size_t size() const;
   uint64_t raw_bytes() const { return raw_bytes_.load(std::memory_order_relaxed); }
   uint64_t frame_bytes() const { return frame_bytes_.load(std::memory_order_relaxed); }
 
@@ -75,8 +85,11 @@ class BlockCatalog {
     std::optional<Digest> layout_free_hash;
     std::optional<Digest> group;  // in children_, with `token_ids`
     std::vector<uint32_t> token_ids;
+    std::optional<BlockKey> whole_key;  // with evicted tokens: the key without
+    Digest profile_hash{};              // all zero: none
   };
-  using Ids = std::map<std::vector<uint32_t>, BlockKey>;
+  // Blocks with evicted tokens may have the same ids.
+  using Ids = std::multimap<std::vector<uint32_t>, BlockKey>;
 
   static constexpr int64_t kExpiryUnknown = -1;  // of a recovered block: the store has it
 
@@ -91,6 +104,8 @@ class BlockCatalog {
   mutable Mutex mutex_;
   std::unordered_map<BlockKey, Entry, DigestHash> entries_ LKV_GUARDED_BY(mutex_);
   std::unordered_map<Digest, Ids, DigestHash> children_ LKV_GUARDED_BY(mutex_);
+  std::unordered_multimap<BlockKey, BlockKey, DigestHash> evicted_variants_ LKV_GUARDED_BY(mutex_);
+  std::map<std::pair<Digest, Digest>, uint64_t> profile_uses_ LKV_GUARDED_BY(mutex_);
   std::unordered_map<Digest, std::vector<std::pair<Digest, BlockKey>>, DigestHash> layout_free_
       LKV_GUARDED_BY(mutex_);  // hash -> (fingerprint, key)
   std::unordered_map<BlockKey, std::pair<v1::Reason, std::string>, DigestHash> removals_

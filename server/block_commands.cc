@@ -79,6 +79,36 @@ absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
   return response;
 }
 
+absl::StatusOr<v1::GetProfileResponse> GetProfile(CacheEngine& engine,
+                                                  const v1::GetProfileRequest& request) {
+  LKV_ASSIGN_OR_RETURN(const Digest fingerprint,
+                       DigestFromBytes(request.fingerprint(), "fingerprint"));
+  if (!engine.layouts().FindLayout(fingerprint)) {
+    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_UNKNOWN_LAYOUT,
+                     absl::StrCat("layout ", ToHex(fingerprint),
+                                  " is not registered; call RegisterLayout first"));
+  }
+  v1::GetProfileResponse response;
+  std::shared_ptr<const ModelProfile> profile;
+  if (request.profile_hash().empty()) {
+    profile = engine.layouts().CurrentProfile(fingerprint);
+    if (!profile) return response;
+  } else {
+    LKV_ASSIGN_OR_RETURN(const Digest hash,
+                         DigestFromBytes(request.profile_hash(), "profile_hash"));
+    profile = engine.layouts().FindProfile(fingerprint, hash);
+    if (!profile) {
+      return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_PROFILE_MISSING,
+                       absl::StrCat("profile ", ToHex(hash),
+                                    " of this layout is not here; Stats "
+                                    "lists those that are"));
+    }
+  }
+  response.set_profile(std::string(AsText(SerializeProfile(*profile))));
+  response.set_profile_hash(DigestToBytes(profile->decoding_hash));
+  return response;
+}
+
 absl::StatusOr<v1::BlocksResponse> TouchBlocks(CacheEngine& engine,
                                                const v1::TouchRequest& request) {
   LKV_RETURN_IF_ERROR(CheckTtl(request.ttl_ms()));

@@ -1,4 +1,4 @@
-// RegisterLayout, Touch, Pin, Unpin and Delete, without the network.
+// RegisterLayout, GetProfile, Touch, Pin, Unpin and Delete, without the network.
 #ifndef LATTICEKV_SERVER_BLOCK_COMMANDS_H_
 #define LATTICEKV_SERVER_BLOCK_COMMANDS_H_
 
@@ -10,6 +10,10 @@ namespace latticekv {
 
 absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(CacheEngine& engine,
                                                           const v1::RegisterLayoutRequest& request);
+
+// FAILED_PRECONDITION with REASON_UNKNOWN_LAYOUT or REASON_PROFILE_MISSING.
+absl::StatusOr<v1::GetProfileResponse> GetProfile(CacheEngine& engine,
+                                                  const v1::GetProfileRequest& request);
 
 // A selector names blocks by hash or all of a session (NOT_FOUND when there is none); blocks that
 // are not stored are counted as missing.

@@ -9,7 +9,11 @@
 namespace latticekv {
 namespace {
 
-constexpr uint32_t kMetadataVersion = 1;
+// Version 1 had no evicted tokens and no room for their number.
+constexpr uint32_t kMetadataVersion = 2;
+// Between two presets, for the settings of the preset seed below them all.
+constexpr uint32_t kRanksPerPreset = 16;
+static_assert(2 * kMaxSeedBits - 1 < kRanksPerPreset);
 
 void PutDigest(ByteWriter& out, const std::optional<Digest>& digest) {
   out.Put<uint8_t>(digest.has_value());
@@ -52,6 +56,7 @@ ByteVector SerializeMetadata(const BlockMetadata& m) {
   out.Put<uint32_t>(m.frame_crc32c);
   out.PutBytes(m.profile_hash);
   PutDigest(out, m.layout_free_hash);
+  out.Put<uint32_t>(m.evicted_tokens);
   return out.Take();
 }
 
@@ -80,14 +85,17 @@ absl::StatusOr<BlockMetadata> ParseMetadata(ByteSpan bytes) {
   m.frame_crc32c = in.Get<uint32_t>();
   m.profile_hash = GetDigest(in);
   m.layout_free_hash = GetOptionalDigest(in);
-  if (!in.ok() || version != kMetadataVersion) {
+  if (version > 1) m.evicted_tokens = in.Get<uint32_t>();
+  if (!in.ok() || version == 0 || version > kMetadataVersion) {
     return absl::DataLossError("block metadata is damaged or of another version");
   }
   return m;
 }
 
-uint32_t QualityRank(PresetId preset) {
-  return static_cast<uint32_t>(PresetId::kTiny) + 1 - static_cast<uint32_t>(preset);
+uint32_t QualityRank(PresetId preset, const SeedOptions& seed) {
+  if (preset == PresetId::kSeed) return static_cast<uint32_t>(seed.key_bits + seed.value_bits - 1);
+  const uint32_t step = static_cast<uint32_t>(PresetId::kTiny) + 1 - static_cast<uint32_t>(preset);
+  return kRanksPerPreset * step;
 }
 
 v1::Preset ToProto(PresetId preset) { return static_cast<v1::Preset>(preset); }
@@ -113,6 +121,7 @@ void FillBlockInfo(const BlockMetadata& m, const StoredBlock& block, bool pinned
   FillQuality(m.quality, out->mutable_quality());
   out->set_tier(ToProto(block.tier()));
   out->set_pinned(pinned);
+  out->set_evicted_tokens(m.evicted_tokens);
 }
 
 absl::StatusOr<Digest> DigestFromBytes(std::string_view bytes, std::string_view field) {
@@ -144,6 +153,17 @@ absl::Status CheckBounds(const Quality& quality, const v1::QualityBounds& bounds
                               bounds.max_value_error()));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckAccepted(const BlockMetadata& metadata, const v1::QualityBounds& bounds,
+                           bool accept_evicted) {
+  if (metadata.evicted_tokens > 0 && !accept_evicted) {
+    return ErrorWith(
+        absl::StatusCode::kFailedPrecondition, v1::REASON_EVICTED_TOKENS,
+        absl::StrCat("stored with ", metadata.evicted_tokens, " of ", metadata.tokens,
+                     " tokens evicted; accept evicted tokens (accept_evicted) to read it"));
+  }
+  return CheckBounds(metadata.quality, bounds);
 }
 
 }  // namespace latticekv

@@ -16,6 +16,9 @@
 
 namespace latticekv {
 
+// Every caller is this tenant until the daemon knows identities.
+inline constexpr std::string_view kDefaultTenant = "default";
+
 struct BlockMetadata {
   Digest content_hash{};
   std::optional<Digest> parent_hash;  // content hash of the previous chunk
@@ -23,6 +26,7 @@ struct BlockMetadata {
   Digest fingerprint{};
   uint64_t start_position = 0;
   uint32_t tokens = 0;
+  uint32_t evicted_tokens = 0;      // of `tokens`
   std::vector<uint32_t> token_ids;  // empty when the writer did not give them
   std::string salt;
   uint64_t raw_bytes = 0;
@@ -39,8 +43,9 @@ ByteVector SerializeMetadata(const BlockMetadata& metadata);
 // DATA_LOSS on malformed bytes.
 absl::StatusOr<BlockMetadata> ParseMetadata(ByteSpan bytes);
 
-// Rank of a preset in the store: exact > near > ... > tiny; a put replaces only what ranks lower.
-uint32_t QualityRank(PresetId preset);
+// Rank of a preset in the store: exact > near > ... > tiny > seed, whose settings rank by the sum
+// of their bits. A put replaces only what ranks lower.
+uint32_t QualityRank(PresetId preset, const SeedOptions& seed);
 
 v1::Preset ToProto(PresetId preset);
 v1::Tier ToProto(Tier tier);
@@ -54,6 +59,9 @@ inline std::string DigestToBytes(const Digest& digest) { return std::string(AsTe
 
 // OK when `quality` is within what a reader demands; else a sentence about the bound that fails.
 absl::Status CheckBounds(const Quality& quality, const v1::QualityBounds& bounds);
+// The same for a block, whose evicted tokens the reader must have accepted.
+absl::Status CheckAccepted(const BlockMetadata& metadata, const v1::QualityBounds& bounds,
+                           bool accept_evicted);
 
 }  // namespace latticekv
 

@@ -119,7 +119,7 @@ void OpenBlock(CacheEngine& engine, ReadBlock* out) {
 }
 
 void Resolve(CacheEngine& engine, std::string_view name_space,
-             const std::optional<Digest>& fingerprint, const v1::QualityBounds& bounds,
+             const std::optional<Digest>& fingerprint, const v1::GetBlocksRequest& request,
              StoredBlockPtr stored, ReadBlock* out) {
   const BlockKey key = engine.KeyOf(name_space, out->content_hash);
   auto found = engine.Describe(std::move(stored));
@@ -131,8 +131,10 @@ void Resolve(CacheEngine& engine, std::string_view name_space,
     out->miss = Miss(v1::REASON_OTHER_LAYOUT, "stored under another layout than the one asked for");
     return;
   }
-  if (const auto within = CheckBounds(found->metadata.quality, bounds); !within.ok()) {
-    out->miss = DetailOf(within);
+  const absl::Status accepted =
+      CheckAccepted(found->metadata, request.bounds(), request.accept_evicted());
+  if (!accepted.ok()) {
+    out->miss = DetailOf(accepted);
     return;
   }
   // What was found is held, and stays right when it is replaced or evicted now.
@@ -236,7 +238,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
     block->index = static_cast<uint32_t>(i);
     block->content_hash = hashes[i];
     if (layout_known) {
-      Resolve(engine, name_space, fingerprint, request.bounds(), std::move(stored[i]), block.get());
+      Resolve(engine, name_space, fingerprint, request, std::move(stored[i]), block.get());
     } else {
       block->miss =
           Miss(v1::REASON_UNKNOWN_LAYOUT, absl::StrCat("layout ", ToHex(*fingerprint),
@@ -300,6 +302,8 @@ void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out) {
   FillBlockInfo(block.metadata, *block.block, block.pinned, out->mutable_block());
   out->mutable_token_ids()->Add(block.metadata.token_ids.begin(), block.metadata.token_ids.end());
   out->set_payload_bytes(block.payload_bytes);
+  const std::vector<uint8_t>& keep = block.decoder->info().keep;
+  out->mutable_keep()->assign(keep.begin(), keep.end());
 }
 
 size_t LayerBytes(const ReadBlock& block, uint32_t layer) {

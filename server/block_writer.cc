@@ -8,114 +8,12 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
-#include "core/codec/frame_format.h"
-#include "core/layout/chain_hash.h"
+#include "server/block_plan.h"
 #include "server/error_detail.h"
 #include "spdlog/spdlog.h"
 
 namespace latticekv {
 namespace {
-
-size_t LargestLayerBytes(const Layout& layout, uint32_t tokens) {
-  size_t largest = 0;
-  for (const LayerSpec& layer : layout.layers) {
-    size_t bytes = 0;
-    for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes();
-    largest = std::max(largest, bytes);
-  }
-  return largest * tokens;
-}
-
-absl::Status BadPayload(std::string_view message) {
-  return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD, message);
-}
-
-// The chunk rules of docs/protocol.md.
-absl::Status CheckPosition(CacheEngine& engine, const PutTarget& target, BlockPlan* plan) {
-  BlockMetadata& m = plan->metadata;
-  const uint32_t chunk = target.layout.chunk_tokens;
-  if (m.start_position % chunk != 0 || m.start_position > limits::kMaxPosition) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "start_position ", m.start_position, " is not a multiple of the namespace's chunk of ",
-        chunk, " tokens (or beyond kMaxPosition); cut the sequence there"));
-  }
-  if (m.parent_hash.has_value() != (m.start_position != 0)) {
-    return absl::InvalidArgumentError(
-        "the chunk at position 0 has no parent_hash and every other chunk has one");
-  }
-  std::optional<Digest> parent_free_hash;
-  if (plan->parent_key) {
-    if (const auto parent = engine.Find(*plan->parent_key)) {
-      const uint64_t end = parent->metadata.start_position + parent->metadata.tokens;
-      if (end != m.start_position) {
-        return absl::InvalidArgumentError(absl::StrCat("the parent ends at position ", end,
-                                                       " and this chunk starts at ",
-                                                       m.start_position, "; they must meet"));
-      }
-      parent_free_hash = parent->metadata.layout_free_hash;
-    }
-  }
-  if (!m.token_ids.empty() && (!plan->parent_key || parent_free_hash)) {
-    m.layout_free_hash = LayoutFreeHash(m.name_space, parent_free_hash, m.token_ids, m.salt);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckTokens(const PutTarget& target, const v1::BlockHeader& header, BlockMetadata* m) {
-  const uint32_t chunk = target.layout.chunk_tokens;
-  if (header.token_ids_size() > static_cast<int>(chunk)) {
-    return absl::InvalidArgumentError(absl::StrCat("the chunk has ", header.token_ids_size(),
-                                                   " tokens; the namespace's chunks have at most ",
-                                                   chunk));
-  }
-  if (header.token_ids_size() > 0) {
-    m->token_ids.assign(header.token_ids().begin(), header.token_ids().end());
-    m->tokens = static_cast<uint32_t>(m->token_ids.size());
-    if (ChunkHash(m->fingerprint, m->parent_hash, m->token_ids, m->salt) != m->content_hash) {
-      return absl::InvalidArgumentError(
-          "content_hash is not the hash of fingerprint, parent, token ids and salt "
-          "(docs/format/keys.md); send the right one");
-    }
-  } else if (!target.frames) {
-    const size_t token_bytes = target.layout.layout->token_bytes();
-    m->tokens = static_cast<uint32_t>(
-        std::min<uint64_t>(header.payload_bytes() / token_bytes, chunk + uint64_t{1}));
-    if (m->tokens == 0 || m->tokens > chunk) {
-      return BadPayload(
-          absl::StrCat("payload_bytes must be ", token_bytes, " times 1 to ", chunk, " tokens"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckPayloadSize(CacheEngine& engine, const PutTarget& target, BlockPlan* plan) {
-  const Layout& layout = *target.layout.layout;
-  BlockMetadata& m = plan->metadata;
-  const uint32_t max_tokens = m.tokens == 0 ? target.layout.chunk_tokens : m.tokens;
-  const size_t max_raw = layout.token_bytes() * max_tokens;
-  const size_t metadata_bytes = SerializeMetadata(m).size();
-  const size_t catalog_bytes = BlockCatalog::EntryBytes(m.token_ids.size());
-  if (target.frames) {
-    const size_t bound =
-        std::min(FrameBytesBound(layout.layers.size(), max_raw), limits::kMaxFrameBytes);
-    if (plan->payload_bytes == 0 || plan->payload_bytes > bound) {
-      return BadPayload(absl::StrCat("payload_bytes is ", plan->payload_bytes,
-                                     "; a frame of this layout has 1 to ", bound, " bytes"));
-    }
-    plan->memory_bytes = TieredStore::EntryBytes(plan->payload_bytes, metadata_bytes) +
-                         catalog_bytes + LargestLayerBytes(layout, max_tokens);
-    return absl::OkStatus();
-  }
-  if (plan->payload_bytes != max_raw) {
-    return BadPayload(absl::StrCat("payload_bytes is ", plan->payload_bytes, "; ", m.tokens,
-                                   " tokens of this layout have ", max_raw, " bytes"));
-  }
-  m.raw_bytes = max_raw;
-  plan->memory_bytes =
-      max_raw + catalog_bytes +
-      TieredStore::EntryBytes(FrameBytesBound(layout.layers.size(), max_raw), metadata_bytes);
-  return absl::OkStatus();
-}
 
 void FillAck(const BlockPlan& plan, const StoredBlock& block, const BlockMetadata& m,
              v1::BlockAck* ack) {
@@ -152,13 +50,11 @@ void DropSuperseded(CacheEngine& engine, const StoredBlock& block, const BlockMe
 
 // The frame of a payload that never leaves the GPU but as a frame.
 absl::StatusOr<ByteVector> EncodeOnGpu(CacheEngine& engine, const PutTarget& target,
-                                       const BlockPlan& plan, const EncodeOptions& options) {
-  auto frame = engine.gpu()->EncodeFrom({target.layout.layout,
-                                         target.layout.profile,
-                                         plan.metadata.tokens,
-                                         options,
-                                         {},
-                                         plan.placement});
+                                       const BlockPlan& plan,
+                                       const std::shared_ptr<const ModelProfile>& profile,
+                                       const EncodeOptions& options) {
+  auto frame = engine.gpu()->EncodeFrom(
+      {target.layout.layout, profile, plan.metadata.tokens, options, {}, plan.placement});
   if (!frame.ok()) return WithReason(frame.status(), v1::REASON_GPU);
   engine.metrics().encode_bytes += target.layout.layout->token_bytes() * plan.metadata.tokens;
   return frame;
@@ -166,20 +62,27 @@ absl::StatusOr<ByteVector> EncodeOnGpu(CacheEngine& engine, const PutTarget& tar
 
 // The frame of a raw payload.
 absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
-                                  const BlockPlan& plan, ByteSpan payload) {
+                                  const BlockPlan& plan,
+                                  const std::shared_ptr<const ModelProfile>& profile,
+                                  ByteSpan payload) {
   EncodeOptions options;
   options.preset = target.preset;
-  options.profile = target.layout.profile.get();
+  options.profile = profile.get();
   options.start_position = plan.metadata.start_position;
   options.exact_tokens = plan.exact_tokens;
+  options.seed = target.seed;
+  options.keep = plan.keep;
+  if (!plan.attention_mass.empty()) {
+    options.mass = {plan.attention_mass.data(), plan.metadata.tokens, plan.mass_queries};
+  }
   const Layout& layout = *target.layout.layout;
   const BusyTimer timer(engine.metrics().encode_busy_ns);
-  if (plan.placement) return EncodeOnGpu(engine, target, plan, options);
+  if (plan.placement) return EncodeOnGpu(engine, target, plan, profile, options);
   ByteVector frame;
   std::optional<ByteVector> by_gpu;
   if (engine.gpu() != nullptr) {
     by_gpu = engine.gpu()->Encode(
-        {target.layout.layout, target.layout.profile, plan.metadata.tokens, options, payload});
+        {target.layout.layout, profile, plan.metadata.tokens, options, payload});
   }
   if (by_gpu) {
     frame = *std::move(by_gpu);
@@ -194,12 +97,29 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   return frame;
 }
 
-// Decodes every layer of a frame that a client made, to know that it can be served.
+// Gives the payload of a block that was encoded to whom it teaches, with its part of `reservation`.
+void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, ByteVector payload,
+           Reservation& reservation) {
+  const uint32_t tokens = plan.metadata.tokens;
+  if (!engine.learning().Wants(target.layout.fingerprint, tokens, payload.size())) return;
+  ProfileLearning::Chunk chunk;
+  chunk.fingerprint = target.layout.fingerprint;
+  chunk.layout = target.layout.layout;
+  chunk.tokens = tokens;
+  chunk.start_position = plan.metadata.start_position;
+  chunk.preset = target.preset;
+  chunk.keep = plan.keep;
+  chunk.memory = reservation.Split(payload.size());
+  chunk.payload = std::move(payload);
+  engine.learning().Learn(std::move(chunk));
+}
+
+// Decodes every layer of a frame that a client made, to know that it can be served. Sets the
+// profile it needs, if any, to be held until the block is stored.
 absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan,
-                        ByteSpan frame) {
+                        ByteSpan frame, std::shared_ptr<const ModelProfile>& profile) {
   const Layout& layout = *target.layout.layout;
   LKV_ASSIGN_OR_RETURN(const FrameInfo info, ReadFrameInfo(frame));
-  std::shared_ptr<const ModelProfile> profile;
   if (info.needs_profile) {
     profile = engine.layouts().FindProfile(target.layout.fingerprint, info.profile_hash);
     if (!profile) {
@@ -214,9 +134,10 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
     return BadPayload(absl::StrCat("the frame holds ", info.tokens, " tokens from position ",
                                    info.start_position, " and the header announced others"));
   }
-  if (info.evicted_tokens > 0) {
+  // The tokens' name must not find a block that lacks some of them.
+  if (info.keep != plan.keep) {
     return BadPayload(
-        "this daemon serves every token of a block; put a frame without evicted ones");
+        "the frame keeps other tokens than its header said; send its own mask in keep");
   }
   LKV_ASSIGN_OR_RETURN(const FrameDecoder decoder,
                        FrameDecoder::Open(frame, layout, profile.get()));
@@ -253,15 +174,18 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
                                    const std::atomic<bool>& cancelled) {
   BlockMetadata m = plan.metadata;
   ByteVector frame;
+  // Held until the block is stored, and so counted: until then it is not dropped.
+  std::shared_ptr<const ModelProfile> profile;
   if (target.frames) {
     LKV_RETURN_IF_ERROR(
-        WithReason(CheckFrame(engine, target, plan, payload), v1::REASON_BAD_PAYLOAD));
-    frame = std::move(payload);
+        WithReason(CheckFrame(engine, target, plan, payload, profile), v1::REASON_BAD_PAYLOAD));
+    frame = std::exchange(payload, {});
   } else {
-    auto encoded = Encode(engine, target, plan, payload);
+    // A new version may have been learnt since the stream began.
+    profile = engine.layouts().CurrentProfile(target.layout.fingerprint);
+    auto encoded = Encode(engine, target, plan, profile, payload);
     if (!encoded.ok()) return WithReason(encoded.status(), v1::REASON_BAD_PAYLOAD);
     frame = *std::move(encoded);
-    payload = {};
   }
   LKV_ASSIGN_OR_RETURN(const FrameInfo info, ReadFrameInfo(frame));
   m.tokens = info.tokens;
@@ -281,7 +205,7 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
       std::min<uint64_t>(m.start_position + m.tokens, std::numeric_limits<uint32_t>::max()));
   block.frame = std::move(frame);
   block.metadata = SerializeMetadata(m);
-  block.quality_rank = QualityRank(m.preset);
+  block.quality_rank = QualityRank(m.preset, target.seed);
   block.reservation = ticket.TakeReservation();
   const size_t bytes = TieredStore::EntryBytes(block.frame.size(), block.metadata.size()) +
                        BlockCatalog::EntryBytes(m.token_ids.size());
@@ -290,6 +214,10 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
     auto reservation = engine.store().Reserve(bytes);
     if (!reservation.ok()) return WithReason(reservation.status(), v1::REASON_MEMORY_FULL);
     block.reservation = *std::move(reservation);
+  }
+  if (block.reservation.bytes() >= bytes + payload.size() && !payload.empty()) {
+    Reservation rest = block.reservation.Split(block.reservation.bytes() - bytes);
+    Teach(engine, target, plan, std::move(payload), rest);
   }
   block.reservation.ShrinkTo(bytes);
   if (cancelled.load()) return absl::CancelledError("the stream was cancelled");
@@ -318,77 +246,11 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
 
 }  // namespace
 
-absl::StatusOr<PutTarget> OpenPut(CacheEngine& engine, const v1::PutOpen& open) {
-  PutTarget target;
-  LKV_ASSIGN_OR_RETURN(target.name_space, NamespaceOrDefault(open.namespace_()));
-  LKV_RETURN_IF_ERROR(CheckName("session name", open.session()));
-  LKV_ASSIGN_OR_RETURN(const Digest fingerprint,
-                       DigestFromBytes(open.fingerprint(), "fingerprint"));
-  LKV_ASSIGN_OR_RETURN(target.layout, engine.layouts().Find(target.name_space, fingerprint));
-  target.session = open.session();
-  if (!v1::Preset_IsValid(open.preset())) {
-    return absl::InvalidArgumentError("unknown preset; use one of the Preset enum");
-  }
-  target.preset = open.preset() == v1::PRESET_UNSPECIFIED ? engine.config().default_preset
-                                                          : static_cast<PresetId>(open.preset());
-  if (!v1::Encoding_IsValid(open.encoding())) {
-    return absl::InvalidArgumentError("unknown encoding; use RAW or FRAME");
-  }
-  if (open.ttl_ms() < 0) return absl::InvalidArgumentError("ttl_ms is negative; use 0 for none");
-  target.frames = open.encoding() == v1::ENCODING_FRAME;
-  target.durable = open.wait_for() == v1::BLOCK_STATE_DURABLE;
-  target.ttl_ms = open.ttl_ms();
-  return target;
-}
-
-absl::StatusOr<BlockPlan> PlanBlock(CacheEngine& engine, const PutTarget& target,
-                                    const v1::BlockHeader& header) {
-  if (engine.draining()) {
-    return ErrorWith(absl::StatusCode::kUnavailable, v1::REASON_DRAINING,
-                     "the daemon is shutting down; put the block again when it is back");
-  }
-  if (target.durable && engine.config().disk_dir.empty()) {
-    return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_DISK,
-                     "this daemon has no disk tier, so no block becomes durable; start it with "
-                     "--disk_dir and --disk_bytes or wait for MEMORY");
-  }
-  BlockPlan plan;
-  BlockMetadata& m = plan.metadata;
-  plan.index = header.index();
-  plan.payload_bytes = header.payload_bytes();
-  m.name_space = target.name_space;
-  m.fingerprint = target.layout.fingerprint;
-  m.start_position = header.start_position();
-  m.salt = header.salt();
-  m.preset = target.preset;
-  LKV_RETURN_IF_ERROR(CheckName("salt", m.salt));
-  LKV_ASSIGN_OR_RETURN(m.content_hash, DigestFromBytes(header.content_hash(), "content_hash"));
-  plan.key = engine.KeyOf(target.name_space, m.content_hash);
-  if (!header.parent_hash().empty()) {
-    LKV_ASSIGN_OR_RETURN(m.parent_hash, DigestFromBytes(header.parent_hash(), "parent_hash"));
-    plan.parent_key = engine.KeyOf(target.name_space, *m.parent_hash);
-  }
-  LKV_RETURN_IF_ERROR(CheckTokens(target, header, &m));
-  LKV_RETURN_IF_ERROR(CheckPosition(engine, target, &plan));
-  LKV_RETURN_IF_ERROR(CheckPayloadSize(engine, target, &plan));
-  for (const uint32_t token : header.exact_tokens()) {
-    if (token >= m.tokens || (!plan.exact_tokens.empty() && token <= plan.exact_tokens.back())) {
-      return absl::InvalidArgumentError(
-          "exact_tokens must increase and lie within the chunk; sort them");
-    }
-    plan.exact_tokens.push_back(token);
-  }
-  if (!target.session.empty()) {
-    LKV_RETURN_IF_ERROR(engine.sessions().CheckAppend({target.name_space, target.session},
-                                                      target.layout.fingerprint));
-  }
-  return plan;
-}
-
 std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& target,
                                         const BlockPlan& plan) {
   const auto found = engine.Find(plan.key);
-  if (!found || found->block->quality_rank < QualityRank(target.preset)) return std::nullopt;
+  if (!found || found->block->quality_rank < QualityRank(target.preset, target.seed))
+    return std::nullopt;
   ++engine.metrics().have_it;
   engine.store().Touch(plan.key);
   engine.catalog().ExtendTtl(plan.key, target.ttl_ms);

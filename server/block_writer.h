@@ -1,4 +1,4 @@
-// From a block's header and payload to a visible block. Knows no network.
+// From a block's plan and payload to a visible block. Knows no network.
 #ifndef LATTICEKV_SERVER_BLOCK_WRITER_H_
 #define LATTICEKV_SERVER_BLOCK_WRITER_H_
 
@@ -6,45 +6,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <string>
-#include <vector>
+#include <string_view>
 
-#include "absl/status/statusor.h"
 #include "latticekv/v1/blocks.pb.h"
+#include "server/block_plan.h"
 #include "server/engine.h"
 
 namespace latticekv {
-
-// What the first message of a PutBlocks stream settles.
-struct PutTarget {
-  std::string name_space;
-  LayoutInUse layout;
-  PresetId preset = kDefaultPreset;
-  std::string session;  // empty: none
-  bool durable = false;
-  int64_t ttl_ms = 0;
-  bool frames = false;  // payloads are frames
-};
-
-// A block that was announced and may be uploaded.
-struct BlockPlan {
-  uint32_t index = 0;
-  BlockKey key{};
-  std::optional<BlockKey> parent_key;
-  BlockMetadata metadata;  // all but what coding finds out
-  uint64_t payload_bytes = 0;
-  size_t memory_bytes = 0;  // at most, from the first part to the visible block
-  std::vector<uint32_t> exact_tokens;
-  std::shared_ptr<const GpuPlacement> placement;  // of a payload in GPU memory
-};
-
-// INVALID_ARGUMENT, FAILED_PRECONDITION (layout not registered) or RESOURCE_EXHAUSTED.
-absl::StatusOr<PutTarget> OpenPut(CacheEngine& engine, const v1::PutOpen& open);
-
-// Checks a header against layout, chunk rules and its own hash. Errors are the block's, not the
-// stream's.
-absl::StatusOr<BlockPlan> PlanBlock(CacheEngine& engine, const PutTarget& target,
-                                    const v1::BlockHeader& header);
 
 // The acknowledgement when a block at least as good is stored already (it joins the session then).
 std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& target,

@@ -41,6 +41,8 @@ struct ServerConfig {
   size_t shared_memory_bytes = size_t{1} << 30;
   PresetId default_preset = kDefaultPreset;
   GpuConfig gpu;
+  // Learn means and spreads of layouts that have no profile with them (server/profile_learning.h).
+  bool learn_profiles = true;
 
   // Named limits, shortened by tests.
   size_t decode_ahead_bytes = limits::kDecodeAheadBytes;
@@ -48,6 +50,8 @@ struct ServerConfig {
   int64_t reader_stall_timeout_ms = limits::kReaderStallTimeoutMs;
   int64_t credit_wait_timeout_ms = limits::kCreditWaitTimeoutMs;
   int64_t drain_timeout_ms = limits::kDrainTimeoutMs;
+  uint32_t learn_tokens = limits::kLearnTokens;
+  uint64_t max_relearn_tokens = limits::kMaxRelearnTokens;
   int64_t tick_ms = 50;  // of the thread that looks at timeouts
 
   const Clock* clock = Clock::Real();

@@ -18,6 +18,8 @@ namespace {
 
 // Catalog after a start, scrubs.
 constexpr size_t kMaxBackgroundJobs = 16;
+// Of the memory, for chunks that wait to be learnt from.
+constexpr size_t kLearningShare = 16;
 
 }  // namespace
 
@@ -29,6 +31,7 @@ CacheEngine::~CacheEngine() {
   monitor_.reset();
   background_.reset();
   codec_pool_.reset();
+  learning_.reset();
   if (!journal_) return;  // no disk, or its directory could not be taken
   // Last words of blocks and of the journal; what cannot be written now was never acknowledged.
   if (const absl::Status flushed = Flush(); !flushed.ok()) {
@@ -64,13 +67,22 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   const int threads = config.codec_threads > 0
                           ? config.codec_threads
                           : std::max(least, static_cast<int>(std::thread::hardware_concurrency()));
+  LearningOptions learning;
+  learning.enabled = config.learn_profiles;
+  learning.tokens = config.learn_tokens;
+  learning.max_relearn_tokens = config.max_relearn_tokens;
+  learning.max_waiting_bytes = config.memory_bytes / kLearningShare;
+  learning.reserve = [store = engine->store_.get()](size_t bytes) { return store->Reserve(bytes); };
+  engine->learning_ = std::make_unique<ProfileLearning>(&engine->layouts_, learning);
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
   engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
     e->admission_->Poke();
     e->sessions_.Sweep();
     e->WatchDiskHealth();
+    e->DropUnusedProfiles();
   });
+  engine->catalog_filled_.store(config.disk_dir.empty());
   if (!config.disk_dir.empty()) {
     static_cast<void>(engine->background_->Submit(CodecPool::Kind::kDecode,
                                                   [e = engine.get()] { e->FillCatalog(); }));
@@ -157,6 +169,15 @@ void CacheEngine::FillCatalog() {
       if (metadata.ok()) catalog_->OnRecovered(block, *metadata);
     });
   } while (cursor != 0 && !stopping_.load());
+  if (!stopping_.load()) catalog_filled_.store(true);
+}
+
+void CacheEngine::DropUnusedProfiles() {
+  // What could not be read or described when the catalog was filled may refer to any of them.
+  if (!catalog_filled_.load() || catalog_->size() < store_->Stats().blocks) return;
+  layouts_.DropUnusedLearnt([this](const Digest& fingerprint, const Digest& profile_hash) {
+    return catalog_->ProfileUses(fingerprint, profile_hash);
+  });
 }
 
 StoreHealth CacheEngine::DiskHealth() {
@@ -250,6 +271,12 @@ bool CacheEngine::Remove(const BlockKey& key, v1::Reason reason, std::string_vie
 
 v1::ErrorDetail CacheEngine::ExplainAbsence(const BlockKey& key) const {
   v1::ErrorDetail detail;
+  if (const auto variant = catalog_->EvictedVariant(key)) {
+    detail.set_reason(v1::REASON_EVICTED_TOKENS);
+    detail.set_message(
+        "stored with evicted tokens only; look it up with accept_evicted, or put it whole");
+    return detail;
+  }
   const auto removal = catalog_->ExplainRemoval(key);
   detail.set_reason(removal ? removal->first : v1::REASON_NOT_STORED);
   detail.set_message(removal ? removal->second : "not stored; put it first");

@@ -9,8 +9,10 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/base/limits.h"
 #include "core/codec/gpu/gpu_executor.h"
 #include "core/store/journal.h"
+#include "core/store/memory_budget.h"
 #include "core/store/tiered_store.h"
 #include "server/block_catalog.h"
 #include "server/codec_pool.h"
@@ -18,14 +20,13 @@
 #include "server/gpu_region.h"
 #include "server/layout_registry.h"
 #include "server/metrics.h"
+#include "server/profile_learning.h"
 #include "server/session_registry.h"
 #include "server/stream_monitor.h"
 #include "server/upload_admission.h"
 
 namespace latticekv {
 
-// Every caller is this tenant until the daemon knows identities.
-inline constexpr std::string_view kDefaultTenant = "default";
 inline constexpr std::string_view kDefaultNamespace = "default";
 
 // A block that can be served.
@@ -51,7 +52,10 @@ class CacheEngine {
   GpuExecutor* gpu() { return gpu_.get(); }
   const std::string& gpu_absence() const { return gpu_absence_; }
   GpuRegionRegistry& gpu_regions() { return gpu_regions_; }
+  ProfileLearning& learning() { return *learning_; }
   StreamMonitor& monitor() { return *monitor_; }
+  // Of the attention mass that waits with its blocks for their payload.
+  MemoryBudget& mass_budget() { return mass_budget_; }
   Metrics& metrics() { return metrics_; }
   const Clock& clock() const { return *config_.clock; }
   int64_t start_ms() const { return start_ms_; }
@@ -100,6 +104,7 @@ class CacheEngine {
   void WatchDiskHealth();
   // An error only where the configuration insists on a device that is not there.
   absl::Status StartGpu();
+  void DropUnusedProfiles();
 
   const ServerConfig config_;
   const int64_t start_ms_;
@@ -112,6 +117,8 @@ class CacheEngine {
   std::function<void()> gpu_off_listener_ LKV_GUARDED_BY(health_mutex_);
   std::atomic<bool> draining_{false};
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> catalog_filled_{false};  // with what was found at the start
+  MemoryBudget mass_budget_{limits::kMaxMassBytes};
   Metrics metrics_;
   LayoutRegistry layouts_;
   SessionRegistry sessions_;
@@ -123,6 +130,7 @@ class CacheEngine {
   std::string gpu_absence_;
   GpuRegionRegistry gpu_regions_;
   // Last: their threads use all of the above.
+  std::unique_ptr<ProfileLearning> learning_;
   std::unique_ptr<CodecPool> codec_pool_;
   std::unique_ptr<CodecPool> background_;
   std::unique_ptr<StreamMonitor> monitor_;

@@ -41,6 +41,9 @@ ABSL_FLAG(
     int, gpu_sm_percent, 100,
     "Share of the GPU's multiprocessors that the daemon's kernels may run on (a green context "
     "of the driver); the rest is the engine's.");
+ABSL_FLAG(bool, learn_profiles, true,
+          "Learn channel means and spreads of layouts that have no profile with them, from the "
+          "first tokens stored, and code with them.");
 ABSL_FLAG(bool, insecure, false,
           "Allow addresses that other hosts can reach, without encryption or identity.");
 ABSL_FLAG(std::string, port_file, "",
@@ -106,6 +109,7 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
   flags.server.shared_memory_bytes = absl::GetFlag(FLAGS_shared_memory_bytes);
   LKV_ASSIGN_OR_RETURN(flags.server.gpu, GpuFlags());
   flags.server.codec_threads = absl::GetFlag(FLAGS_codec_threads);
+  flags.server.learn_profiles = absl::GetFlag(FLAGS_learn_profiles);
   LKV_ASSIGN_OR_RETURN(flags.server.default_preset,
                        ParsePreset(absl::GetFlag(FLAGS_default_preset)));
   flags.port_file = absl::GetFlag(FLAGS_port_file);

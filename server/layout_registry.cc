@@ -1,5 +1,8 @@
 #include "server/layout_registry.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
@@ -7,6 +10,35 @@
 #include "server/state_records.h"
 
 namespace latticekv {
+namespace {
+
+bool HasStatistics(const ModelProfile& profile) {
+  for (const auto& layer : profile.layers) {
+    for (const PlaneProfile& plane : layer) {
+      for (const HeadProfile& head : plane.heads) {
+        if (head.has_statistics()) return true;
+      }
+    }
+  }
+  return false;
+}
+
+// False when every plane is opaque.
+bool HasChannels(const Layout& layout) {
+  for (const LayerSpec& layer : layout.layers) {
+    for (const PlaneSpec& plane : layer.planes) {
+      if (plane.role != PlaneRole::kOpaque) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+size_t LayoutRegistry::Entry::Learnt() const {
+  return static_cast<size_t>(std::count_if(
+      profiles.begin(), profiles.end(), [](const auto& kept) { return kept.second.version > 0; }));
+}
 
 LayoutInUse LayoutRegistry::InUse(const Digest& fingerprint, const Entry& entry,
                                   uint32_t chunk_tokens) const {
@@ -14,7 +46,7 @@ LayoutInUse LayoutRegistry::InUse(const Digest& fingerprint, const Entry& entry,
   out.layout = entry.layout;
   out.fingerprint = fingerprint;
   out.profile_hash = entry.current_profile;
-  if (entry.current_profile) out.profile = entry.profiles.at(*entry.current_profile);
+  if (entry.current_profile) out.profile = entry.profiles.at(*entry.current_profile).profile;
   out.chunk_tokens = chunk_tokens;
   return out;
 }
@@ -61,20 +93,20 @@ absl::StatusOr<LayoutInUse> LayoutRegistry::Register(std::string_view name_space
                                    " layouts already; restart the daemon to clear them"));
   }
   if (entry != layouts_.end() && profile_hash && !entry->second.profiles.contains(*profile_hash) &&
-      entry->second.profiles.size() >= limits::kMaxProfilesPerLayout) {
+      entry->second.profiles.size() - entry->second.Learnt() >= limits::kMaxProfilesPerLayout) {
     return LimitError("kMaxProfilesPerLayout",
                       absl::StrCat("this layout has ", limits::kMaxProfilesPerLayout,
                                    " profiles already; register it with one of them or none"));
   }
   if (entry == layouts_.end()) {
-    entry =
-        layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}}).first;
+    entry = layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(layout), {}, {}, {}})
+                .first;
     Record(LayoutRecord(layout));
   }
-  if (profile && entry->second.current_profile != profile_hash) {
+  if (profile && entry->second.registered_profile != profile_hash) {
     Record(ProfileRecord(fingerprint, *profile));
-    entry->second.profiles[*profile_hash] = profile;
-    entry->second.current_profile = profile_hash;
+    entry->second.profiles[*profile_hash] = {profile, 0};
+    entry->second.registered_profile = entry->second.current_profile = profile_hash;
   }
   if (ns == namespaces_.end()) {
     ns = namespaces_.emplace(std::string(name_space), Namespace{}).first;
@@ -111,8 +143,95 @@ std::shared_ptr<const ModelProfile> LayoutRegistry::FindProfile(const Digest& fi
   MutexLock lock(mutex_);
   const auto it = layouts_.find(fingerprint);
   if (it == layouts_.end()) return nullptr;
-  const auto profile = it->second.profiles.find(profile_hash);
-  return profile == it->second.profiles.end() ? nullptr : profile->second;
+  const auto kept = it->second.profiles.find(profile_hash);
+  return kept == it->second.profiles.end() ? nullptr : kept->second.profile;
+}
+
+std::shared_ptr<const ModelProfile> LayoutRegistry::CurrentProfile(
+    const Digest& fingerprint) const {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  if (it == layouts_.end()) return nullptr;
+  return InUse(fingerprint, it->second, 0).profile;
+}
+
+std::vector<KnownLayout> LayoutRegistry::List() const {
+  std::vector<KnownLayout> out;
+  MutexLock lock(mutex_);
+  for (const auto& [fingerprint, entry] : layouts_) {
+    out.push_back({fingerprint, entry.layout, entry.profiles, entry.current_profile});
+  }
+  return out;
+}
+
+std::optional<LayoutRegistry::Learnable> LayoutRegistry::FindLearnable(
+    const Digest& fingerprint) const {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  if (it == layouts_.end()) return std::nullopt;
+  const Entry& entry = it->second;
+  if (!HasChannels(*entry.layout)) return std::nullopt;
+  Learnable out;
+  if (entry.registered_profile) {
+    out.registered = entry.profiles.at(*entry.registered_profile).profile;
+    if (HasStatistics(*out.registered)) return std::nullopt;
+  }
+  if (entry.current_profile != entry.registered_profile) {
+    out.learnt = entry.profiles.at(*entry.current_profile).profile;
+  }
+  return out;
+}
+
+absl::StatusOr<uint32_t> LayoutRegistry::AddLearnt(const Digest& fingerprint,
+                                                   const ModelProfile* registered,
+                                                   ModelProfile profile) {
+  const Digest hash = profile.decoding_hash;
+  MutexLock lock(mutex_);
+  Entry& entry = layouts_.at(fingerprint);
+  const ModelProfile* const now = entry.registered_profile
+                                      ? entry.profiles.at(*entry.registered_profile).profile.get()
+                                      : nullptr;
+  if (now != registered) {
+    return absl::AbortedError("another profile was registered while this one was learnt");
+  }
+  if (!entry.profiles.contains(hash)) {
+    if (entry.Learnt() >= limits::kMaxLearntProfiles) {
+      return LimitError("kMaxLearntProfiles",
+                        absl::StrCat("blocks refer to ", entry.Learnt(),
+                                     " learnt profiles of this layout; a new version waits until "
+                                     "those of one are gone"));
+    }
+    entry.profiles[hash] = {std::make_shared<const ModelProfile>(std::move(profile)),
+                            ++entry.last_version};
+  }
+  const KeptProfile& kept = entry.profiles.at(hash);
+  if (kept.version == 0) return absl::AbortedError("a client registered this very profile before");
+  entry.current_profile = hash;
+  Record(LearntProfileRecord(fingerprint, kept.version, *kept.profile));
+  return kept.version;
+}
+
+size_t LayoutRegistry::DropUnusedLearnt(
+    const std::function<uint64_t(const Digest&, const Digest&)>& uses) {
+  size_t dropped = 0;
+  MutexLock lock(mutex_);
+  for (auto& [fingerprint, entry] : layouts_) {
+    for (auto it = entry.profiles.begin(); it != entry.profiles.end();) {
+      const auto& [hash, kept] = *it;
+      // New holders come through this registry; blocks that one encodes are counted before it lets
+      // go of the profile.
+      const bool unused = kept.version > 0 && hash != entry.current_profile &&
+                          kept.profile.use_count() == 1 && uses(fingerprint, hash) == 0;
+      if (!unused) {
+        ++it;
+        continue;
+      }
+      Record(ProfileGoneRecord(fingerprint, hash));
+      it = entry.profiles.erase(it);
+      ++dropped;
+    }
+  }
+  return dropped;
 }
 
 size_t LayoutRegistry::size() const {
@@ -129,11 +248,17 @@ void LayoutRegistry::EmitAll(const Journal::Emit& emit) const {
   MutexLock lock(mutex_);
   for (const auto& [fingerprint, entry] : layouts_) {
     emit(LayoutRecord(*entry.layout));
-    for (const auto& [hash, profile] : entry.profiles) {
-      if (hash != entry.current_profile) emit(ProfileRecord(fingerprint, *profile));
+    const auto emit_profile = [&, &fp = fingerprint](const KeptProfile& kept) {
+      emit(kept.version > 0 ? LearntProfileRecord(fp, kept.version, *kept.profile)
+                            : ProfileRecord(fp, *kept.profile));
+    };
+    // What is read last counts: of the registered ones the last, of all the current one.
+    for (const auto& [hash, kept] : entry.profiles) {
+      if (hash != entry.current_profile && hash != entry.registered_profile) emit_profile(kept);
     }
-    if (entry.current_profile) {
-      emit(ProfileRecord(fingerprint, *entry.profiles.at(*entry.current_profile)));
+    if (entry.registered_profile) emit_profile(entry.profiles.at(*entry.registered_profile));
+    if (entry.current_profile != entry.registered_profile) {
+      emit_profile(entry.profiles.at(*entry.current_profile));
     }
   }
   for (const auto& [name, ns] : namespaces_) {
@@ -147,20 +272,35 @@ absl::Status LayoutRegistry::RestoreLayout(ByteSpan canonical) {
   const Digest fingerprint = LayoutFingerprint(layout);
   MutexLock lock(mutex_);
   if (!layouts_.contains(fingerprint)) {
-    layouts_.emplace(fingerprint, Entry{std::make_shared<const Layout>(std::move(layout)), {}, {}});
+    layouts_.emplace(fingerprint,
+                     Entry{std::make_shared<const Layout>(std::move(layout)), {}, {}, {}});
   }
   return absl::OkStatus();
 }
 
-absl::Status LayoutRegistry::RestoreProfile(const Digest& fingerprint, ByteSpan canonical) {
+absl::Status LayoutRegistry::RestoreProfile(const Digest& fingerprint, uint32_t version,
+                                            ByteSpan canonical) {
   MutexLock lock(mutex_);
   const auto it = layouts_.find(fingerprint);
   if (it == layouts_.end()) return absl::DataLossError("a profile's layout is not in the journal");
-  LKV_ASSIGN_OR_RETURN(ModelProfile profile, ParseProfile(canonical, *it->second.layout));
+  Entry& entry = it->second;
+  LKV_ASSIGN_OR_RETURN(ModelProfile profile, ParseProfile(canonical, *entry.layout));
   const Digest hash = ProfileHash(profile);
-  it->second.profiles[hash] = std::make_shared<const ModelProfile>(std::move(profile));
-  it->second.current_profile = hash;
+  entry.profiles[hash] = {std::make_shared<const ModelProfile>(std::move(profile)), version};
+  entry.current_profile = hash;
+  if (version == 0) entry.registered_profile = hash;
+  entry.last_version = std::max(entry.last_version, version);
   return absl::OkStatus();
+}
+
+void LayoutRegistry::RestoreProfileGone(const Digest& fingerprint, const Digest& profile_hash) {
+  MutexLock lock(mutex_);
+  const auto it = layouts_.find(fingerprint);
+  if (it == layouts_.end() || it->second.current_profile == profile_hash) return;
+  const auto kept = it->second.profiles.find(profile_hash);
+  if (kept != it->second.profiles.end() && kept->second.version > 0) {
+    it->second.profiles.erase(kept);
+  }
 }
 
 absl::Status LayoutRegistry::RestoreNamespace(std::string_view name_space, uint32_t chunk_tokens) {

@@ -1,6 +1,7 @@
 #include "server/lookup.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
@@ -49,7 +50,21 @@ class Lookup {
     return absl::OkStatus();
   }
 
+  // Whole blocks where there are any; for a reader that takes evicted tokens also the other way
+  // round, since a chain of blocks with evicted tokens goes on under names of its own.
   void ByTokens() {
+    Walk(/*evicted_first=*/false);
+    if (!request_.accept_evicted() || response_.miss_reason() == v1::REASON_UNSPECIFIED) return;
+    v1::LookupResponse whole_first = std::exchange(response_, {});
+    const std::optional<BlockKey> last_found = std::exchange(last_found_, std::nullopt);
+    response_.set_chunk_tokens(layout_.chunk_tokens);
+    Walk(/*evicted_first=*/true);
+    if (response_.usable_tokens() > whole_first.usable_tokens()) return;
+    response_ = std::move(whole_first);
+    last_found_ = last_found;
+  }
+
+  void Walk(bool evicted_first) {
     const std::vector<uint32_t> ids(request_.token_ids().begin(), request_.token_ids().end());
     const size_t chunk = layout_.chunk_tokens;
     std::optional<Digest> parent, free_parent;
@@ -58,22 +73,50 @@ class Lookup {
       const Digest hash = ChunkHash(layout_.fingerprint, parent, tokens, request_.salt());
       const BlockKey key = engine_.KeyOf(name_space_, hash);
       free_parent = LayoutFreeHash(name_space_, free_parent, tokens, request_.salt());
-      if (!Take(key, std::nullopt)) {
+      std::optional<Digest> found;
+      if (evicted_first) found = TakeEvicted(parent, tokens);
+      if (!found) found = Take(key, std::nullopt);
+      if (!found && !evicted_first) found = TakeEvicted(parent, tokens);
+      if (!found) {
         ByChildren(key, parent, *free_parent, tokens);
         return;
       }
-      parent = hash;
+      parent = found;
+      response_.clear_miss_reason();
+      response_.clear_miss_message();
     }
+  }
+
+  std::vector<BlockCatalog::Match> Children(const std::optional<Digest>& parent, bool evicted,
+                                            std::span<const uint32_t> tokens) {
+    if (evicted && !request_.accept_evicted()) return {};
+    std::optional<BlockKey> parent_key;
+    if (parent) parent_key = engine_.KeyOf(name_space_, *parent);
+    return engine_.catalog().MatchChildren(name_space_, layout_.fingerprint, parent_key,
+                                           request_.salt(), evicted, tokens, kMaxPartialCandidates);
+  }
+
+  // A block of just these tokens, some of them evicted.
+  std::optional<Digest> TakeEvicted(const std::optional<Digest>& parent,
+                                    std::span<const uint32_t> tokens) {
+    for (const auto& match : Children(parent, true, tokens)) {
+      const auto found = engine_.Find(match.key);
+      if (!found || found->metadata.tokens != match.common_tokens) continue;
+      if (match.common_tokens != tokens.size()) continue;
+      if (const auto taken = Take(match.key, std::nullopt)) return taken;
+    }
+    return std::nullopt;
   }
 
   // The chunk itself is not there (or not good enough): others may begin with the same ids.
   void ByChildren(const BlockKey& key, const std::optional<Digest>& parent,
                   const Digest& layout_free_hash, std::span<const uint32_t> tokens) {
-    std::optional<BlockKey> parent_key;
-    if (parent) parent_key = engine_.KeyOf(name_space_, *parent);
-    const auto matches =
-        engine_.catalog().MatchChildren(name_space_, layout_.fingerprint, parent_key,
-                                        request_.salt(), tokens, kMaxPartialCandidates);
+    auto matches = Children(parent, false, tokens);
+    const auto evicted = Children(parent, true, tokens);
+    matches.insert(matches.end(), evicted.begin(), evicted.end());
+    std::stable_sort(matches.begin(), matches.end(), [](const auto& a, const auto& b) {
+      return a.common_tokens > b.common_tokens;
+    });
     uint32_t usable = 0;
     for (const auto& match : matches) {
       if (match.key == key || !Take(match.key, match.common_tokens)) continue;
@@ -87,7 +130,7 @@ class Lookup {
     }
     if (response_.miss_reason() != v1::REASON_UNSPECIFIED) return;
     v1::ErrorDetail why = engine_.ExplainAbsence(key);
-    if (usable == 0 &&
+    if (usable == 0 && why.reason() != v1::REASON_EVICTED_TOKENS &&
         engine_.catalog().StoredUnderOtherLayout(layout_free_hash, layout_.fingerprint)) {
       why.set_reason(v1::REASON_OTHER_LAYOUT);
       why.set_message("these tokens are stored under another layout; put them under this one");
@@ -95,8 +138,9 @@ class Lookup {
     Miss(why);
   }
 
-  // Adds the block to the answer if it is there and within the bounds. `usable` none: all of it.
-  bool Take(const BlockKey& key, std::optional<uint32_t> usable) {
+  // Adds the block to the answer if it is there and accepted; its content hash then. `usable` none:
+  // all of it.
+  std::optional<Digest> Take(const BlockKey& key, std::optional<uint32_t> usable) {
     const auto found = engine_.Find(key);
     if (!found || found->metadata.fingerprint != layout_.fingerprint) {
       if (found) {
@@ -105,11 +149,13 @@ class Lookup {
         why.set_message("stored under another layout than the one asked for");
         Miss(why);
       }
-      return false;
+      return std::nullopt;
     }
-    if (const auto within = CheckBounds(found->metadata.quality, request_.bounds()); !within.ok()) {
-      Miss(DetailOf(within));
-      return false;
+    const absl::Status accepted =
+        CheckAccepted(found->metadata, request_.bounds(), request_.accept_evicted());
+    if (!accepted.ok()) {
+      Miss(DetailOf(accepted));
+      return std::nullopt;
     }
     v1::LookupBlock* block = response_.add_blocks();
     FillBlockInfo(found->metadata, *found->block, engine_.store().IsPinned(key),
@@ -117,7 +163,7 @@ class Lookup {
     block->set_usable_tokens(usable.value_or(found->metadata.tokens));
     response_.set_usable_tokens(response_.usable_tokens() + block->usable_tokens());
     last_found_ = key;
-    return true;
+    return found->metadata.content_hash;
   }
 
   void Miss(const v1::ErrorDetail& why) {

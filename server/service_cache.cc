@@ -15,6 +15,12 @@ grpc::ServerUnaryReactor* CacheService::RegisterLayout(grpc::CallbackServerConte
   return Answer(context, latticekv::RegisterLayout(engine_, *request), response);
 }
 
+grpc::ServerUnaryReactor* CacheService::GetProfile(grpc::CallbackServerContext* context,
+                                                   const v1::GetProfileRequest* request,
+                                                   v1::GetProfileResponse* response) {
+  return Answer(context, latticekv::GetProfile(engine_, *request), response);
+}
+
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* CacheService::PutBlocks(
     grpc::CallbackServerContext* context) {
   return PutStream::Start(engine_, regions_, context);

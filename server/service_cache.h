@@ -22,10 +22,11 @@ struct ServiceOf<First, Rest...> {
 };
 using K = v1::KvCache;
 using CacheServiceBase =
-    ServiceOf<K::WithCallbackMethod_RegisterLayout, K::WithRawCallbackMethod_PutBlocks,
-              K::WithCallbackMethod_Lookup, K::WithCallbackMethod_GetBlocks,
-              K::WithCallbackMethod_Touch, K::WithCallbackMethod_Pin, K::WithCallbackMethod_Unpin,
-              K::WithCallbackMethod_Delete, K::WithCallbackMethod_OpenRegion>::Type;
+    ServiceOf<K::WithCallbackMethod_RegisterLayout, K::WithCallbackMethod_GetProfile,
+              K::WithRawCallbackMethod_PutBlocks, K::WithCallbackMethod_Lookup,
+              K::WithCallbackMethod_GetBlocks, K::WithCallbackMethod_Touch,
+              K::WithCallbackMethod_Pin, K::WithCallbackMethod_Unpin, K::WithCallbackMethod_Delete,
+              K::WithCallbackMethod_OpenRegion>::Type;
 }  // namespace internal
 
 // Unary calls are answered on gRPC's threads; what encodes or decodes runs on the codec threads.
@@ -38,6 +39,9 @@ class CacheService final : public internal::CacheServiceBase {
   grpc::ServerUnaryReactor* RegisterLayout(grpc::CallbackServerContext* context,
                                            const v1::RegisterLayoutRequest* request,
                                            v1::RegisterLayoutResponse* response) override;
+  grpc::ServerUnaryReactor* GetProfile(grpc::CallbackServerContext* context,
+                                       const v1::GetProfileRequest* request,
+                                       v1::GetProfileResponse* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* PutBlocks(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* context,

@@ -18,6 +18,8 @@ enum class Kind : uint8_t {
   kSessionBlock = 6,
   kSessionBlockGone = 7,
   kSessionEnd = 8,
+  kLearntProfile = 9,
+  kProfileGone = 10,
 };
 
 ByteWriter Begin(Kind kind) {
@@ -72,6 +74,22 @@ ByteVector ProfileRecord(const Digest& fingerprint, const ModelProfile& profile)
   ByteWriter out = Begin(Kind::kProfile);
   out.PutBytes(fingerprint);
   out.PutString(AsText(SerializeProfile(profile)));
+  return out.Take();
+}
+
+ByteVector LearntProfileRecord(const Digest& fingerprint, uint32_t version,
+                               const ModelProfile& profile) {
+  ByteWriter out = Begin(Kind::kLearntProfile);
+  out.PutBytes(fingerprint);
+  out.Put<uint32_t>(version);
+  out.PutString(AsText(SerializeProfile(profile)));
+  return out.Take();
+}
+
+ByteVector ProfileGoneRecord(const Digest& fingerprint, const Digest& profile_hash) {
+  ByteWriter out = Begin(Kind::kProfileGone);
+  out.PutBytes(fingerprint);
+  out.PutBytes(profile_hash);
   return out.Take();
 }
 
@@ -136,7 +154,21 @@ absl::Status ApplyRecord(ByteSpan record, LayoutRegistry& layouts, SessionRegist
     case Kind::kProfile: {
       const Digest fingerprint = GetDigest(in);
       const std::string bytes = in.GetString(limits::kMaxProfileBytes);
-      return whole() ? layouts.RestoreProfile(fingerprint, AsBytes(bytes)) : Malformed();
+      return whole() ? layouts.RestoreProfile(fingerprint, 0, AsBytes(bytes)) : Malformed();
+    }
+    case Kind::kLearntProfile: {
+      const Digest fingerprint = GetDigest(in);
+      const auto version = in.Get<uint32_t>();
+      const std::string bytes = in.GetString(limits::kMaxProfileBytes);
+      return whole() && version > 0 ? layouts.RestoreProfile(fingerprint, version, AsBytes(bytes))
+                                    : Malformed();
+    }
+    case Kind::kProfileGone: {
+      const Digest fingerprint = GetDigest(in);
+      const Digest hash = GetDigest(in);
+      if (!whole()) return Malformed();
+      layouts.RestoreProfileGone(fingerprint, hash);
+      return absl::OkStatus();
     }
     case Kind::kNamespace: {
       const std::string name = in.GetString(limits::kMaxNameBytes);

@@ -15,8 +15,11 @@ namespace latticekv {
 class LayoutRegistry;
 
 ByteVector LayoutRecord(const Layout& layout);
-// The layout's current profile from this record on.
+// The layout's current profile from this record on: registered, or learnt.
 ByteVector ProfileRecord(const Digest& fingerprint, const ModelProfile& profile);
+ByteVector LearntProfileRecord(const Digest& fingerprint, uint32_t version,
+                               const ModelProfile& profile);
+ByteVector ProfileGoneRecord(const Digest& fingerprint, const Digest& profile_hash);
 ByteVector NamespaceRecord(std::string_view name_space, uint32_t chunk_tokens);
 ByteVector LayoutUseRecord(std::string_view name_space, const Digest& fingerprint);
 

@@ -62,6 +62,7 @@ Json BlockJson(const BlockSummary& b) {
           {"namespace", b.name_space},
           {"start_position", b.start_position},
           {"tokens", b.tokens},
+          {"evicted_tokens", b.evicted_tokens},
           {"raw_bytes", b.raw_bytes},
           {"stored_bytes", b.stored_bytes},
           {"preset", PresetName(b.preset)},
@@ -76,8 +77,8 @@ void PrintBlocks(const std::vector<BlockSummary>& blocks) {
       {"KEY", "START", "TOKENS", "RAW", "STORED", "RATIO", "PRESET", "TIER", "QUALITY"}};
   for (const BlockSummary& b : blocks) {
     rows.push_back(
-        {b.key.substr(0, kShortKeyDigits), absl::StrCat(b.start_position), absl::StrCat(b.tokens),
-         BytesText(b.raw_bytes), BytesText(b.stored_bytes),
+        {b.key.substr(0, kShortKeyDigits), absl::StrCat(b.start_position),
+         TokensText(b.tokens, b.evicted_tokens), BytesText(b.raw_bytes), BytesText(b.stored_bytes),
          Fixed(Ratio(b.raw_bytes, b.stored_bytes), 2), std::string(PresetName(b.preset)),
          b.missing ? "missing" : absl::StrCat(TierName(b.tier), b.pinned ? ", pinned" : ""),
          b.missing ? "" : QualityText(b.quality)});
@@ -186,7 +187,40 @@ Json FallbacksJson(const ServerStats& s) {
   return out;
 }
 
+Json LayoutStateJson(const LayoutState& l) {
+  Json profiles = Json::array();
+  for (const ProfileState& p : l.profiles) {
+    profiles.push_back(
+        {{"hash", p.hash}, {"version", p.version}, {"in_use", p.in_use}, {"blocks", p.blocks}});
+  }
+  return {{"fingerprint", l.fingerprint},
+          {"model", l.model},
+          {"learning", l.learning},
+          {"learnt_tokens", l.learnt_tokens},
+          {"profiles", std::move(profiles)}};
+}
+
+void PrintLayoutStates(const std::vector<LayoutState>& layouts) {
+  std::vector<std::vector<std::string>> rows = {{"LAYOUT", "MODEL", "PROFILE", "KIND", "BLOCKS"}};
+  for (const LayoutState& l : layouts) {
+    const std::string key = l.fingerprint.substr(0, kShortKeyDigits);
+    if (l.profiles.empty()) {
+      rows.push_back({key, l.model, "none", l.learning ? "learning" : "", ""});
+    }
+    for (const ProfileState& p : l.profiles) {
+      rows.push_back(
+          {key, l.model, p.hash.substr(0, kShortKeyDigits),
+           absl::StrCat(p.version == 0 ? "registered" : absl::StrCat("learnt, version ", p.version),
+                        p.in_use ? ", in use" : ""),
+           absl::StrCat(p.blocks)});
+    }
+  }
+  PrintTable(rows);
+}
+
 Json StatsJson(const ServerStats& s) {
+  Json layouts = Json::array();
+  for (const LayoutState& l : s.layout_states) layouts.push_back(LayoutStateJson(l));
   return {{"blocks", s.blocks},
           {"sessions", s.sessions},
           {"layouts", s.layouts},
@@ -239,6 +273,7 @@ Json StatsJson(const ServerStats& s) {
           {"gpu_regions", s.gpu_regions},
           {"gpu_region_bytes", s.gpu_region_bytes},
           {"gpu_fallbacks", FallbacksJson(s)},
+          {"layout_states", std::move(layouts)},
           {"uptime_ms", s.uptime_ms},
           {"version", s.version},
           {"codec_backend", s.codec_backend}};
@@ -290,6 +325,10 @@ absl::Status ShowStats(const Arguments& arguments) {
                {"decoded", absl::StrCat(BytesText(s.decode_bytes), ", ", Fixed(s.decode_gbps, 3),
                                         " GB/s a core")},
                {"streams", absl::StrCat(s.open_streams, " open")}});
+  if (!s.layout_states.empty()) {
+    std::cout << "\n";
+    PrintLayoutStates(s.layout_states);
+  }
   return absl::OkStatus();
 }
 

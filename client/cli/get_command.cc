@@ -30,6 +30,8 @@ class FileSink : public GetSink {
       return absl::InvalidArgumentError("the session has too many tokens for one file");
     }
     token_ids_.insert(token_ids_.end(), block.tokens.begin(), block.tokens.end());
+    keep_.insert(keep_.end(), block.keep.begin(), block.keep.end());
+    keep_.resize(tokens_, 1);
     stored_bytes_ += block.block.stored_bytes;
     quality_.Add(block.block.quality, block.block.tokens);
     return absl::OkStatus();
@@ -51,6 +53,7 @@ class FileSink : public GetSink {
   absl::Status OnRestart() override {
     first_token_.clear();
     token_ids_.clear();
+    keep_.clear();
     tokens_ = stored_bytes_ = 0;
     quality_ = {};
     writer_.reset();
@@ -62,6 +65,9 @@ class FileSink : public GetSink {
     return writer_->Commit();
   }
   uint64_t tokens() const { return tokens_; }
+  uint64_t evicted() const {
+    return static_cast<uint64_t>(std::count(keep_.begin(), keep_.end(), 0));
+  }
   size_t blocks() const { return first_token_.size(); }
   uint64_t stored_bytes() const { return stored_bytes_; }
   Quality quality() const { return quality_.Result(); }
@@ -81,7 +87,8 @@ class FileSink : public GetSink {
     LKV_ASSIGN_OR_RETURN(
         writer_,
         CacheWriter::Create(path_, layout_, static_cast<uint32_t>(tokens_), token_ids_,
-                            wide ? TensorDType::kI64 : TensorDType::kI32, LayoutMetadata(layout_)));
+                            wide ? TensorDType::kI64 : TensorDType::kI32, LayoutMetadata(layout_),
+                            evicted() > 0 ? keep_ : std::vector<uint8_t>()));
     return absl::OkStatus();
   }
 
@@ -91,6 +98,7 @@ class FileSink : public GetSink {
   std::optional<CacheWriter> writer_;
   std::vector<uint64_t> first_token_;
   std::vector<uint32_t> token_ids_;
+  std::vector<uint8_t> keep_;  // 1 or 0 for each token
   uint64_t tokens_ = 0, stored_bytes_ = 0;
   QualitySum quality_;
 };
@@ -105,6 +113,7 @@ absl::Status Get(const Arguments& arguments) {
   request.layout.layout = std::make_shared<const Layout>(session.layout);
   request.layout.fingerprint = session.fingerprint;
   request.layout.name_space = name_space;
+  request.accept_evicted = arguments.Has("accept-evicted");
 
   FileSink sink(arguments.positionals()[0], session.layout);
   const auto start = std::chrono::steady_clock::now();
@@ -123,13 +132,14 @@ absl::Status Get(const Arguments& arguments) {
                {"raw_bytes", raw_bytes},
                {"stored_bytes", sink.stored_bytes()},
                {"ratio", Ratio(raw_bytes, sink.stored_bytes())},
+               {"evicted_tokens", sink.evicted()},
                {"quality", QualityJson(sink.quality())},
                {"seconds", seconds},
                {"gb_per_s", gb_per_s}});
     return absl::OkStatus();
   }
   PrintFields({{"session", absl::StrCat(request.session, " in namespace ", name_space)},
-               {"tokens", absl::StrCat(sink.tokens())},
+               {"tokens", TokensText(sink.tokens(), sink.evicted())},
                {"chunks", absl::StrCat(sink.blocks())},
                {"raw", BytesText(raw_bytes)},
                {"stored", BytesText(sink.stored_bytes())},
@@ -142,16 +152,19 @@ absl::Status Get(const Arguments& arguments) {
 }  // namespace
 
 Command GetCommand() {
-  return {{"get",
-           "OUT.safetensors",
-           1,
-           1,
-           "Read a session's cache from a daemon.",
-           {ServerFlag(),
-            {"session", "NAME", "name it was stored under"},
-            {"namespace", "N", "namespace (default: default)"},
-            JsonFlag()}},
-          Get};
+  return {
+      {"get",
+       "OUT.safetensors",
+       1,
+       1,
+       "Read a session's cache from a daemon.",
+       {ServerFlag(),
+        {"session", "NAME", "name it was stored under"},
+        {"namespace", "N", "namespace (default: default)"},
+        {"accept-evicted", "",
+         "take blocks with evicted tokens, which come as zeros; `keep` in the file tells which"},
+        JsonFlag()}},
+      Get};
 }
 
 }  // namespace latticekv

@@ -68,6 +68,11 @@ double Ratio(uint64_t raw_bytes, uint64_t stored_bytes) {
   return stored_bytes == 0 ? 0 : static_cast<double>(raw_bytes) / static_cast<double>(stored_bytes);
 }
 
+std::string TokensText(uint64_t tokens, uint64_t evicted) {
+  if (evicted == 0) return absl::StrCat(tokens);
+  return absl::StrCat(tokens, ", ", evicted, " evicted");
+}
+
 std::string QualityText(const Quality& quality) {
   if (quality.exact) return "exact";
   std::string out =

@@ -28,6 +28,8 @@ std::string DurationText(int64_t ms);
 // raw / stored; 0 when nothing is stored.
 double Ratio(uint64_t raw_bytes, uint64_t stored_bytes);
 
+// "256", "256, 100 evicted".
+std::string TokensText(uint64_t tokens, uint64_t evicted);
 // "exact", "logit noise 0.187 nats, value error 0.214".
 std::string QualityText(const Quality& quality);
 Json QualityJson(const Quality& quality);

@@ -1,4 +1,5 @@
 // latticekv put: stores a cache on a daemon.
+#include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,7 @@ constexpr uint64_t kMaxTtlSeconds = uint64_t{10} * 365 * 86400;
 struct PutFlags {
   std::string server, session, name_space;
   PresetId preset = kDefaultPreset;
+  SeedOptions seed;
   uint32_t chunk_tokens = 0;
   int64_t ttl_ms = 0;
 };
@@ -26,6 +28,7 @@ absl::StatusOr<PutFlags> ReadFlags(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(out.server, arguments.Require("server"));
   LKV_ASSIGN_OR_RETURN(out.session, arguments.Require("session"));
   LKV_ASSIGN_OR_RETURN(out.preset, ReadPreset(arguments));
+  LKV_ASSIGN_OR_RETURN(out.seed, ReadSeed(arguments, out.preset));
   out.name_space = arguments.Get("namespace", "default");
   LKV_ASSIGN_OR_RETURN(
       const uint64_t chunk,
@@ -37,7 +40,7 @@ absl::StatusOr<PutFlags> ReadFlags(const Arguments& arguments) {
 }
 
 void PrintPut(const Arguments& arguments, const PutFlags& flags, const CacheFile& cache,
-              const PutResult& result, double seconds) {
+              const PutResult& result, uint64_t evicted, double seconds) {
   QualitySum quality;
   size_t had = 0;
   bool durable = true;
@@ -58,6 +61,7 @@ void PrintPut(const Arguments& arguments, const PutFlags& flags, const CacheFile
                {"stored_bytes", result.stored_bytes},
                {"sent_bytes", result.sent_bytes},
                {"ratio", Ratio(result.raw_bytes, result.stored_bytes)},
+               {"evicted_tokens", evicted},
                {"quality", QualityJson(quality.Result())},
                {"durable", durable},
                {"seconds", seconds},
@@ -65,7 +69,7 @@ void PrintPut(const Arguments& arguments, const PutFlags& flags, const CacheFile
     return;
   }
   PrintFields({{"session", absl::StrCat(flags.session, " in namespace ", flags.name_space)},
-               {"tokens", absl::StrCat(cache.tokens)},
+               {"tokens", TokensText(cache.tokens, evicted)},
                {"chunks", absl::StrCat(result.blocks.size(), ", ", had, " already stored")},
                {"raw", BytesText(result.raw_bytes)},
                {"stored", BytesText(result.stored_bytes)},
@@ -97,6 +101,11 @@ absl::Status Put(const Arguments& arguments) {
   request.tokens = cache.token_ids;
   request.planes = cache.Views();
   request.preset = flags.preset;
+  request.seed = flags.seed;
+  if (arguments.Has("importance")) {
+    LKV_ASSIGN_OR_RETURN(request.mass, cache.Mass());
+  }
+  LKV_ASSIGN_OR_RETURN(request.keep, ReadKeep(arguments, cache, request.layout.chunk_tokens));
   request.durable = arguments.Has("durable");
   request.ttl_ms = flags.ttl_ms;
   PutResult result;
@@ -109,28 +118,35 @@ absl::Status Put(const Arguments& arguments) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   LKV_RETURN_IF_ERROR(result.status());
-  PrintPut(arguments, flags, cache, result, seconds);
+  const auto evicted =
+      static_cast<uint64_t>(std::count(request.keep.begin(), request.keep.end(), 0));
+  PrintPut(arguments, flags, cache, result, evicted, seconds);
   return absl::OkStatus();
 }
 
 }  // namespace
 
 Command PutCommand() {
-  return {{"put",
-           "IN.safetensors",
-           1,
-           1,
-           "Store a KV cache on a daemon under a session's name.",
-           {ServerFlag(),
-            {"session", "NAME", "name to store it under"},
-            {"namespace", "N", "namespace (default: default)"},
-            PresetFlag(),
-            ProfileFlag("model profile, made with 'latticekv profile learn'"),
-            {"durable", "", "return when the blocks survive a power loss"},
-            {"ttl", "SECONDS", "forget the session after this time (default: never)"},
-            {"chunk", "N", "tokens per block, 16 to 256, for a new namespace (default 256)"},
-            JsonFlag()}},
-          Put};
+  Command command{
+      {"put",
+       "IN.safetensors",
+       1,
+       1,
+       "Store a KV cache on a daemon under a session's name.",
+       {ServerFlag(),
+        {"session", "NAME", "name to store it under"},
+        {"namespace", "N", "namespace (default: default)"},
+        PresetFlag(),
+        ProfileFlag("model profile, made with 'latticekv profile learn'"),
+        {"durable", "", "return when the blocks survive a power loss"},
+        {"ttl", "SECONDS", "forget the session after this time (default: never)"},
+        {"chunk", "N", "tokens per block, 16 to 256, for a new namespace (default 256)"},
+        ImportanceFlag(),
+        KeepFlag(),
+        JsonFlag()}},
+      Put};
+  for (FlagSpec& flag : SeedFlags()) command.spec.flags.push_back(std::move(flag));
+  return command;
 }
 
 }  // namespace latticekv

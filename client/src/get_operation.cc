@@ -108,6 +108,11 @@ absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
       return BadReply(
           absl::StrCat(served.tokens.size(), " token ids for a block of ", served.block.tokens));
     }
+    served.keep.assign(open.keep().begin(), open.keep().end());
+    if (!served.keep.empty() && served.keep.size() != served.block.tokens) {
+      return BadReply(absl::StrCat("a mask of ", served.keep.size(), " tokens for a block of ",
+                                   served.block.tokens));
+    }
     block.tokens = served.block.tokens;
     block.live = true;
     ++live_;

@@ -1,5 +1,6 @@
 #include "client/src/prefix_sink.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -23,6 +24,12 @@ absl::Status PrefixSink::OnBlock(const ServedBlock& block) {
   first_id_.push_back(prefix_.tokens.size());
   prefix_.blocks.push_back(block.block);
   prefix_.tokens.insert(prefix_.tokens.end(), block.tokens.begin(), block.tokens.end());
+  // The mask covers all tokens from the first block with evicted ones on.
+  if (!block.keep.empty() || !prefix_.keep.empty()) {
+    prefix_.keep.resize(tokens_, 1);
+    prefix_.keep.insert(prefix_.keep.end(), block.keep.begin(), block.keep.end());
+    prefix_.keep.resize(tokens_ + block.block.tokens, 1);
+  }
   tokens_ += block.block.tokens;
   return absl::OkStatus();
 }
@@ -60,6 +67,9 @@ absl::Status PrefixSink::OnRestart() {
 StoredPrefix PrefixSink::Take() {
   const size_t kept = prefix_.blocks.size();
   const uint64_t tokens = kept < first_token_.size() ? first_token_[kept] : tokens_;
+  if (prefix_.keep.size() > tokens) prefix_.keep.resize(tokens);
+  const auto& keep = prefix_.keep;
+  if (std::find(keep.begin(), keep.end(), 0) == keep.end()) prefix_.keep.clear();
   for (size_t l = 0; l < prefix_.planes.size(); ++l) {
     const LayerSpec& spec = request_.layout.layout->layers[request_.first_layer + l];
     for (size_t p = 0; p < prefix_.planes[l].size(); ++p) {

@@ -1,20 +1,14 @@
 #include "client/src/profile_file.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
-#include "core/codec/cpu/float_cast.h"
-#include "core/layout/rope.h"
 
 namespace latticekv {
 namespace {
-
-// Values of a token whose rms is smaller than this count as zero (codec_model.py's bound).
-constexpr double kMinRms = 1e-9;
 
 absl::Status ReadFloats(const SafetensorsReader& reader, const char* name,
                         std::vector<float>& out) {
@@ -44,26 +38,6 @@ absl::StatusOr<ModelProfile> ReadProfile(const SafetensorsReader& reader, const 
   return MakeProfile(layout, s);
 }
 
-// Rotates a key of one head back; `table` holds the token's sines and cosines, one per pair.
-void RemoveRope(const RopeSpec& rope, const SinCos* table, float* key) {
-  const uint32_t pairs = rope.rotary_dims / 2;
-  for (uint32_t i = 0; i < pairs; ++i) {
-    const bool neox = rope.style == RopeStyle::kNeox;
-    float& x = key[neox ? i : 2 * i];
-    float& y = key[neox ? i + pairs : 2 * i + 1];
-    const float back_x = x * table[i].cos + y * table[i].sin;
-    y = y * table[i].cos - x * table[i].sin;
-    x = back_x;
-  }
-}
-
-void DivideByRms(float* value, uint32_t count) {
-  double sum = 0;
-  for (uint32_t c = 0; c < count; ++c) sum += double{value[c]} * value[c];
-  const double rms = std::max(std::sqrt(sum / count), kMinRms);
-  for (uint32_t c = 0; c < count; ++c) value[c] = static_cast<float>(value[c] / rms);
-}
-
 }  // namespace
 
 absl::StatusOr<ModelProfile> LoadProfile(const std::string& path, const Layout& layout) {
@@ -74,66 +48,9 @@ absl::StatusOr<ModelProfile> LoadProfile(const std::string& path, const Layout& 
                       absl::StrCat("'", path, "': ", std::string(profile.status().message())));
 }
 
-ProfileLearner::Moments ProfileLearner::Measure(const CacheFile& cache, size_t plane_index) {
-  const auto views = cache.Views();
-  const double tokens = cache.tokens - kSinkTokens;
-  Moments out;
-  std::vector<float> row;
-  std::vector<SinCos> table;
-  for (size_t l = 0; l < views.size(); ++l) {
-    const PlaneView& view = views[l][plane_index];
-    const PlaneSpec& plane = cache.layout.layers[l].planes[plane_index];
-    const bool key = plane.role == PlaneRole::kKey;
-    const uint32_t pairs = plane.rope.rotary_dims / 2;
-    row.resize(plane.head_dim);
-    // Layers may have rotary embeddings of their own; most have that of the layer before.
-    if (l == 0 || plane.rope != cache.layout.layers[l - 1].planes[plane_index].rope) {
-      table = RopeTable(plane.rope, 0, cache.tokens);
-    }
-    for (uint32_t h = 0; h < plane.heads; ++h) {
-      std::vector<double> mean(plane.head_dim), deviation(plane.head_dim);
-      // Two passes: sums of squares alone would lose the spread of channels with a large mean.
-      for (const bool second : {false, true}) {
-        for (uint32_t t = kSinkTokens; t < cache.tokens; ++t) {
-          LoadRow(plane.dtype, view.data + t * view.token_stride + h * view.head_stride,
-                  plane.head_dim, row.data());
-          if (key) {
-            RemoveRope(plane.rope, table.data() + size_t{t} * pairs, row.data());
-          } else {
-            DivideByRms(row.data(), plane.head_dim);
-          }
-          for (uint32_t c = 0; c < plane.head_dim; ++c) {
-            if (second) {
-              deviation[c] += (row[c] - mean[c]) * (row[c] - mean[c]);
-            } else {
-              mean[c] += row[c] / tokens;
-            }
-          }
-        }
-      }
-      out.mean.insert(out.mean.end(), mean.begin(), mean.end());
-      out.deviation.insert(out.deviation.end(), deviation.begin(), deviation.end());
-    }
-  }
-  return out;
-}
-
-void ProfileLearner::Moments::Merge(const Moments& other, double weight, double other_weight) {
-  if (mean.empty()) {
-    *this = other;
-    return;
-  }
-  const double total = weight + other_weight;
-  for (size_t i = 0; i < mean.size(); ++i) {
-    const double difference = other.mean[i] - mean[i];
-    mean[i] += difference * other_weight / total;
-    deviation[i] += other.deviation[i] + difference * difference * weight * other_weight / total;
-  }
-}
-
 absl::Status ProfileLearner::Add(const CacheFile& cache) {
   const std::string& path = cache.reader.path();
-  if (tokens_ > 0 && cache.layout.layers != layout_.layers) {
+  if (statistics_ && cache.layout.layers != layout().layers) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", path, "' has another layout than the caches before it"));
   }
@@ -158,12 +75,9 @@ absl::Status ProfileLearner::Add(const CacheFile& cache) {
                                                    " values, the layout needs ", channels / 2,
                                                    " or ", channels, ", all caches the same"));
   }
-  const bool first = tokens_ == 0;
-  layout_ = cache.layout;
-  const double tokens = cache.tokens - kSinkTokens;
-  key_.Merge(Measure(cache, 0), tokens_, tokens);
-  value_.Merge(Measure(cache, 1), tokens_, tokens);
-  tokens_ += tokens;
+  const bool first = !statistics_;
+  if (first) statistics_.emplace(cache.layout);
+  statistics_->Add(cache.tokens, 0, cache.Views());
   if (energy.empty() || (!first && energy_.empty())) {
     energy_.clear();
     return absl::OkStatus();
@@ -174,19 +88,21 @@ absl::Status ProfileLearner::Add(const CacheFile& cache) {
   return absl::OkStatus();
 }
 
-void ProfileLearner::FillMoments(const Moments& moments, double weight, std::vector<float>& mean,
-                                 std::vector<float>& sigma) {
-  for (size_t i = 0; i < moments.mean.size(); ++i) {
-    mean.push_back(static_cast<float>(moments.mean[i]));
-    sigma.push_back(static_cast<float>(std::sqrt(moments.deviation[i] / weight)));
-  }
-}
-
 ProfileStatistics ProfileLearner::Finish() const {
   ProfileStatistics out;
   for (double e : energy_) out.query_energy.push_back(static_cast<float>(e / energy_tokens_));
-  FillMoments(key_, tokens_, out.key_mean, out.key_sigma);
-  FillMoments(value_, tokens_, out.value_mean, out.value_sigma);
+  const auto append = [](const std::vector<float>& from, std::vector<float>& to) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  for (size_t l = 0; l < layout().layers.size(); ++l) {
+    const auto key = statistics_->MomentsOf(l, 0), value = statistics_->MomentsOf(l, 1);
+    // Nothing but vectors that are not finite: of no use, and told by what is missing.
+    if (!key || !value) return out;
+    append(key->mean, out.key_mean);
+    append(key->sigma, out.key_sigma);
+    append(value->mean, out.value_mean);
+    append(value->sigma, out.value_sigma);
+  }
   return out;
 }
 

@@ -2,11 +2,13 @@
 #ifndef LATTICEKV_CLIENT_SRC_PROFILE_FILE_H_
 #define LATTICEKV_CLIENT_SRC_PROFILE_FILE_H_
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "client/src/cache_file.h"
+#include "core/codec/channel_statistics.h"
 #include "core/layout/model_profile.h"
 
 namespace latticekv {
@@ -25,22 +27,12 @@ class ProfileLearner {
   // Statistics in the layout's channel order; query_energy is empty unless every cache had it.
   ProfileStatistics Finish() const;
   bool has_query_energy() const { return !energy_.empty(); }
-  const Layout& layout() const { return layout_; }
+  // After the first Add.
+  const Layout& layout() const { return statistics_->layout(); }
 
  private:
-  // Mean and sum of squared deviations of each channel, [layers, heads, head_dim].
-  struct Moments {
-    std::vector<double> mean, deviation;
-    void Merge(const Moments& other, double weight, double other_weight);
-  };
-  static Moments Measure(const CacheFile& cache, size_t plane);
-  static void FillMoments(const Moments& moments, double weight, std::vector<float>& mean,
-                          std::vector<float>& sigma);
-
-  Layout layout_;
-  double tokens_ = 0;  // that count for the moments
+  std::optional<ChannelStatistics> statistics_;
   double energy_tokens_ = 0;
-  Moments key_, value_;
   std::vector<double> energy_;
 };
 

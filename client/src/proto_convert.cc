@@ -135,6 +135,7 @@ absl::StatusOr<BlockInfo> FromProto(const v1::BlockInfo& proto) {
   out.quality = FromProto(proto.quality());
   out.tier = TierFromProto(proto.tier());
   out.pinned = proto.pinned();
+  out.evicted_tokens = proto.evicted_tokens();
   return out;
 }
 
@@ -170,6 +171,7 @@ BlockSummary FromProto(const v1::BlockSummary& p) {
   out.tier = TierFromProto(p.tier());
   out.pinned = p.pinned();
   out.missing = p.missing();
+  out.evicted_tokens = p.evicted_tokens();
   return out;
 }
 
@@ -289,6 +291,17 @@ ServerStats FromProto(const v1::StatsResponse& p) {
   out.disk_errors = p.disk_errors();
   out.journal_bytes = p.journal_bytes();
   CodecPathsFromProto(p.codec_paths(), &out);
+  for (const v1::LayoutState& l : p.layout_states()) {
+    LayoutState& state = out.layout_states.emplace_back();
+    state.fingerprint = l.fingerprint();
+    state.model = l.model();
+    state.learnt_tokens = l.learnt_tokens();
+    state.learning = l.learning();
+    for (const v1::ProfileState& profile : l.profiles()) {
+      state.profiles.push_back(
+          {profile.hash(), profile.version(), profile.in_use(), profile.blocks()});
+    }
+  }
   return out;
 }
 

@@ -282,8 +282,8 @@ namespace {
 bool FitOneStream(const PutRequest& a, const PutRequest& b) {
   return a.layout.fingerprint == b.layout.fingerprint &&
          a.layout.name_space == b.layout.name_space && a.session == b.session &&
-         a.preset == b.preset && a.durable == b.durable && a.ttl_ms == b.ttl_ms &&
-         a.compress_on_worker == b.compress_on_worker;
+         a.preset == b.preset && a.seed == b.seed && a.durable == b.durable &&
+         a.ttl_ms == b.ttl_ms && a.compress_on_worker == b.compress_on_worker;
 }
 
 absl::StatusOr<PutWork> PlanWork(const std::vector<const PutRequest*>& requests) {

@@ -47,6 +47,10 @@ absl::Status CheckRequest(const PutRequest& request) {
     return absl::InvalidArgumentError(absl::StrCat("put: tensors of ", request.planes.size(),
                                                    " layers for a layout of ", layers.size()));
   }
+  if (!request.keep.empty() && request.keep.size() != request.tokens.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "put: keep has ", request.keep.size(), " entries for ", request.tokens.size(), " tokens"));
+  }
   for (size_t l = 0; l < layers.size(); ++l) {
     if (request.planes[l].size() != layers[l].planes.size()) {
       return absl::InvalidArgumentError(
@@ -69,7 +73,7 @@ absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
   const RegisteredLayout& registered = request.layout;
   const uint32_t chunk_tokens = registered.chunk_tokens;
   const std::vector<Digest> hashes =
-      ChainHashes(registered.fingerprint, request.tokens, chunk_tokens, request.salt);
+      ChainHashes(registered.fingerprint, request.tokens, chunk_tokens, request.salt, request.keep);
   std::vector<PutChunk> chunks;
   for (size_t i = request.start / chunk_tokens; i < hashes.size(); ++i) {
     PutChunk chunk;
@@ -87,6 +91,26 @@ absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
   return chunks;
 }
 
+namespace {
+
+// What the header says beside names: which tokens stay, and where attention went.
+void AddTokenChoices(const PutRequest& request, const PutChunk& chunk, v1::BlockHeader* header) {
+  const size_t tokens = chunk.tokens.size();
+  if (!request.keep.empty()) {
+    const auto first = request.keep.begin() + static_cast<std::ptrdiff_t>(chunk.start_position);
+    header->mutable_keep()->assign(first, first + static_cast<std::ptrdiff_t>(tokens));
+  }
+  if (request.mass.data == nullptr || request.compress_on_worker) return;
+  const uint64_t skipped = chunk.start_position - request.start;
+  for (size_t l = 0; l < request.planes.size(); ++l) {
+    const float* mass = request.mass.data + l * request.mass.layer_stride + skipped;
+    header->mutable_attention_mass()->Add(mass, mass + tokens);
+  }
+  header->set_mass_queries(request.mass.queries - std::min(request.mass.queries, skipped));
+}
+
+}  // namespace
+
 v1::PutOpen MakePutOpen(const PutRequest& request) {
   v1::PutOpen open;
   open.set_namespace_(request.layout.name_space);
@@ -96,6 +120,13 @@ v1::PutOpen MakePutOpen(const PutRequest& request) {
   open.set_wait_for(request.durable ? v1::BLOCK_STATE_DURABLE : v1::BLOCK_STATE_MEMORY);
   open.set_ttl_ms(request.ttl_ms);
   open.set_encoding(request.compress_on_worker ? v1::ENCODING_FRAME : v1::ENCODING_RAW);
+  if (request.preset == PresetId::kSeed) {
+    v1::SeedSettings* seed = open.mutable_seed();
+    seed->set_key_bits(static_cast<uint32_t>(request.seed.key_bits));
+    seed->set_value_bits(static_cast<uint32_t>(request.seed.value_bits));
+    seed->set_group_scales(request.seed.group_scales);
+    seed->set_no_token_delta(!request.seed.token_delta);
+  }
   return open;
 }
 
@@ -109,6 +140,7 @@ v1::BlockHeader MakeBlockHeader(const PutChunk& chunk) {
   header.mutable_token_ids()->Add(chunk.tokens.begin(), chunk.tokens.end());
   header.set_payload_bytes(chunk.payload_bytes);
   header.set_salt(request.salt);
+  AddTokenChoices(request, chunk, &header);
   for (uint64_t position : request.exact_positions) {
     if (position >= chunk.start_position && position - chunk.start_position < chunk.tokens.size()) {
       header.add_exact_tokens(static_cast<uint32_t>(position - chunk.start_position));
@@ -125,6 +157,13 @@ absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk) {
   options.start_position = chunk.start_position;
   const v1::BlockHeader header = MakeBlockHeader(chunk);
   options.exact_tokens.assign(header.exact_tokens().begin(), header.exact_tokens().end());
+  options.seed = request.seed;
+  options.keep.assign(header.keep().begin(), header.keep().end());
+  if (request.mass.data != nullptr) {
+    const uint64_t skipped = chunk.start_position - request.start;
+    options.mass = {request.mass.data + skipped, request.mass.layer_stride,
+                    request.mass.queries - std::min(request.mass.queries, skipped)};
+  }
   std::vector<std::vector<PlaneView>> planes = request.planes;
   for (std::vector<PlaneView>& layer : planes) {
     for (PlaneView& view : layer) {

@@ -79,6 +79,7 @@ struct SeedOptions {
   int value_bits = 2;
   bool group_scales = false;  // a scale for 8 coordinates instead of one for the vector
   bool token_delta = true;
+  bool operator==(const SeedOptions&) const = default;
 };
 
 struct EncodeOptions {

@@ -14,6 +14,7 @@ enum Tag : uint32_t {
   kTenant = 6,
   kNamespace = 7,
   kContent = 8,
+  kKeep = 9,
 };
 
 void AddVersion(Sha256& sha) {
@@ -25,7 +26,8 @@ void AddVersion(Sha256& sha) {
 }  // namespace
 
 Digest ChunkHash(const Digest& fingerprint, const std::optional<Digest>& parent,
-                 std::span<const uint32_t> tokens, std::string_view salt) {
+                 std::span<const uint32_t> tokens, std::string_view salt,
+                 std::span<const uint8_t> keep) {
   Sha256 sha;
   AddVersion(sha);
   sha.Field(kFingerprint, fingerprint);
@@ -35,16 +37,21 @@ Digest ChunkHash(const Digest& fingerprint, const std::optional<Digest>& parent,
   ids.PutBytes(std::as_bytes(tokens));
   sha.Field(kTokens, ids.bytes());
   sha.Field(kSalt, AsBytes(salt));
+  if (std::find(keep.begin(), keep.end(), 0) != keep.end()) {
+    sha.Field(kKeep, Sha256Of(std::as_bytes(keep)));
+  }
   return sha.Finish();
 }
 
 std::vector<Digest> ChainHashes(const Digest& fingerprint, std::span<const uint32_t> tokens,
-                                uint32_t chunk_tokens, std::string_view salt) {
+                                uint32_t chunk_tokens, std::string_view salt,
+                                std::span<const uint8_t> keep) {
   std::vector<Digest> out;
   std::optional<Digest> parent;
   for (size_t at = 0; at < tokens.size(); at += chunk_tokens) {
     const size_t count = std::min<size_t>(chunk_tokens, tokens.size() - at);
-    parent = ChunkHash(fingerprint, parent, tokens.subspan(at, count), salt);
+    const auto kept = keep.empty() ? keep : keep.subspan(at, count);
+    parent = ChunkHash(fingerprint, parent, tokens.subspan(at, count), salt, kept);
     out.push_back(*parent);
   }
   return out;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/layout/head_statistics.h"
 
 namespace latticekv {
 namespace {
@@ -30,24 +31,6 @@ absl::Status CheckFinite(std::span<const float> values, const char* name, bool n
     }
   }
   return absl::OkStatus();
-}
-
-void SetStatistics(std::span<const float> mean, std::span<const float> sigma,
-                   std::span<const uint32_t> order, HeadProfile& out) {
-  double largest = 0;
-  for (float m : mean) largest = std::max(largest, std::abs(static_cast<double>(m)));
-  int exponent = largest > 0 ? std::ilogb(largest) + 1 - 20 : 0;
-  exponent = std::clamp(exponent, -kMaxMeanExponent, kMaxMeanExponent);
-  out.mean_exponent = static_cast<int16_t>(exponent);
-  for (uint32_t c : order) {
-    const double m = std::clamp(std::rint(std::ldexp(static_cast<double>(mean[c]), -exponent)),
-                                -double{kMaxMean}, double{kMaxMean});
-    out.mean.push_back(static_cast<int32_t>(m));
-    const double s = sigma[c] > 0 ? std::rint(16 * std::log2(static_cast<double>(sigma[c])))
-                                  : -double{kMaxLog2Sigma16};
-    out.log2_sigma_16.push_back(
-        static_cast<int16_t>(std::clamp(s, -double{kMaxLog2Sigma16}, double{kMaxLog2Sigma16})));
-  }
 }
 
 // `energy` per layout channel.
@@ -156,6 +139,26 @@ absl::Status ParseHead(const PlaneSpec& plane, ByteReader& in, HeadProfile& head
 
 }  // namespace
 
+void SetHeadStatistics(const PlaneSpec& plane, std::span<const float> mean,
+                       std::span<const float> sigma, HeadProfile& out) {
+  out.mean.clear();
+  out.log2_sigma_16.clear();
+  double largest = 0;
+  for (float m : mean) largest = std::max(largest, std::abs(static_cast<double>(m)));
+  int exponent = largest > 0 ? std::ilogb(largest) + 1 - 20 : 0;
+  exponent = std::clamp(exponent, -kMaxMeanExponent, kMaxMeanExponent);
+  out.mean_exponent = static_cast<int16_t>(exponent);
+  for (uint32_t c : CanonicalChannels(plane)) {
+    const double m = std::clamp(std::rint(std::ldexp(static_cast<double>(mean[c]), -exponent)),
+                                -double{kMaxMean}, double{kMaxMean});
+    out.mean.push_back(static_cast<int32_t>(m));
+    const double s = sigma[c] > 0 ? std::rint(16 * std::log2(static_cast<double>(sigma[c])))
+                                  : -double{kMaxLog2Sigma16};
+    out.log2_sigma_16.push_back(
+        static_cast<int16_t>(std::clamp(s, -double{kMaxLog2Sigma16}, double{kMaxLog2Sigma16})));
+  }
+}
+
 absl::StatusOr<ModelProfile> MakeProfile(const Layout& layout, const ProfileStatistics& s) {
   LKV_RETURN_IF_ERROR(ValidateLayout(layout));
   size_t key_channels = 0, value_channels = 0;
@@ -197,7 +200,7 @@ absl::StatusOr<ModelProfile> MakeProfile(const Layout& layout, const ProfileStat
       for (HeadProfile& head : planes[p].heads) {
         const auto mean = (p == k ? key_mean : value_mean).Next(plane.head_dim);
         const auto sigma = (p == k ? key_sigma : value_sigma).Next(plane.head_dim);
-        if (!mean.empty()) SetStatistics(mean, sigma, order, head);
+        if (!mean.empty()) SetHeadStatistics(plane, mean, sigma, head);
         if (p != k || s.query_energy.empty()) continue;
         SetEnergy(plane, EnergyPerChannel(plane, energy.Next(plane.head_dim / (pairwise ? 2 : 1))),
                   order, head);

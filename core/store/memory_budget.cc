@@ -1,5 +1,6 @@
 #include "core/store/memory_budget.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace latticekv {
@@ -23,6 +24,13 @@ void Reservation::ShrinkTo(size_t bytes) {
   budget_->used_.fetch_sub(bytes_ - bytes, std::memory_order_relaxed);
   bytes_ = bytes;
   if (bytes == 0) budget_ = nullptr;
+}
+
+Reservation Reservation::Split(size_t bytes) {
+  Reservation out(budget_, std::min(bytes, bytes_));
+  bytes_ -= out.bytes_;
+  if (bytes_ == 0) budget_ = nullptr;
+  return out;
 }
 
 bool MemoryBudget::TryReserve(size_t bytes, Reservation* out) {

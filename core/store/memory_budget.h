@@ -20,6 +20,8 @@ class Reservation {
   void Release();
   // Gives back all but `bytes` (no effect when it holds less).
   void ShrinkTo(size_t bytes);
+  // Takes `bytes` of it (all, when it holds less) into a reservation of their own.
+  Reservation Split(size_t bytes);
   size_t bytes() const { return bytes_; }
 
  private:

@@ -72,6 +72,38 @@ class PythonClient(DaemonTest):
             for a, b in zip(got, want):
                 np.testing.assert_array_equal(a.view(np.uint8), np.ascontiguousarray(b[:count]).view(np.uint8))
 
+    def test_mass_eviction_and_seed_settings(self):
+        layout = self.client.register_layout(self.layout, chunk_tokens=256)
+        keep = self.rng.random(600) < 0.6
+        keep[::200] = True
+        keep[1] = False
+        mass = self.rng.random((3, 600), np.float32)
+        self.client.put(layout, self.tokens, self.planes, preset=lkv.Preset.SMALL, session="e", keep=keep, attention_mass=mass)
+        with self.assertRaises(lkv.EvictedTokensError):
+            self.client.get(layout, tokens=self.tokens)
+        with self.assertRaises(lkv.EvictedTokensError):
+            self.client.get(layout, session="e")
+        self.assertIsInstance(self.client.lookup(layout, self.tokens).miss, lkv.EvictedTokensError)
+        prefix = self.client.get(layout, tokens=self.tokens, accept_evicted=True)
+        self.assertEqual(prefix.token_count, 600)
+        np.testing.assert_array_equal(prefix.keep, keep)
+        self.assertEqual(sum(block.evicted_tokens for block in prefix.blocks), np.count_nonzero(~keep))
+        for layer, given in zip(prefix.planes, self.planes):
+            for plane, original in zip(layer, given):
+                self.assertFalse(plane[~keep].any())
+                error = np.linalg.norm(plane[keep].astype(np.float64) - original[keep]) / np.linalg.norm(original[keep].astype(np.float64))
+                self.assertLess(error, 0.8)
+        np.testing.assert_array_equal(self.client.get(layout, session="e", accept_evicted=True).keep, keep)
+        with self.assertRaises(ValueError):
+            self.client.put(layout, self.tokens, self.planes, keep=keep[1:])
+        with self.assertRaises(ValueError):
+            self.client.put(layout, self.tokens, self.planes, attention_mass=mass[:, 1:])
+        whole = self.client.put(layout, self.tokens, self.planes, preset=lkv.Preset.SEED, seed=lkv.SeedSettings(2, 2))
+        finer = self.client.put(layout, self.tokens, self.planes, preset=lkv.Preset.SEED, seed=lkv.SeedSettings(5, 5))
+        self.assertFalse(any(block.have_it for block in finer.blocks))
+        self.assertGreater(finer.stored_bytes, whole.stored_bytes * 1.3)
+        self.assertIsNone(self.client.get(layout, tokens=self.tokens).keep)
+
     def test_a_real_cache_bit_for_bit_over_both_transports(self):
         cache, metadata = load(SAMPLE)
         ids = cache["token_ids"][: cache["k"].shape[1]]

@@ -8,6 +8,7 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import compare_cache  # noqa: E402
+import safetensors_file  # noqa: E402
 from daemon import PROFILE, SAMPLE, DaemonTest, binary, cli, cli_json  # noqa: E402
 
 
@@ -30,6 +31,37 @@ class ServiceRoundTrip(DaemonTest):
         cli("compress", SAMPLE, self.path("a.lkv"), "--preset", "balanced", "--profile", PROFILE, "--stats", "auto")
         cli("decompress", self.path("a.lkv"), self.path("local"), "--profile", PROFILE)
         self.assertEqual(compare_cache.main(["exact", self.path("local"), served]), 0)
+
+    def test_mass_and_eviction_are_what_a_local_encode_gives(self):
+        flags = ("--preset", "small", "--importance", "--keep", "0.6", "--chunk", "64")
+        put = json.loads(self.put("e", *flags, "--json").stdout)
+        self.assertEqual(put["evicted_tokens"], 102)  # of 256
+        done = cli("get", "--server", self.server, "--session", "e", self.path("no"), expect=1)
+        self.assertIn("evicted", done.stderr)
+        self.assertFalse(os.path.exists(self.path("no")))
+        served = self.get("e", "served", "--accept-evicted")
+        cli("compress", SAMPLE, self.path("e.lkv"), *flags)
+        cli("decompress", self.path("e.lkv"), self.path("local"))
+        self.assertEqual(compare_cache.main(["exact", self.path("local"), served]), 0)
+        keep = [safetensors_file.read(path)[0]["keep"].data for path in (self.path("local"), served)]
+        self.assertEqual(keep[0], keep[1])
+        self.assertEqual(keep[0].count(0), 102)
+        blocks = cli_json("session", "e", "--server", self.server)["block_list"]
+        self.assertEqual(sum(block["evicted_tokens"] for block in blocks), 102)
+        explained = cli_json("explain", blocks[0]["key"], "--server", self.server)
+        self.assertEqual(explained["reason"], "EVICTED_TOKENS")
+        # The whole prompt is stored beside it, under names of its own.
+        self.put("whole", "--preset", "small", "--chunk", "64")
+        self.get("whole", "whole")
+
+    def test_seed_bits_go_over_the_wire(self):
+        flags = ("--preset", "seed", "--key-bits", "5", "--value-bits", "4", "--seed-scales", "group", "--seed-delta", "off")
+        self.put("s", *flags)
+        served = self.get("s", "served")
+        cli("compress", SAMPLE, self.path("s.lkv"), *flags)
+        cli("decompress", self.path("s.lkv"), self.path("local"))
+        self.assertEqual(compare_cache.main(["exact", self.path("local"), served]), 0)
+        cli("put", SAMPLE, "--server", self.server, "--session", "t", "--preset", "high", "--key-bits", "3", expect=2)
 
     def test_second_put_stores_nothing_new_and_better_replaces(self):
         self.put("a", "--preset", "high")

@@ -115,6 +115,7 @@ class ServiceClientImpl final : public ServiceClient {
     return out;                                                            \
   }
   LKV_UNARY(cache_, RegisterLayout, RegisterLayoutRequest, RegisterLayoutResponse)
+  LKV_UNARY(cache_, GetProfile, GetProfileRequest, GetProfileResponse)
   LKV_UNARY(cache_, Lookup, LookupRequest, LookupResponse)
   LKV_UNARY(cache_, Touch, TouchRequest, BlocksResponse)
   LKV_UNARY(cache_, Pin, PinRequest, BlocksResponse)

@@ -71,6 +71,7 @@ class ServiceClient {
   virtual std::unique_ptr<GetCall> GetBlocks(const v1::GetBlocksRequest& request) = 0;
   virtual std::unique_ptr<RegionCall> OpenRegion(const v1::OpenRegionRequest& request) = 0;
   virtual Called<v1::RegisterLayoutResponse> RegisterLayout(const v1::RegisterLayoutRequest&) = 0;
+  virtual Called<v1::GetProfileResponse> GetProfile(const v1::GetProfileRequest&) = 0;
   virtual Called<v1::LookupResponse> Lookup(const v1::LookupRequest&) = 0;
   virtual Called<v1::BlocksResponse> Touch(const v1::TouchRequest&) = 0;
   virtual Called<v1::BlocksResponse> Pin(const v1::PinRequest&) = 0;

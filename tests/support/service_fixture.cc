@@ -49,6 +49,7 @@ void ServiceFixture::StartServer(const std::function<void(ServerConfig&)>& adjus
   config.memory_bytes = 16 << 20;
   config.codec_threads = 2;
   config.tick_ms = 5;
+  config.learn_profiles = false;  // tests of it turn it on
   if (adjust) adjust(config);
   auto server = Server::Start(config);
   ASSERT_TRUE(server.ok()) << server.status();

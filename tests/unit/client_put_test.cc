@@ -116,6 +116,54 @@ TEST_F(ClientPutTest, CutsChunksAndSendsTheirBytes) {
   EXPECT_TRUE(delays_.empty());
 }
 
+TEST_F(ClientPutTest, EvictionMassAndSeedSettings) {
+  SetTokens(40);
+  PutRequest request = Request();
+  request.preset = PresetId::kSeed;
+  request.seed = {4, 1, true, false};
+  request.keep.assign(40, 1);
+  request.keep[5] = request.keep[20] = 0;
+  std::vector<float> mass(3 * 40);
+  for (size_t i = 0; i < mass.size(); ++i) mass[i] = static_cast<float>(i);
+  request.mass = {mass.data(), 40, 30};
+  ASSERT_TRUE(Put(request).ok());
+  EXPECT_EQ(server_.opens[0].seed().key_bits(), 4u);
+  EXPECT_EQ(server_.opens[0].seed().value_bits(), 1u);
+  EXPECT_TRUE(server_.opens[0].seed().group_scales());
+  EXPECT_TRUE(server_.opens[0].seed().no_token_delta());
+  const auto hashes = ChainHashes(LayoutFingerprint(layout_), ids_, kChunk, "", request.keep);
+  ASSERT_EQ(server_.headers.size(), 3u);
+  const uint64_t queries[] = {30, 14, 0};
+  for (uint32_t i = 0; i < 3; ++i) {
+    const v1::BlockHeader& header = server_.headers[i];
+    EXPECT_EQ(header.content_hash(), BytesString(hashes[i]));
+    EXPECT_NE(hashes[i], Hashes()[i]);  // of the last one only through its parents
+    const int tokens = header.token_ids_size();
+    ASSERT_EQ(header.keep().size(), static_cast<size_t>(tokens));
+    for (int t = 0; t < tokens; ++t) {
+      EXPECT_EQ(header.keep()[static_cast<size_t>(t)], request.keep[16 * i + t]);
+    }
+    ASSERT_EQ(header.attention_mass_size(), 3 * tokens);
+    EXPECT_EQ(header.attention_mass(tokens), 40 + 16 * i);  // layer 1, the chunk's first token
+    EXPECT_EQ(header.mass_queries(), queries[i]);
+  }
+  // From a later start on, mass begins there and the mask at position 0.
+  server_.headers.clear();
+  request.start = 16;
+  for (auto& layer : request.planes) {
+    for (PlaneView& view : layer) view.data += 16 * view.token_stride;
+  }
+  ASSERT_TRUE(Put(request).ok());
+  ASSERT_EQ(server_.headers.size(), 2u);
+  EXPECT_EQ(server_.headers[0].content_hash(), BytesString(hashes[1]));
+  EXPECT_EQ(server_.headers[0].keep()[4], 0);
+  EXPECT_EQ(server_.headers[0].attention_mass(0), 0);
+  EXPECT_EQ(server_.headers[1].attention_mass(0), 16);
+
+  request.keep.resize(39);
+  EXPECT_FALSE(Put(request).ok());
+}
+
 TEST_F(ClientPutTest, ReadsStridedTensors) {
   SetTokens(16);
   const std::string expected = Payload(0, 16);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "core/base/limits.h"
 #include "server/block_metadata.h"
 #include "server/codec_pool.h"
 #include "server/config.h"
@@ -101,12 +102,32 @@ TEST(MetadataTest, RoundTripAndDamage) {
 }
 
 TEST(MetadataTest, RanksFollowThePresets) {
-  uint32_t last = 100;
+  uint32_t last = limits::kMaxQualityRank;
   for (const Preset& preset : AllPresets()) {
-    EXPECT_LT(QualityRank(preset.id), last);
-    last = QualityRank(preset.id);
+    EXPECT_LT(QualityRank(preset.id, {}), last);
+    last = QualityRank(preset.id, {});
   }
-  EXPECT_GT(last, 0u);
+  // The seed's settings are below them all, more bits above fewer.
+  EXPECT_LT(QualityRank(PresetId::kSeed, {kMaxSeedBits, kMaxSeedBits}), last);
+  EXPECT_LT(QualityRank(PresetId::kSeed, {3, 2}), QualityRank(PresetId::kSeed, {3, 3}));
+  EXPECT_GT(QualityRank(PresetId::kSeed, {1, 1}), 0u);
+}
+
+TEST(MetadataTest, DescriptionsOfTheFirstVersionAreRead) {
+  BlockMetadata m;
+  m.tokens = 16;
+  m.evicted_tokens = 3;
+  m.layout_free_hash = Digest{};
+  ByteVector bytes = SerializeMetadata(m);
+  EXPECT_EQ(ParseMetadata(bytes)->evicted_tokens, 3u);
+  StoreLe<uint32_t>(bytes.data(), 1);
+  bytes.resize(bytes.size() - 4);
+  const auto first = ParseMetadata(bytes);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->tokens, 16u);
+  EXPECT_EQ(first->evicted_tokens, 0u);
+  StoreLe<uint32_t>(bytes.data(), 3);
+  EXPECT_FALSE(ParseMetadata(bytes).ok());
 }
 
 TEST(ErrorDetailTest, ReasonsTravelInTheStatus) {

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
+#include "core/base/limits.h"
 #include "core/io/memory_file_system.h"
 #include "server/layout_registry.h"
 #include "tests/support/mutation.h"
@@ -92,6 +95,73 @@ TEST_F(StateRecordsTest, LayoutsAndProfilesAreThereAgain) {
     EXPECT_FALSE(daemon.layouts.Find("b", fingerprint).ok());
     EXPECT_EQ(daemon.layouts.Find("b", LayoutFingerprint(two))->chunk_tokens, 256u);
   }
+}
+
+TEST_F(StateRecordsTest, LearntProfilesAreThereAgainUntilTheyAreGone) {
+  const Layout layout =
+      MakeUniformLayout("one", 2, 2, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0});
+  const Digest fingerprint = LayoutFingerprint(layout);
+  const ModelProfile energy = testing::MakeSampleProfile(layout, 1, false);
+  std::vector<ModelProfile> learnt;
+  for (uint64_t seed = 2; seed < 8; ++seed) {
+    learnt.push_back(testing::MakeSampleProfile(layout, seed, true));
+  }
+  const auto never_used = [](const Digest&, const Digest&) { return uint64_t{0}; };
+  {
+    Daemon daemon(&files_, &clock_);
+    LayoutRegistry& layouts = daemon.layouts;
+    ASSERT_TRUE(layouts.Register("a", layout, SerializeProfile(energy), 64).ok());
+    const auto base = layouts.FindLearnable(fingerprint)->registered;
+    ASSERT_NE(base, nullptr);
+    EXPECT_FALSE(
+        layouts.AddLearnt(fingerprint, nullptr, learnt[0]).ok());  // not what is registered
+    for (uint32_t v = 0; v < limits::kMaxLearntProfiles; ++v) {
+      const auto version = layouts.AddLearnt(fingerprint, base.get(), learnt[v]);
+      ASSERT_TRUE(version.ok()) << version.status();
+      EXPECT_EQ(*version, v + 1);
+    }
+    // No more while blocks refer to all of them.
+    EXPECT_TRUE(
+        absl::IsResourceExhausted(layouts.AddLearnt(fingerprint, base.get(), learnt[4]).status()));
+    const auto one_unused = [&](const Digest&, const Digest& hash) {
+      return uint64_t{hash != ProfileHash(learnt[1])};
+    };
+    {
+      const auto held = layouts.FindProfile(fingerprint, ProfileHash(learnt[1]));
+      EXPECT_EQ(layouts.DropUnusedLearnt(one_unused), 0u);  // a reader has it
+    }
+    EXPECT_EQ(layouts.DropUnusedLearnt(one_unused), 1u);
+    EXPECT_EQ(*layouts.AddLearnt(fingerprint, base.get(), learnt[4]), 5u);
+    // The same registration again changes nothing.
+    EXPECT_EQ(layouts.Register("a", layout, SerializeProfile(energy), 0)->profile_hash,
+              ProfileHash(learnt[4]));
+  }
+  for (int restart = 0; restart < 2; ++restart) {
+    const Daemon daemon(&files_, &clock_);
+    EXPECT_EQ(daemon.damaged, 0u);
+    EXPECT_EQ(daemon.layouts.Find("a", fingerprint)->profile_hash, ProfileHash(learnt[4]));
+    EXPECT_EQ(daemon.layouts.FindProfile(fingerprint, ProfileHash(learnt[1])), nullptr);
+    EXPECT_EQ(*daemon.layouts.FindProfile(fingerprint, ProfileHash(learnt[0])), learnt[0]);
+    const auto learnable = daemon.layouts.FindLearnable(fingerprint);
+    ASSERT_TRUE(learnable.has_value());
+    EXPECT_EQ(*learnable->registered, energy);
+    EXPECT_EQ(*learnable->learnt, learnt[4]);
+    std::map<uint32_t, int> versions;
+    const std::vector<KnownLayout> known = daemon.layouts.List();
+    for (const auto& [hash, kept] : known[0].profiles) ++versions[kept.version];
+    EXPECT_EQ(versions, (std::map<uint32_t, int>{{0, 1}, {1, 1}, {3, 1}, {4, 1}, {5, 1}}));
+  }
+  {
+    Daemon daemon(&files_, &clock_);
+    EXPECT_EQ(daemon.layouts.DropUnusedLearnt(never_used), 3u);  // all but the one in use
+    // A registered profile with statistics takes over, and nothing more is learnt.
+    ASSERT_TRUE(daemon.layouts.Register("a", layout, SerializeProfile(learnt[5]), 0).ok());
+    EXPECT_FALSE(daemon.layouts.FindLearnable(fingerprint).has_value());
+    EXPECT_EQ(daemon.layouts.DropUnusedLearnt(never_used), 1u);
+  }
+  const Daemon daemon(&files_, &clock_);
+  EXPECT_EQ(daemon.layouts.Find("a", fingerprint)->profile_hash, ProfileHash(learnt[5]));
+  EXPECT_EQ(daemon.layouts.List()[0].profiles.size(), 2u);
 }
 
 TEST_F(StateRecordsTest, SessionsAreThereAgainWithChainsAndLifetimes) {

@@ -43,6 +43,7 @@ struct BlockSummary {
   Tier tier = Tier::kUnspecified;
   bool pinned = false;
   bool missing = false;
+  uint32_t evicted_tokens = 0;
 };
 
 struct SessionDetail {
@@ -61,6 +62,21 @@ struct BlockDetail {
   std::vector<uint64_t> layer_stored_bytes;
   std::vector<std::string> sessions;
   std::vector<uint32_t> tokens;
+};
+
+// A model profile that the server keeps.
+struct ProfileState {
+  std::string hash;
+  uint32_t version = 0;  // of one that the server learnt, from 1 on; 0: registered by a client
+  bool in_use = false;   // blocks are encoded with it now
+  uint64_t blocks = 0;   // stored, that refer to it
+};
+
+struct LayoutState {
+  std::string fingerprint, model;
+  std::vector<ProfileState> profiles;
+  uint64_t learnt_tokens = 0;  // that the server learnt from since its start
+  bool learning = false;
 };
 
 struct ServerStats {
@@ -95,6 +111,8 @@ struct ServerStats {
   uint64_t gpu_batches = 0, gpu_errors = 0;
   uint64_t gpu_regions = 0, gpu_region_bytes = 0;               // of workers, mapped now
   std::vector<std::pair<std::string, uint64_t>> gpu_fallbacks;  // reason, jobs that a CPU did
+
+  std::vector<LayoutState> layout_states;
 };
 
 struct ListRequest {

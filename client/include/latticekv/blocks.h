@@ -71,11 +71,19 @@ struct PutRequest {
   // [layer][plane] in the layout's order, tokens.size() - start tokens each. Read during the call.
   std::vector<std::vector<PlaneView>> planes;
   PresetId preset = kDefaultPreset;
+  SeedOptions seed;      // of PresetId::kSeed
   bool durable = false;  // acknowledge only when it survives a power loss
   int64_t ttl_ms = 0;    // of the session and its blocks; 0: none
   std::string salt;      // LoRA adapter, multimodal hash
   // Positions to store bit for bit, increasing.
   std::vector<uint64_t> exact_positions;
+  // Attention that tokens received, from position `start` on, for steps that are finer where
+  // readers look; `queries` could see the token at `start`. Read during the call.
+  AttentionMass mass;
+  // 1 or 0 for every one of `tokens`, 0: evict it. Chosen once, after the prefill, for instance
+  // with ChooseKeptTokens (core/codec/token_eviction.h); every chunk keeps one at least. Empty: all
+  // stay. Blocks with evicted tokens have names of their own and are read by who accepts them.
+  std::vector<uint8_t> keep;
   // Called for each finished block, from one thread at a time, not necessarily the caller's.
   std::function<void(const BlockResult&)> on_block;
   // Encode here and send frames: a sixth or less of the bytes, for CPU time of the caller's thread.
@@ -111,6 +119,7 @@ struct BlockInfo {
   Quality quality;
   Tier tier = Tier::kUnspecified;
   bool pinned = false;
+  uint32_t evicted_tokens = 0;  // they read as zeros
 };
 
 struct LookupRequest {
@@ -151,6 +160,7 @@ struct ServedBlock {
   BlockInfo block;
   absl::Status miss;  // not OK: this block will not come, and why
   std::vector<uint32_t> tokens;
+  std::vector<uint8_t> keep;  // 1 or 0 for each token; empty: none was evicted
 };
 
 // Receives a get. Methods are called from the thread that called Get, in this order: OnBlock for
@@ -176,6 +186,7 @@ class GetSink {
 struct StoredPrefix {
   std::vector<BlockInfo> blocks;  // in order, up to the first missing one
   std::vector<uint32_t> tokens;   // their token ids
+  std::vector<uint8_t> keep;      // 1 or 0 for each token; empty: none was evicted
   // [layer - first_layer][plane]: contiguous [tokens, heads, head_dim].
   std::vector<std::vector<ByteVector>> planes;
   // Not OK: a block is missing and the prefix ends before it.

@@ -10,7 +10,7 @@
 """
 from latticekv._get import PrefixReader
 from latticekv.blocks import (BlockInfo, BlockResult, ClientOptions, LookupBlock, LookupResult, Prefix, PutResult, Quality, QualityBounds,
-                              SessionSummary)
+                              SeedSettings, SessionSummary)
 from latticekv.client import Client, connect
 from latticekv.errors import (BadReplyError, CorruptError, DeadlineError, DiskError, EvictedTokensError, InvalidArgumentError, LatticeKVError, LimitError,
                               MemoryFullError, NotStoredError, OtherLayoutError, ProfileMissingError, QualityError, Reason, UnavailableError,
@@ -25,6 +25,6 @@ __all__ = [
     "BadReplyError", "BlockInfo", "BlockResult", "Client", "ClientOptions", "CorruptError", "DType", "DeadlineError", "DiskError", "EvictedTokensError",
     "InvalidArgumentError", "LatticeKVError", "Layer", "Layout", "LimitError", "LookupBlock", "LookupResult", "MemoryFullError", "ModelProfile",
     "NotStoredError", "OtherLayoutError", "Plane", "PlaneRole", "Prefix", "PrefixReader", "Preset", "ProfileMissingError", "PutResult", "Quality",
-    "QualityBounds", "QualityError", "Reason", "RegisteredLayout", "RetryPolicy", "Rope", "RopeScaling", "RopeScalingKind", "RopeStyle", "SessionSummary", "UnavailableError",
+    "QualityBounds", "QualityError", "Reason", "RegisteredLayout", "RetryPolicy", "Rope", "RopeScaling", "RopeScalingKind", "RopeStyle", "SeedSettings", "SessionSummary", "UnavailableError",
     "UnimplementedError", "UnknownLayoutError", "chain_hashes", "chunk_hash", "connect",
 ]

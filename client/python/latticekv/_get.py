@@ -55,6 +55,7 @@ class PrefixReader:
         self._blocks: list[_Block] = []
         self.blocks: list[BlockInfo] = []
         self.tokens: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self.keep: Optional[npt.NDArray[np.bool_]] = None  # of all tokens of `blocks`; None: none was evicted
         self.token_count = 0
         self.miss: Optional[LatticeKVError] = None
         self._start_with_retries(first=True)
@@ -120,6 +121,7 @@ class PrefixReader:
         self._watchdog = Watchdog(timeout_s, self._call.cancel)
         self._messages = read_stream(self._call, self._watchdog, timeout_s, "get")
         self._blocks, self._held, tokens = [], None, []
+        masks: list[npt.NDArray[np.bool_]] = []
         infos: list[BlockInfo] = []
         miss: Optional[LatticeKVError] = None
         count = 0
@@ -139,13 +141,18 @@ class PrefixReader:
                 raise BadReplyError(f"get: the server sent another block than asked for at index {opened.index}")
             if len(opened.token_ids) not in (0, info.tokens):
                 raise BadReplyError(f"get: the server sent {len(opened.token_ids)} token ids for a block of {info.tokens}")
+            if len(opened.keep) not in (0, info.tokens):
+                raise BadReplyError(f"get: the server sent a mask of {len(opened.keep)} tokens for a block of {info.tokens}")
             if miss is None:
                 infos.append(info)
+                masks.append(np.frombuffer(opened.keep, np.uint8) != 0 if opened.keep else np.ones(info.tokens, np.bool_))
                 tokens.extend(opened.token_ids)
                 count += info.tokens
         if self._hashes and len(self._blocks) != len(self._hashes):
             raise BadReplyError(f"get: the server sent {len(self._blocks)} blocks of {len(self._hashes)}")
         self.blocks, self.miss = infos, miss or self.miss
+        kept = np.concatenate(masks) if masks else np.empty(0, np.bool_)
+        self.keep = None if kept.all() else kept
         self.token_count = count if self._usable is None else min(count, self._usable)
         self.tokens = np.array(tokens, np.uint32)[: self.token_count]
 

@@ -7,12 +7,14 @@ import threading
 from typing import Any, Iterator, Optional, Sequence
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 
 from latticekv._messages import message_class
 from latticekv._rpc import Rpc, Watchdog, read_stream
 from latticekv.blocks import BlockResult, ClientOptions, Quality
 from latticekv.errors import BadReplyError, LatticeKVError, UnavailableError, from_detail
-from latticekv.keys import chain_hashes, token_array
+from latticekv.keys import chain_hashes, keep_array, token_array
 from latticekv.layout import RegisteredLayout
 from latticekv.retry import RetryState
 from latticekv.tensors import check_plane, rows
@@ -41,7 +43,7 @@ class PutPlan:
     """What a put will send: its chunks, their names, and their payload. Raises ValueError when the tensors do not fit the layout."""
 
     def __init__(self, layout: RegisteredLayout, tokens: Any, planes: Sequence[Sequence[Any]], start: int, salt: str,
-                 exact_positions: Sequence[int]) -> None:
+                 exact_positions: Sequence[int], keep: Any = None, attention_mass: Any = None, mass_queries: int = 0) -> None:
         self.layout, self.planes, self.start, self.salt = layout, planes, start, salt
         self.tokens = token_array(tokens)
         self.exact_positions = sorted(exact_positions)
@@ -58,7 +60,16 @@ class PutPlan:
                 raise ValueError(f"layer {l} has {len(given)} tensors, the layout has {len(layer.planes)} planes")
             for plane, tensor in zip(layer.planes, given):
                 check_plane(tensor, plane, f"plane {plane.name} of layer {l}", len(self.tokens) - start)
-        hashes = chain_hashes(layout.fingerprint, self.tokens, chunk, salt)
+        self.keep = keep_array(keep, len(self.tokens))
+        self.mass_queries = mass_queries or len(self.tokens) - start
+        self.mass: Optional[npt.NDArray[np.float32]] = None
+        if attention_mass is not None:
+            if hasattr(attention_mass, "detach"):
+                attention_mass = attention_mass.detach().float().cpu().numpy()
+            self.mass = np.asarray(attention_mass, np.float32)
+            if self.mass.shape != (len(layers), len(self.tokens) - start):
+                raise ValueError(f"attention_mass has shape {self.mass.shape}; it must be [{len(layers)}, {len(self.tokens) - start}]")
+        hashes = chain_hashes(layout.fingerprint, self.tokens, chunk, salt, self.keep)
         first = start // chunk
         self.hashes = hashes[first:]
         self.parents = ([b""] + hashes)[first:]
@@ -76,6 +87,12 @@ class PutPlan:
                                               token_ids=self.tokens[begin: begin + size].tolist(), payload_bytes=self.payload_bytes(index),
                                               salt=self.salt)
         header.exact_tokens.extend(p - begin for p in self.exact_positions if begin <= p < begin + size)
+        if self.keep is not None:
+            header.keep = self.keep[begin: begin + size].tobytes()
+        if self.mass is not None:
+            first = begin - self.start
+            header.attention_mass.extend(self.mass[:, first: first + size].ravel().tolist())
+            header.mass_queries = max(0, self.mass_queries - first)
         return message_class("PutBlocksRequest")(header=header)
 
     def parts(self, index: int) -> Iterator[bytes]:

@@ -53,6 +53,20 @@ class QualityBounds:
 
 
 @dataclasses.dataclass(frozen=True)
+class SeedSettings:
+    """Of Preset.SEED (docs/seed.md)."""
+
+    key_bits: int = 3
+    value_bits: int = 2
+    group_scales: bool = False  # a scale for 8 coordinates instead of one for the vector
+    token_delta: bool = True
+
+    def to_proto(self) -> Any:
+        return message_class("SeedSettings")(key_bits=self.key_bits, value_bits=self.value_bits, group_scales=self.group_scales,
+                                             no_token_delta=not self.token_delta)
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockInfo:
     content_hash: bytes
     parent_hash: bytes  # empty: the first of its sequence
@@ -64,12 +78,13 @@ class BlockInfo:
     quality: Quality
     on_disk: bool
     pinned: bool
+    evicted_tokens: int = 0  # they read as zeros
 
     @classmethod
     def from_proto(cls, proto: Any) -> BlockInfo:
         preset = Preset(proto.preset) if proto.preset in Preset._value2member_map_ else proto.preset
         return cls(proto.content_hash, proto.parent_hash, proto.start_position, proto.tokens, proto.stored_bytes, proto.raw_bytes, preset,
-                   Quality.from_proto(proto.quality), proto.tier == 2, proto.pinned)
+                   Quality.from_proto(proto.quality), proto.tier == 2, proto.pinned, proto.evicted_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +147,7 @@ class Prefix:
     planes: list[list[Any]]
     blocks: list[BlockInfo]
     miss: Optional[LatticeKVError]  # set: a block is missing and the prefix ends before it
+    keep: Optional[npt.NDArray[np.bool_]] = None  # False where a token was evicted and reads as zeros; None: nowhere
 
 
 @dataclasses.dataclass(frozen=True)

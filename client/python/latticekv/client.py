@@ -10,7 +10,7 @@ from latticekv._get import PrefixReader
 from latticekv._messages import METHODS, message_class
 from latticekv._put import PutPlan, run_put
 from latticekv._rpc import Rpc
-from latticekv.blocks import (BlockInfo, ClientOptions, LookupBlock, LookupResult, Prefix, PutResult, QualityBounds, SessionSummary)
+from latticekv.blocks import (BlockInfo, ClientOptions, LookupBlock, LookupResult, Prefix, PutResult, QualityBounds, SeedSettings, SessionSummary)
 from latticekv.errors import BadReplyError, LatticeKVError, UnknownLayoutError, from_miss
 from latticekv.keys import token_array
 from latticekv.layout import Layout, Preset, RegisteredLayout
@@ -52,20 +52,24 @@ class Client:
 
     def put(self, layout: RegisteredLayout, tokens: Any, planes: Sequence[Sequence[Any]], *, preset: Preset = Preset.DEFAULT, session: str = "",
             start: int = 0, durable: bool = False, ttl_ms: int = 0, salt: str = "", exact_positions: Sequence[int] = (),
+            attention_mass: Any = None, mass_queries: int = 0, keep: Any = None, seed: Optional[SeedSettings] = None,
             partial_ok: bool = False) -> PutResult:
         """Stores the cache of a token sequence: cuts it into chunks, skips those the daemon has and sends the rest.
 
         `tokens` are the ids of the whole sequence from position 0, since a block's name depends on all tokens before it. `planes` is
         [layer][plane] of numpy arrays or torch tensors [tokens, heads, head_dim] from position `start` (a multiple of layout.chunk_tokens) on.
-        `exact_positions` are stored bit for bit. Raises the first error of a block, with `.result` for the others, unless `partial_ok`.
+        `exact_positions` are stored bit for bit. `attention_mass` [layers, tokens from `start` on] is the attention that each token received (summed over
+        query heads and queries, of which `mass_queries` could see the token at `start`; 0: as many as there are tokens): steps are finer where
+        readers look. `keep` (true or false for every token from position 0 on) evicts tokens: they read as zeros, and only by who sets
+        accept_evicted. `seed` sets Preset.SEED. Raises the first error of a block, with `.result` for the others, unless `partial_ok`.
         Idempotent: after an error, put again.
         """
-        plan = PutPlan(layout, tokens, planes, start, salt, exact_positions)
+        plan = PutPlan(layout, tokens, planes, start, salt, exact_positions, keep, attention_mass, mass_queries)
 
         def attempt() -> PutResult:
             opened = message_class("PutBlocksRequest")(open=message_class("PutOpen")(
                 namespace=layout.namespace, fingerprint=layout.fingerprint, session=session, preset=int(preset),
-                wait_for=_STATE_DURABLE if durable else _STATE_MEMORY, ttl_ms=ttl_ms, encoding=_ENCODING_RAW))
+                wait_for=_STATE_DURABLE if durable else _STATE_MEMORY, ttl_ms=ttl_ms, encoding=_ENCODING_RAW, seed=seed.to_proto() if seed else None))
             return PutResult(*run_put(self._rpc, plan, opened, self._options))
 
         result = self._with_layout(layout, attempt)
@@ -123,7 +127,8 @@ class Client:
             if not reader.blocks and reader.miss is not None:
                 raise reader.miss
             count = reader.token_count
-            return Prefix(reader.tokens, count, [[plane[:count] for plane in planes] for planes in layers], reader.blocks, reader.miss)
+            return Prefix(reader.tokens, count, [[plane[:count] for plane in planes] for planes in layers], reader.blocks, reader.miss,
+                          None if reader.keep is None else reader.keep[:count])
 
     def touch(self, *, namespace: str = "", blocks: Sequence[bytes] = (), session: str = "", ttl_ms: int = 0) -> tuple[int, int]:
         """Marks blocks as used; gives them a new time to live unless `ttl_ms` is 0. Returns how many were found and how many are missing."""

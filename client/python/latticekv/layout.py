@@ -48,6 +48,7 @@ class Preset(enum.IntEnum):
     BALANCED = 5
     SMALL = 6
     TINY = 7
+    SEED = 8  # the published stages that the codec grew from (docs/seed.md)
 
 
 @dataclasses.dataclass(frozen=True)
