@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """One transformers process stores the cache of a prompt, a fresh one restores it and goes on: same text with exact, a small divergence with high."""
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import unittest
@@ -17,7 +19,8 @@ if __name__ == "__main__":
     python_env.enter("transformers", [PACKAGES], base=TORCH_PYTHON, needs_module="torch",
                      hint="install python3-torch")
 
-from daemon import PROFILE, SOURCE_DIR, DaemonTest  # noqa: E402
+import safetensors_file  # noqa: E402
+from daemon import PROFILE, SAMPLE, SOURCE_DIR, DaemonTest, cli, cli_json  # noqa: E402
 
 # Debian's torch comes with a reference BLAS: a token of prefill takes a tenth of a second.
 PROMPT_TOKENS, COMPARE_TOKENS = 96, 32
@@ -34,6 +37,28 @@ class Transformers(DaemonTest):
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500)
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads(done.stdout)
+
+    def test_query_energy_by_hooks_is_the_model_s(self):
+        """Of the text that the sample cache was made of, with another implementation: the energies agree, and a profile is learnt from them."""
+        script = os.path.join(SOURCE_DIR, "client", "examples", "transformers", "query_energy.py")
+        tokens = 64
+        done = subprocess.run([sys.executable, script, "--model", MODEL, "--text", os.path.join(SOURCE_DIR, "tests", "data", "harbour.txt"),
+                               "--tokens", str(tokens), self.path("hooked.safetensors")],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        hooked, sample = (safetensors_file.read(path)[0] for path in (self.path("hooked.safetensors"), SAMPLE))
+        self.assertEqual(list(hooked["token_ids"].values()), list(sample["token_ids"].values())[:tokens])
+        ours, theirs = ([math.log(e) for e in t["query_energy"].values()] for t in (hooked, sample))
+        self.assertEqual(hooked["query_energy"].shape, sample["query_energy"].shape)
+        # 64 of the 256 tokens: the same model, a shorter average.
+        error = [a - b for a, b in zip(ours, theirs)]
+        spread = statistics.pstdev(theirs)
+        print(f"query energy: {statistics.mean(error):.4f} mean, {statistics.pstdev(error):.4f} rms error of a log energy whose spread is {spread:.3f}")
+        self.assertLess(abs(statistics.mean(error)), 0.1)
+        self.assertLess(statistics.pstdev(error), 0.3 * spread)
+        learnt = cli_json("profile", "learn", self.path("hooked.safetensors"), SAMPLE, self.path("profile.safetensors"))
+        self.assertEqual((learnt["tokens"], learnt["query_energy"]), (tokens + 256, True))
+        cli("compress", SAMPLE, self.path("a.lkv"), "--profile", self.path("profile.safetensors"), "--embed-profile")
 
     def test_exact_gives_the_same_text_and_high_a_small_divergence(self):
         stored = self.generate("store", "--profile", PROFILE)
