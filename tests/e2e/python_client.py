@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import types
 import unittest
 from concurrent import futures
 
@@ -179,6 +180,26 @@ class PythonClient(DaemonTest):
             self.client.put(layout, self.tokens[:40], strided, preset=lkv.Preset.EXACT, session=dtype.name)
             self.assertPlanes(self.client.get(layout, session=dtype.name), tensors, 40)
             self.assertPlanes(self.client.get(layout, session=dtype.name, first_layer=1, layer_count=1), tensors[1:2], 40)
+
+    def test_models_with_scaled_rotation_are_described(self):
+        configs = [
+            ({"rope_type": "linear", "factor": 4.0}, lkv.RopeScalingKind.LINEAR),
+            ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+             lkv.RopeScalingKind.LLAMA3),
+            ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, lkv.RopeScalingKind.YARN)]
+        for scaling, kind in configs:
+            rope = lkv.Rope.of_config(types.SimpleNamespace(rope_theta=500000.0, rope_scaling=scaling), 16)
+            self.assertEqual((rope.style, rope.rotary_dims, rope.base, rope.scaling.kind), (lkv.RopeStyle.NEOX, 16, 500000.0, kind))
+            # The daemon takes the description, and rotates keys there and back by it.
+            layout = self.client.register_layout(lkv.Layout.uniform(kind.name, layers=2, kv_heads=2, head_dim=16, rope=rope))
+            planes = random_planes(self.rng, layout.layout, 40)
+            self.client.put(layout, self.tokens[:40], planes, preset=lkv.Preset.NEAR, session=kind.name)
+            for got, want in zip(self.client.get(layout, session=kind.name).planes, planes):
+                self.assertLess(np.abs(got[0].astype(np.float32) - want[0].astype(np.float32)).max(), 0.2)
+        plain = lkv.Rope.of_config(types.SimpleNamespace(rope_theta=10000.0, partial_rotary_factor=0.5), 64)
+        self.assertEqual((plain.rotary_dims, plain.scaling), (32, None))
+        for unknown in ({"rope_type": "longrope", "factor": 4.0}, {"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "llama3", "factor": 8.0}):
+            self.assertIsNone(lkv.Rope.of_config(types.SimpleNamespace(rope_theta=10000.0, rope_scaling=unknown), 64))
 
     def test_layers_come_one_by_one_in_bounded_memory(self):
         big = lkv.Layout.uniform("big", layers=24, kv_heads=8, head_dim=128)

@@ -31,14 +31,8 @@ def layout_of(model, revision=""):
         raise ValueError("models with a sliding window are not supported")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    scaling = getattr(config, "rope_scaling", None) or {}
-    base = getattr(config, "rope_theta", None) or scaling.get("rope_theta")
-    rope = None
-    # Keys whose rotation the layout cannot describe are stored as they are: larger, but right.
-    if base and scaling.get("rope_type", scaling.get("type", "default")) == "default" and getattr(config, "partial_rotary_factor", 1.0) == 1.0:
-        rope = lkv.Rope(lkv.RopeStyle.NEOX, head_dim, float(base))
     return lkv.Layout.uniform(config._name_or_path or config.model_type, layers=config.num_hidden_layers, kv_heads=heads, head_dim=head_dim,
-                              dtype=_DTYPES[model.dtype], rope=rope, revision=revision or weights_digest(model))
+                              dtype=_DTYPES[model.dtype], rope=lkv.Rope.of_config(config, head_dim), revision=revision or weights_digest(model))
 
 
 def layers_of(cache):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from latticekv._messages import message_class
 
@@ -68,6 +68,30 @@ class RopeScaling:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
 
+    @classmethod
+    def of_config(cls, kind: str, said: Mapping[str, Any]) -> Optional[RopeScaling]:
+        """The `rope_scaling` of a transformers configuration; None for kinds that have no fixed angles, or lack what they need."""
+
+        def number(name: str, default: float = 0.0) -> float:
+            value = said.get(name)
+            return default if value is None else float(value)
+
+        factor, original = number("factor"), int(number("original_max_position_embeddings"))
+        if factor < 1.0:
+            return None
+        if kind == "linear":
+            return cls(RopeScalingKind.LINEAR, factor)
+        if original < 1:
+            return None
+        if kind == "llama3":
+            return cls(RopeScalingKind.LLAMA3, factor, original, low_freq_factor=number("low_freq_factor"), high_freq_factor=number("high_freq_factor"))
+        if kind == "yarn":
+            truncate = said.get("truncate")
+            return cls(RopeScalingKind.YARN, factor, original, beta_fast=number("beta_fast", 32.0), beta_slow=number("beta_slow", 1.0),
+                       truncate=True if truncate is None else bool(truncate), attention_factor=number("attention_factor"), mscale=number("mscale"),
+                       mscale_all_dim=number("mscale_all_dim"))
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -77,6 +101,21 @@ class Rope:
     rotary_dims: int
     base: float = 10000.0
     scaling: Optional[RopeScaling] = None
+
+    @classmethod
+    def of_config(cls, config: Any, head_dim: int) -> Optional[Rope]:
+        """What a transformers configuration says of its keys' rotation, in halves (NEOX). None when it rotates nothing or in a way that a layout
+        cannot describe (longrope, a base that grows with the sequence): such keys are stored as they are, larger, but right."""
+        said = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+        base = getattr(config, "rope_theta", None) or said.get("rope_theta")
+        dims = int(head_dim * (getattr(config, "partial_rotary_factor", None) or said.get("partial_rotary_factor") or 1.0))
+        kind = said.get("rope_type", said.get("type", "default"))
+        if not base or dims < 2 or dims % 2:
+            return None
+        if kind == "default":
+            return cls(RopeStyle.NEOX, dims, float(base))
+        scaling = RopeScaling.of_config(kind, said)
+        return None if scaling is None else cls(RopeStyle.NEOX, dims, float(base), scaling)
 
 
 @dataclasses.dataclass(frozen=True)

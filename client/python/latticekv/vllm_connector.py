@@ -40,14 +40,8 @@ def layout_of(vllm_config: Any) -> lkv.Layout:
     if model.dtype not in _DTYPES:
         raise ValueError(f"LatticeKVConnector supports caches of float16, bfloat16 and float32, not {model.dtype}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    base = getattr(config, "rope_theta", None) or scaling.get("rope_theta")
-    rope = None
-    # Keys whose rotation is not plain are stored as they are: larger, but right.
-    if base and scaling.get("rope_type", scaling.get("type", "default")) == "default" and getattr(config, "partial_rotary_factor", 1.0) == 1.0:
-        rope = lkv.Rope(lkv.RopeStyle.NEOX, head_dim, float(base))
     return lkv.Layout.uniform(model.model, layers=config.num_hidden_layers, kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
-                              head_dim=head_dim, dtype=_DTYPES[model.dtype], rope=rope, revision=getattr(model, "revision", None) or "")
+                              head_dim=head_dim, dtype=_DTYPES[model.dtype], rope=lkv.Rope.of_config(config, head_dim), revision=getattr(model, "revision", None) or "")
 
 
 def keys_and_values(cache: torch.Tensor, plane: lkv.Plane) -> tuple[torch.Tensor, torch.Tensor]:
