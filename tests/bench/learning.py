@@ -71,7 +71,7 @@ class Bench:
         return out
 
     def daemon(self, folder, learning):
-        return self._daemon_class(folder, flags=[f"--learn_profiles={'true' if learning else 'false'}", f"--disk_dir={folder}/disk", "--disk_bytes=1000000000"])
+        return self._daemon_class(folder, memory_bytes=1 << 30, flags=[f"--learn_profiles={'true' if learning else 'false'}", f"--disk_dir={folder}/disk", "--disk_bytes=1000000000"])
 
     def put(self, daemon, kind, part, chunk, profile):
         args = ["put", self.cache(kind, part), "--server", daemon.socket, "--session", f"{kind}-{part}-{chunk}", "--namespace", f"n{chunk}", "--chunk", str(chunk),
