@@ -132,4 +132,9 @@ grpc::ByteBuffer WritePutPart(uint32_t index, uint64_t offset, uint32_t crc32c,
                v1::BlockPart::kDataFieldNumber, data);
 }
 
+grpc::ByteBuffer WriteGetPart(const v1::GetPart& part, const grpc::Slice& data) {
+  return Write(v1::GetBlocksResponse::kPartFieldNumber, part.SerializeAsString(),
+               v1::GetPart::kDataFieldNumber, data);
+}
+
 }  // namespace latticekv

@@ -33,6 +33,9 @@ std::optional<PutPartView> ReadPutPart(const std::vector<grpc::Slice>& slices);
 grpc::ByteBuffer WritePutPart(uint32_t index, uint64_t offset, uint32_t crc32c,
                               const grpc::Slice& data);
 
+// A GetBlocksResponse with `part`, which has no data, and these; it shares `data`.
+grpc::ByteBuffer WriteGetPart(const v1::GetPart& part, const grpc::Slice& data);
+
 // A slice of bytes that live as long as `owner`.
 template <typename Owner>
 grpc::Slice OwningSlice(ByteSpan bytes, Owner owner) {

@@ -97,8 +97,9 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   return frame;
 }
 
-// Gives the payload of a block that was encoded to whom it teaches, with its part of `reservation`.
-void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, ByteVector payload,
+// Gives the payload of a block that was encoded to whom it teaches, with its part of `reservation`;
+// leaves it where nobody wants it.
+void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, ByteVector& payload,
            Reservation& reservation) {
   const uint32_t tokens = plan.metadata.tokens;
   if (!engine.learning().Wants(target.layout.fingerprint, tokens, payload.size())) return;
@@ -217,8 +218,9 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
   }
   if (block.reservation.bytes() >= bytes + payload.size() && !payload.empty()) {
     Reservation rest = block.reservation.Split(block.reservation.bytes() - bytes);
-    Teach(engine, target, plan, std::move(payload), rest);
+    Teach(engine, target, plan, payload, rest);
   }
+  engine.staging().Give(std::exchange(payload, {}));
   block.reservation.ShrinkTo(bytes);
   if (cancelled.load()) return absl::CancelledError("the stream was cancelled");
 

@@ -20,11 +20,17 @@ namespace {
 constexpr size_t kMaxBackgroundJobs = 16;
 // Of the memory, for chunks that wait to be learnt from.
 constexpr size_t kLearningShare = 16;
+// Of unused payload buffers, beside the cap.
+constexpr size_t kStagingShare = 32;
+constexpr size_t kMaxStagingBytes = size_t{64} << 20;
 
 }  // namespace
 
 CacheEngine::CacheEngine(const ServerConfig& config)
-    : config_(config), start_ms_(config.clock->MonotonicMs()), sessions_(config.clock) {}
+    : config_(config),
+      start_ms_(config.clock->MonotonicMs()),
+      sessions_(config.clock),
+      staging_(std::min(config.memory_bytes / kStagingShare, kMaxStagingBytes)) {}
 
 CacheEngine::~CacheEngine() {
   stopping_.store(true);

@@ -22,6 +22,7 @@
 #include "server/metrics.h"
 #include "server/profile_learning.h"
 #include "server/session_registry.h"
+#include "server/staging_pool.h"
 #include "server/stream_monitor.h"
 #include "server/upload_admission.h"
 
@@ -53,6 +54,7 @@ class CacheEngine {
   const std::string& gpu_absence() const { return gpu_absence_; }
   GpuRegionRegistry& gpu_regions() { return gpu_regions_; }
   ProfileLearning& learning() { return *learning_; }
+  StagingPool& staging() { return staging_; }
   StreamMonitor& monitor() { return *monitor_; }
   // Of the attention mass that waits with its blocks for their payload.
   MemoryBudget& mass_budget() { return mass_budget_; }
@@ -125,6 +127,7 @@ class CacheEngine {
   std::unique_ptr<Journal> journal_;  // after what it says, before the store, whose threads call it
   std::unique_ptr<TieredStore> store_;
   std::unique_ptr<BlockCatalog> catalog_;
+  StagingPool staging_;
   std::unique_ptr<UploadAdmission> admission_;
   std::unique_ptr<GpuExecutor> gpu_;
   std::string gpu_absence_;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
+#include "proto/part_wire.h"
 #include "server/error_detail.h"
 #include "server/grpc_status.h"
 
@@ -17,17 +18,24 @@ absl::Status TooBusy() {
 
 }  // namespace
 
-GetStream::GetStream(CacheEngine& engine, grpc::CallbackServerContext* context,
-                     const v1::GetBlocksRequest& request)
-    : engine_(engine), context_(context), request_(request) {
+GetStream::GetStream(CacheEngine& engine, const RegionRegistry& regions,
+                     grpc::CallbackServerContext* context, const v1::GetBlocksRequest& request)
+    : engine_(engine), regions_(regions), context_(context), request_(request) {
   ++engine_.metrics().open_streams;
 }
 
-GetStream* GetStream::Start(CacheEngine& engine, grpc::CallbackServerContext* context,
-                            const v1::GetBlocksRequest& request) {
-  std::shared_ptr<GetStream> stream(new GetStream(engine, context, request));
+GetStream* GetStream::Start(CacheEngine& engine, const RegionRegistry& regions,
+                            grpc::CallbackServerContext* context,
+                            const std::optional<v1::GetBlocksRequest>& request) {
+  std::shared_ptr<GetStream> stream(
+      new GetStream(engine, regions, context, request.value_or(v1::GetBlocksRequest())));
   stream->self_ = stream;
   engine.monitor().Watch(stream);
+  if (!request) {
+    MutexLock lock(stream->mutex_);
+    stream->FinishLocked(absl::InvalidArgumentError("the GetBlocks request is not protobuf"));
+    return stream.get();
+  }
   if (!engine.codec_pool().Submit(CodecPool::Kind::kDecode, [stream] { stream->Prepare(); })) {
     MutexLock lock(stream->mutex_);
     stream->FinishLocked(TooBusy());
@@ -41,12 +49,15 @@ void GetStream::Prepare() {
     if (finished_) return;
   }
   auto plan = PlanRead(engine_, request_);
+  absl::StatusOr<std::unique_ptr<GetWindow>> window = nullptr;
+  if (request_.has_window()) window = GetWindow::Open(regions_, request_.window());
   MutexLock lock(mutex_);
   if (finished_) return;
-  if (!plan.ok()) {
-    FinishLocked(plan.status());
+  if (!plan.ok() || !window.ok()) {
+    FinishLocked(plan.ok() ? window.status() : plan.status());
     return;
   }
+  window_ = *std::move(window);
   plan_ = *std::move(plan);
   for (const auto& block : plan_.blocks) dead_.push_back(block->block == nullptr);
   next_layer_ = plan_.first_layer;
@@ -146,23 +157,38 @@ void GetStream::PopFrontLocked() {
   items_.pop_front();
 }
 
+void GetStream::SetInlineLocked(v1::GetPart part) {
+  // The message shares the bytes instead of copying them.
+  const std::unique_ptr<std::string> data(part.release_data());
+  auto held = std::make_shared<const std::string>(std::move(*data));
+  message_ = WriteGetPart(part, OwningSlice(AsBytes(*held), held));
+}
+
 bool GetStream::NextPartLocked(Item& item) {
   const ReadBlock& block = *plan_.blocks[item.block];
   if (plan_.frames) {
     const ByteSpan frame = item.frame.bytes();
     if (item.frame_offset >= frame.size()) return false;
-    *response_.mutable_part() = FramePart(block.index, frame, item.frame_offset);
-    item.frame_offset += response_.part().data().size();
+    v1::GetPart part = FramePart(block.index, frame, item.frame_offset);
+    item.frame_offset += part.data().size();
+    SetInlineLocked(std::move(part));
     return true;
   }
   if (plan_.target) {
     if (std::exchange(item.told, true)) return false;
     response_.mutable_placed()->set_index(block.index);
+    message_ = ToByteBuffer(response_);
     return true;
   }
   if (item.parts.empty()) return false;
-  *response_.mutable_part() = std::move(item.parts.front());
+  v1::GetPart part = std::move(item.parts.front());
   item.parts.pop_front();
+  if (window_ && window_->Place(&part)) {
+    *response_.mutable_part() = std::move(part);
+    message_ = ToByteBuffer(response_);
+  } else {
+    SetInlineLocked(std::move(part));
+  }
   return true;
 }
 
@@ -170,6 +196,7 @@ bool GetStream::NextMessageLocked() {
   response_.Clear();
   if (opens_sent_ < plan_.blocks.size()) {
     FillBlockOpen(*plan_.blocks[opens_sent_++], response_.mutable_open());
+    message_ = ToByteBuffer(response_);
     return true;
   }
   while (!items_.empty() && items_.front()->ready) {
@@ -196,6 +223,7 @@ bool GetStream::NextMessageLocked() {
       failed->mutable_miss()->set_message(
           "the stored bytes were damaged and were dropped; drop what was sent of this block");
     }
+    message_ = ToByteBuffer(response_);
     return true;
   }
   return false;
@@ -206,7 +234,7 @@ void GetStream::PumpLocked() {
   if (NextMessageLocked()) {
     writing_ = true;
     write_start_ms_ = engine_.clock().MonotonicMs();
-    StartWrite(&response_);
+    StartWrite(&message_);
     return;
   }
   ScheduleLocked();

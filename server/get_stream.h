@@ -7,12 +7,14 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/base/mutex.h"
 #include "latticekv/v1/cache_service.pb.h"
 #include "server/block_reader.h"
 #include "server/engine.h"
+#include "server/get_window.h"
 #include "server/stream_monitor.h"
 
 namespace latticekv {
@@ -20,12 +22,14 @@ namespace latticekv {
 // Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The
 // codec threads decode ahead of the one write in flight, within a window of bytes reserved from the
 // budget. Owns itself until gRPC is done with it; codec jobs share the ownership.
-class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
+class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                         public MonitoredStream,
                         public std::enable_shared_from_this<GetStream> {
  public:
-  static GetStream* Start(CacheEngine& engine, grpc::CallbackServerContext* context,
-                          const v1::GetBlocksRequest& request);
+  // Without a request (it could not be parsed) the stream ends with INVALID_ARGUMENT.
+  static GetStream* Start(CacheEngine& engine, const RegionRegistry& regions,
+                          grpc::CallbackServerContext* context,
+                          const std::optional<v1::GetBlocksRequest>& request);
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -48,8 +52,8 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
   };
   using ItemPtr = std::shared_ptr<Item>;
 
-  GetStream(CacheEngine& engine, grpc::CallbackServerContext* context,
-            const v1::GetBlocksRequest& request);
+  GetStream(CacheEngine& engine, const RegionRegistry& regions,
+            grpc::CallbackServerContext* context, const v1::GetBlocksRequest& request);
 
   void Prepare();
   void Decode(const ItemPtr& item);
@@ -63,10 +67,13 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
   void PumpLocked() LKV_REQUIRES(mutex_);
   bool NextMessageLocked() LKV_REQUIRES(mutex_);
   bool NextPartLocked(Item& item) LKV_REQUIRES(mutex_);
+  // Makes the part, data and all, the next message.
+  void SetInlineLocked(v1::GetPart part) LKV_REQUIRES(mutex_);
   void PopFrontLocked() LKV_REQUIRES(mutex_);
   void FinishLocked(const absl::Status& status) LKV_REQUIRES(mutex_);
 
   CacheEngine& engine_;
+  const RegionRegistry& regions_;
   grpc::CallbackServerContext* const context_;
   const v1::GetBlocksRequest request_;
   std::shared_ptr<GetStream> self_;  // until OnDone
@@ -80,8 +87,10 @@ class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse>,
   uint32_t next_block_ LKV_GUARDED_BY(mutex_) = 0;
   std::deque<ItemPtr> items_ LKV_GUARDED_BY(mutex_);
   size_t window_bytes_ LKV_GUARDED_BY(mutex_) = 0;
-  int64_t starved_since_ms_ LKV_GUARDED_BY(mutex_) = 0;  // 0: not waiting for memory
-  v1::GetBlocksResponse response_;                       // of the write in flight
+  int64_t starved_since_ms_ LKV_GUARDED_BY(mutex_) = 0;       // 0: not waiting for memory
+  std::unique_ptr<GetWindow> window_ LKV_GUARDED_BY(mutex_);  // null: parts go inline
+  v1::GetBlocksResponse response_;  // of the write in flight, but for inline parts
+  grpc::ByteBuffer message_;        // of the write in flight
   bool writing_ LKV_GUARDED_BY(mutex_) = false;
   bool finished_ LKV_GUARDED_BY(mutex_) = false;
   bool done_ LKV_GUARDED_BY(mutex_) = false;

@@ -184,7 +184,7 @@ void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> t
     return;
   }
   upload->ticket = *std::move(ticket);
-  upload->staging.reserve(upload->plan.payload_bytes);
+  upload->staging = engine_.staging().Take(upload->plan.payload_bytes);
   upload->state = Upload::State::kReceiving;
   last_message_ms_ = engine_.clock().MonotonicMs();  // the client's turn starts now
   v1::PutBlocksResponse response;

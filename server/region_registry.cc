@@ -67,7 +67,7 @@ absl::StatusOr<std::shared_ptr<SharedRegion>> SharedRegion::Create(size_t bytes)
   if (fcntl(region->descriptor_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return SystemError("sealing");
   }
-  void* base = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, region->descriptor_, 0);
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->descriptor_, 0);
   if (base == MAP_FAILED) return SystemError("mmap");
   region->base_ = static_cast<std::byte*>(base);
   region->bytes_ = bytes;

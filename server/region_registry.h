@@ -31,6 +31,8 @@ class SharedRegion {
   const std::string& token() const { return token_; }
   size_t bytes() const { return bytes_; }
   int descriptor() const { return descriptor_; }
+  // For what is only written; nothing that a client could have changed is read.
+  std::byte* at(uint64_t offset) const { return base_ + offset; }
   // Appends `size` bytes from `offset` on to `out`; false when they are not all within the region.
   bool CopyTo(uint64_t offset, uint64_t size, ByteVector* out) const;
 

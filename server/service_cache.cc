@@ -1,5 +1,10 @@
 #include "server/service_cache.h"
 
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "proto/part_wire.h"
 #include "server/block_commands.h"
 #include "server/get_stream.h"
 #include "server/lookup.h"
@@ -32,9 +37,13 @@ grpc::ServerUnaryReactor* CacheService::Lookup(grpc::CallbackServerContext* cont
   return Answer(context, LookupPrefix(engine_, *request), response);
 }
 
-grpc::ServerWriteReactor<v1::GetBlocksResponse>* CacheService::GetBlocks(
-    grpc::CallbackServerContext* context, const v1::GetBlocksRequest* request) {
-  return GetStream::Start(engine_, context, *request);
+grpc::ServerWriteReactor<grpc::ByteBuffer>* CacheService::GetBlocks(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  std::vector<grpc::Slice> slices;
+  v1::GetBlocksRequest parsed;
+  const bool good = request->Dump(&slices).ok() && FromSlices(slices, &parsed);
+  return GetStream::Start(engine_, regions_, context,
+                          good ? std::optional(std::move(parsed)) : std::nullopt);
 }
 
 grpc::ServerWriteReactor<v1::RegionGrant>* CacheService::OpenRegion(

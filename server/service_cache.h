@@ -9,7 +9,7 @@
 namespace latticekv {
 
 namespace internal {
-// PutBlocks sees its messages as bytes, so that payloads are not copied.
+// PutBlocks and GetBlocks see their messages as bytes, so that payloads are not copied.
 template <template <typename> typename... Methods>
 struct ServiceOf;
 template <>
@@ -24,7 +24,7 @@ using K = v1::KvCache;
 using CacheServiceBase =
     ServiceOf<K::WithCallbackMethod_RegisterLayout, K::WithCallbackMethod_GetProfile,
               K::WithRawCallbackMethod_PutBlocks, K::WithCallbackMethod_Lookup,
-              K::WithCallbackMethod_GetBlocks, K::WithCallbackMethod_Touch,
+              K::WithRawCallbackMethod_GetBlocks, K::WithCallbackMethod_Touch,
               K::WithCallbackMethod_Pin, K::WithCallbackMethod_Unpin, K::WithCallbackMethod_Delete,
               K::WithCallbackMethod_OpenRegion>::Type;
 }  // namespace internal
@@ -47,8 +47,8 @@ class CacheService final : public internal::CacheServiceBase {
   grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* context,
                                    const v1::LookupRequest* request,
                                    v1::LookupResponse* response) override;
-  grpc::ServerWriteReactor<v1::GetBlocksResponse>* GetBlocks(
-      grpc::CallbackServerContext* context, const v1::GetBlocksRequest* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GetBlocks(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Touch(grpc::CallbackServerContext* context,
                                   const v1::TouchRequest* request,
                                   v1::BlocksResponse* response) override;

@@ -89,6 +89,8 @@ absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
 absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const auto transports,
                        ReadWords(arguments, "transports", "shm,unix,tcp", {"shm", "unix", "tcp"}));
+  LKV_ASSIGN_OR_RETURN(const auto directions,
+                       ReadWords(arguments, "directions", "put,get", {"put", "get"}));
   LKV_ASSIGN_OR_RETURN(const auto systems, ReadWords(arguments, "systems", "latticekv,echo,redis",
                                                      {"latticekv", "echo", "redis"}));
   LKV_ASSIGN_OR_RETURN(const auto wires, ReadWords(arguments, "wire", "raw", {"raw", "frames"}));
@@ -104,7 +106,7 @@ absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
     presets.push_back(*preset);
   }
   std::vector<BenchCase> out;
-  for (const char* direction : {"put", "get"}) {
+  for (const std::string& direction : directions) {
     for (const uint32_t chunk : chunks) {
       for (const uint32_t count : workers) {
         for (const std::string& transport : transports) {
@@ -115,8 +117,7 @@ absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
               continue;
             }
             for (const std::string& wire : wires) {
-              if (wire == "frames" && std::string_view(direction) == "get") continue;
-              if (transport == "shm" && std::string_view(direction) == "get") continue;
+              if (wire == "frames" && direction == "get") continue;
               for (const PresetId preset : presets) {
                 out.push_back({system, transport, direction, wire, preset, chunk, count});
               }
@@ -209,6 +210,47 @@ absl::Status BenchDisk(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
+// The row that differs from `row` in system and transport alone; null when it was not measured.
+const BenchRow* Counterpart(const std::vector<BenchRow>& rows, const BenchRow& row,
+                            const std::string& system, const std::string& transport) {
+  for (const BenchRow& other : rows) {
+    const bool same_way = other.what.direction == row.what.direction &&
+                          other.what.chunk_tokens == row.what.chunk_tokens &&
+                          other.what.workers == row.what.workers;
+    const bool same_coding = system != "latticekv" || (other.what.wire == row.what.wire &&
+                                                       other.what.preset == row.what.preset);
+    if (same_way && same_coding && other.what.system == system &&
+        other.what.transport == transport && other.note.empty()) {
+      return &other;
+    }
+  }
+  return nullptr;
+}
+
+// Raw bytes over a socket against plain gRPC over the same, and shared memory against the socket:
+// by what a core moves with the codec's time taken off, and by throughput with it.
+std::vector<std::vector<std::string>> Ratios(const std::vector<BenchRow>& rows) {
+  std::vector<std::vector<std::string>> table = {
+      {"DIRECTION", "CHUNK", "WORKERS", "PRESET", "COMPARED", "MB/CPU s", "MB/s"}};
+  const auto add = [&](const BenchRow& row, const BenchRow* base, const std::string& name) {
+    if (base == nullptr || !row.note.empty() || base->transport_mb_per_cpu_s() <= 0) return;
+    table.push_back({row.what.direction, absl::StrCat(row.what.chunk_tokens),
+                     absl::StrCat(row.what.workers), std::string(PresetName(row.what.preset)), name,
+                     Fixed(row.transport_mb_per_cpu_s() / base->transport_mb_per_cpu_s(), 2),
+                     Fixed(row.mb_per_s() / base->mb_per_s(), 2)});
+  };
+  for (const BenchRow& row : rows) {
+    const std::string& transport = row.what.transport;
+    if (row.what.system != "latticekv" || row.what.wire != "raw") continue;
+    if (transport == "shm") {
+      add(row, Counterpart(rows, row, "latticekv", "unix"), "shm / unix");
+    } else {
+      add(row, Counterpart(rows, row, "echo", transport), absl::StrCat(transport, " / echo"));
+    }
+  }
+  return table;
+}
+
 absl::Status BenchService(const Arguments& arguments) {
   if (arguments.Has("disk")) return BenchDisk(arguments);
   LKV_ASSIGN_OR_RETURN(BenchSettings settings, ReadSettings(arguments));
@@ -241,6 +283,7 @@ absl::Status BenchService(const Arguments& arguments) {
        "p99 ms", "CPU s/GB", "CODEC s/GB", "TRANSPORT MB/CPU s"}};
   for (const BenchRow& row : rows) table.push_back(RowText(row));
   PrintTable(table);
+  if (const auto ratios = Ratios(rows); ratios.size() > 1) PrintTable(ratios);
   return absl::OkStatus();
 }
 
@@ -255,7 +298,8 @@ Command BenchServiceCommand() {
            {{"server", "ADDR", "measure this daemon (default: one that the command starts)"},
             {"workers", "N,N", "concurrent workers, each with its own connection (1,4,16,64)"},
             {"chunks", "N,N", "tokens per chunk, 16 to 256 (default 256,16)"},
-            {"transports", "A,B", "shm (puts only), unix, tcp (default all)"},
+            {"transports", "A,B", "shm, unix, tcp (default all)"},
+            {"directions", "A,B", "put, get (default both)"},
             {"systems", "A,B", "latticekv, echo, redis (default all)"},
             {"wire", "A,B", "raw, frames: puts compress on the worker (default raw)"},
             {"presets", "A,B", "presets to put with (default exact,balanced)"},

@@ -19,6 +19,8 @@ namespace {
 constexpr int kDefaultMaxErrors = 5;
 constexpr int64_t kDefaultBackoffMs = 50;
 constexpr int64_t kDefaultMaxBackoffMs = 5'000;
+// Parts pass through as they are read: more would not be faster.
+constexpr size_t kMaxGetRegionBytes = size_t{16} << 20;
 // From a failure to the next attempt at least, so that a server that accepts and breaks off is not
 // called without a pause.
 constexpr int64_t kPauseWhenBackMs = 20;
@@ -71,6 +73,8 @@ ConnectionImpl::ConnectionImpl(std::vector<std::shared_ptr<Stub>> stubs, ClientO
   if (local && options_.shared_memory_bytes > 0) {
     regions_ = std::make_unique<RegionClient>(
         *stub_, std::min(options_.shared_memory_bytes, limits::kMaxRegionBytes));
+    get_regions_ = std::make_unique<RegionClient>(
+        *stub_, std::min(options_.shared_memory_bytes, kMaxGetRegionBytes));
   }
 }
 
@@ -211,7 +215,7 @@ absl::StatusOr<LookupResult> ConnectionImpl::LookupOnce(const LookupRequest& req
 }
 
 absl::Status ConnectionImpl::Get(const GetRequest& request, GetSink& sink) {
-  return RunGet(NextStub(), request, sink, options_, Retry());
+  return RunGet({&NextStub(), get_regions_.get()}, request, sink, options_, Retry());
 }
 
 absl::StatusOr<SelectionResult> ConnectionImpl::Touch(const BlockSelector& blocks, int64_t ttl_ms) {

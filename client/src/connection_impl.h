@@ -74,7 +74,9 @@ class ConnectionImpl : public Connection {
   Mutex mutex_;
   // By fingerprint and namespace.
   std::map<std::string, v1::RegisterLayoutRequest> registered_ LKV_GUARDED_BY(mutex_);
-  std::unique_ptr<RegionClient> regions_;  // null: no shared memory
+  // Null: no shared memory. Gets have a region of their own, which one that is broken off takes
+  // with it.
+  std::unique_ptr<RegionClient> regions_, get_regions_;
 };
 
 }  // namespace latticekv

@@ -42,12 +42,25 @@ uint64_t LayerTokenBytes(const LayerSpec& layer) {
   return bytes;
 }
 
-absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
+// Raw bytes of the reply, as far as they are known before it.
+uint64_t ReplyBytes(const GetRequest& request) {
+  if (request.content_hashes.empty()) return limits::kMaxRegionBytes;
+  uint64_t token_bytes = 0;
+  for (uint32_t l = request.first_layer; l < EndLayer(request); ++l) {
+    token_bytes += LayerTokenBytes(request.layout.layout->layers[l]);
+  }
+  return token_bytes * request.layout.chunk_tokens * request.content_hashes.size();
+}
+
+absl::Status RunAttempt(const GetRoute& route, const GetRequest& request, GetSink& sink,
                         const ClientOptions& options, const CallLimit& limit) {
-  auto stream = stub.GetBlocks(MakeGetRequest(request));
+  v1::GetBlocksRequest opening = MakeGetRequest(request);
+  const auto window = GetWindow::Open(route.regions, ReplyBytes(request));
+  if (window) window->Describe(opening.mutable_window());
+  auto stream = route.stub->GetBlocks(opening);
   const CallGuard guard(limit, [&] { stream->Cancel(); });
   StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream->Cancel(); });
-  GetReceiver receiver(request, sink);
+  GetReceiver receiver(request, sink, window.get());
   absl::Status wrong;
   v1::GetBlocksResponse message;
   while (stream->Read(message)) {
@@ -58,6 +71,7 @@ absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
     if (!wrong.ok()) stream->Cancel();
   }
   absl::Status status = stream->Finish();
+  if (window && status.ok()) window->Finish();
   if (!wrong.ok()) return wrong;
   if (watchdog.fired()) {
     return absl::UnavailableError(
@@ -69,10 +83,11 @@ absl::Status RunAttempt(Stub& stub, const GetRequest& request, GetSink& sink,
 
 }  // namespace
 
-GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink)
+GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink, GetWindow* window)
     : request_(request),
       layout_(*request.layout.layout),
       sink_(sink),
+      window_(window),
       end_layer_(EndLayer(request)),
       current_layer_(request.first_layer) {
   for (uint32_t l = 0; l < current_layer_; ++l) layer_offset_ += LayerTokenBytes(layout_.layers[l]);
@@ -122,7 +137,7 @@ absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
   return sink_.OnBlock(served);
 }
 
-absl::Status GetReceiver::CheckPart(const v1::GetPart& part) const {
+absl::Status GetReceiver::CheckPart(const v1::GetPart& part, ByteSpan data) const {
   if (part.index() >= blocks_.size() || !blocks_[part.index()].live) {
     return BadReply(absl::StrCat("data of block ", part.index(), ", which is not open"));
   }
@@ -136,13 +151,13 @@ absl::Status GetReceiver::CheckPart(const v1::GetPart& part) const {
   uint64_t plane_start = layer_offset_;
   for (uint32_t p = 0; p < block.plane; ++p) plane_start += planes[p].token_bytes();
   const uint64_t plane_bytes = planes[block.plane].token_bytes() * block.tokens;
-  const uint64_t size = part.data().size();
+  const uint64_t size = data.size();
   if (part.offset() != plane_start * block.tokens + block.plane_offset || size == 0 ||
       size > limits::kMaxPartBytes || size > plane_bytes - block.plane_offset) {
     return BadReply(absl::StrCat(size, " bytes at offset ", part.offset(), " of block ",
                                  part.index(), ", which do not fit"));
   }
-  if (Crc32c(AsBytes(part.data())) != part.crc32c()) {
+  if (Crc32c(data) != part.crc32c()) {
     return BadReply(absl::StrCat("a part of block ", part.index(), " with a wrong checksum"));
   }
   return absl::OkStatus();
@@ -150,7 +165,13 @@ absl::Status GetReceiver::CheckPart(const v1::GetPart& part) const {
 
 absl::Status GetReceiver::OnPart(const v1::GetPart& part) {
   parts_began_ = true;
-  LKV_RETURN_IF_ERROR(CheckPart(part));
+  ByteSpan data = AsBytes(part.data());
+  if (part.window_bytes() > 0) {
+    const auto in_window = window_ ? window_->Data(part) : std::nullopt;
+    if (!in_window) return BadReply("a part outside of the window");
+    data = *in_window;
+  }
+  LKV_RETURN_IF_ERROR(CheckPart(part, data));
   Block& block = blocks_[part.index()];
   const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
   const PlaneSpec& plane = planes[block.plane];
@@ -159,9 +180,10 @@ absl::Status GetReceiver::OnPart(const v1::GetPart& part) {
                          sink_.Destination(part.index(), current_layer_, block.plane));
   }
   if (block.destination.data != nullptr) {
-    ScatterPlane(plane, block.plane_offset, AsBytes(part.data()), block.destination);
+    ScatterPlane(plane, block.plane_offset, data, block.destination);
   }
-  block.plane_offset += part.data().size();
+  if (part.window_bytes() > 0) window_->Release(part);
+  block.plane_offset += data.size();
   if (block.plane_offset < plane.token_bytes() * block.tokens) return absl::OkStatus();
   block.plane_offset = 0;
   if (++block.plane < planes.size()) return absl::OkStatus();
@@ -248,13 +270,13 @@ absl::Status CheckGet(const GetRequest& request) {
   return absl::OkStatus();
 }
 
-absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
+absl::Status RunGet(const GetRoute& route, const GetRequest& request, GetSink& sink,
                     const ClientOptions& options, RetryState retry) {
   LKV_RETURN_IF_ERROR(CheckGet(request));
   const CallLimit limit(request.timeout_ms, request.cancel);
   while (true) {
     LKV_RETURN_IF_ERROR(limit.Check("get"));
-    absl::Status status = RunAttempt(stub, request, sink, options, limit);
+    absl::Status status = RunAttempt(route, request, sink, options, limit);
     if (status.ok()) return status;
     LKV_RETURN_IF_ERROR(limit.Check("get"));
     if (!retry.WaitToRetry(status, limit.LeftMs())) return status;

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/src/get_window.h"
+#include "client/src/region_client.h"
 #include "client/src/retry_loop.h"
 #include "client/src/stub.h"
 #include "latticekv/blocks.h"
@@ -15,8 +17,8 @@ namespace latticekv {
 // written before index, layer, plane, offset, size and checksum are known to be right.
 class GetReceiver {
  public:
-  // Both must outlive the receiver; the request is valid (CheckGet).
-  GetReceiver(const GetRequest& request, GetSink& sink);
+  // All must outlive the receiver; the request is valid (CheckGet). `window` may be null.
+  GetReceiver(const GetRequest& request, GetSink& sink, GetWindow* window);
   absl::Status OnMessage(const v1::GetBlocksResponse& message);
   // After the last message: DATA_LOSS when something is missing.
   absl::Status OnEnd();
@@ -32,7 +34,7 @@ class GetReceiver {
 
   absl::Status OnOpen(const v1::BlockOpen& open);
   absl::Status OnPart(const v1::GetPart& part);
-  absl::Status CheckPart(const v1::GetPart& part) const;
+  absl::Status CheckPart(const v1::GetPart& part, ByteSpan data) const;
   absl::Status OnFailed(const v1::BlockOpen& failed);
   // Tells the sink of layers that are complete in every live block.
   absl::Status FinishLayers();
@@ -40,6 +42,7 @@ class GetReceiver {
   const GetRequest& request_;
   const Layout& layout_;
   GetSink& sink_;
+  GetWindow* const window_;
   const uint32_t end_layer_;
   std::vector<Block> blocks_;
   uint32_t current_layer_;
@@ -56,8 +59,14 @@ void ScatterPlane(const PlaneSpec& plane, uint64_t offset, ByteSpan data,
 // INVALID_ARGUMENT when the request is wrong in itself.
 absl::Status CheckGet(const GetRequest& request);
 
+// What a get comes over.
+struct GetRoute {
+  Stub* stub = nullptr;
+  RegionClient* regions = nullptr;  // null: no shared memory
+};
+
 // The whole get, over as many streams as `retry` allows.
-absl::Status RunGet(Stub& stub, const GetRequest& request, GetSink& sink,
+absl::Status RunGet(const GetRoute& route, const GetRequest& request, GetSink& sink,
                     const ClientOptions& options, RetryState retry);
 
 }  // namespace latticekv

@@ -148,6 +148,11 @@ std::shared_ptr<ClientRegion> RegionClient::Region() {
   return region_;
 }
 
+void RegionClient::Retire(const std::shared_ptr<ClientRegion>& region) {
+  MutexLock lock(mutex_);
+  if (region_ == region) CloseLocked();
+}
+
 absl::StatusOr<std::shared_ptr<ClientRegion>> RegionClient::Lease() {
   v1::OpenRegionRequest request;
   request.set_bytes(bytes_);

@@ -81,6 +81,8 @@ class RegionClient {
 
   // The leased region, or null: the server is on another host, leases none, or is gone.
   std::shared_ptr<ClientRegion> Region();
+  // Gives the lease of `region` up, if it is still the one: the next use leases another.
+  void Retire(const std::shared_ptr<ClientRegion>& region);
 
  private:
   using SteadyClock = std::chrono::steady_clock;

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "client/src/get_window.h"
 #include "client/src/proto_convert.h"
 #include "client/src/region_client.h"
 #include "client/src/stub.h"
@@ -57,12 +58,14 @@ struct Sequence {
   std::vector<std::vector<PlaneView>> planes;
 };
 
-// A client process: `clients` channels, each with a region of shared memory and an upload of which
-// half has come; then it is killed.
+// A client process: `clients` channels, each with regions of shared memory, an upload of which half
+// has come and a get of which one message was read; then it is killed.
 int Vanish(const std::string& address, int clients) {
   std::vector<std::shared_ptr<Stub>> stubs;
   std::vector<std::unique_ptr<RegionClient>> regions;
   std::vector<std::unique_ptr<PutStream>> streams;
+  std::vector<std::unique_ptr<ReadStream<v1::GetBlocksResponse>>> gets;
+  std::vector<std::unique_ptr<GetWindow>> windows;
   const Layout layout = TestLayout();
   for (int i = 0; i < clients; ++i) {
     auto stub = MakeGrpcStub(address, {});
@@ -86,6 +89,17 @@ int Vanish(const std::string& address, int clients) {
     const auto half = std::make_shared<std::string>(layout.token_bytes() * kChunk / 2, 'x');
     if (!stream->WritePart(0, 0, 0x1234, half)) return 1;  // half of them with a wrong checksum too
     streams.push_back(std::move(stream));
+
+    v1::GetBlocksRequest get;
+    get.set_fingerprint(BytesString(LayoutFingerprint(layout)));
+    get.add_content_hashes(
+        BytesString(ChainHashes(LayoutFingerprint(layout), Sequence(0, 0).tokens, kChunk, "")[0]));
+    regions.push_back(std::make_unique<RegionClient>(*stubs.back(), 1 << 20));
+    windows.push_back(GetWindow::Open(regions.back().get(), layout.token_bytes() * kChunk));
+    if (windows.back()) windows.back()->Describe(get.mutable_window());
+    gets.push_back(stubs.back()->GetBlocks(get));
+    v1::GetBlocksResponse first;
+    if (!gets.back()->Read(first) || first.open().has_miss()) return 1;
   }
   kill(getpid(), SIGKILL);
   return 1;
