@@ -1,5 +1,6 @@
 // latticekvd: the daemon.
 #include <grpc/support/log.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -25,6 +26,8 @@ namespace {
 
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
+constexpr int kMappedAloneBytes = 1 << 20;
+constexpr int kKeptForMessagesBytes = 4 * (4 << 20);  // a few messages of kMaxPartBytes
 
 int Fail(const absl::Status& status, int code) {
   std::fprintf(stderr, "latticekvd: %s\n", std::string(status.message()).c_str());
@@ -69,7 +72,16 @@ void LogGrpc(gpr_log_func_args* args) {
   spdlog::debug("grpc: {} ({}:{})", args->message, args->file, args->line);
 }
 
+// Buffers of messages stay with malloc for the next message: given back to the kernel, every page
+// of the next one is made and cleared anew. What is larger than a buffer of the transport (stored
+// frames) is mapped by itself and leaves memory when it is freed.
+void KeepMessageBuffers() {
+  mallopt(M_MMAP_THRESHOLD, kMappedAloneBytes);
+  mallopt(M_TRIM_THRESHOLD, kKeptForMessagesBytes);
+}
+
 int Run(int argc, char** argv) {
+  KeepMessageBuffers();
   auto flags = ParseFlags(argc, argv);
   if (!flags.ok()) return Fail(flags.status(), kExitUsage);
   spdlog::set_default_logger(spdlog::stderr_color_mt("latticekvd"));
