@@ -1,5 +1,5 @@
 // How a quantised unit is coded: sources of steps, means and spreads, codes of what is sent, and
-// what all of it costs. The scalar original is core/codec/cpu/quantizer.cc.
+// what all of it costs. The scalar original is core/codec/cpu/unit_choice.cc.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_UNIT_CHOICE_CUH_
 #define LATTICEKV_CORE_CODEC_CUDA_UNIT_CHOICE_CUH_
 
