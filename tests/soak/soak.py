@@ -20,6 +20,8 @@ SECONDS = float(os.environ.get("LATTICEKV_SOAK_SECONDS", "10"))
 CLIENTS = 8
 MEMORY_BYTES = int(os.environ.get("LATTICEKV_SOAK_MEMORY_MIB", "8")) << 20
 DISK_BYTES = int(os.environ.get("LATTICEKV_SOAK_DISK_MIB", "12")) << 20
+# The local encode that every block is compared with knows no profile that the daemon would learn.
+FLAGS = ("--learn_profiles=false",)
 # Of the means of the second and the last third: allocator slack, not a leak that a longer run would show.
 GROWTH_ALLOWANCE_BYTES = 8 << 20
 # What the process takes beside the cap: code, gRPC's buffers (8 streams of messages up to 4 MiB each way), allocator slack.
@@ -30,7 +32,7 @@ SANITIZED = os.environ.get("LATTICEKV_SANITIZE", "") != ""
 class Soak(unittest.TestCase):
     def test_mixed_load_at_the_cap(self):
         with tempfile.TemporaryDirectory(prefix="lkv") as directory:
-            daemon = Daemon(directory, MEMORY_BYTES)
+            daemon = Daemon(directory, MEMORY_BYTES, FLAGS)
             try:
                 self.run_load(daemon)
                 self.assertEqual(daemon.stop(), 0)
@@ -40,7 +42,7 @@ class Soak(unittest.TestCase):
     def test_mixed_load_with_a_disk(self):
         with tempfile.TemporaryDirectory(prefix="lkv") as directory:
             disk = os.path.join(directory, "disk")
-            daemon = Daemon(directory, MEMORY_BYTES, [f"--disk_dir={disk}", f"--disk_bytes={DISK_BYTES}"])
+            daemon = Daemon(directory, MEMORY_BYTES, [*FLAGS, f"--disk_dir={disk}", f"--disk_bytes={DISK_BYTES}"])
             try:
                 self.run_load(daemon)
                 stats = daemon.stats()

@@ -61,6 +61,7 @@ class QueryEnergy:
 
 def main():
     from safetensors.torch import save_file
+    from transformers import DynamicCache
 
     import smollm2
     from prefix_cache import layers_of
@@ -76,7 +77,8 @@ def main():
     with open(a.text, encoding="utf8") as f:
         ids = torch.tensor([tokenizer.encode(f.read()).ids[: a.tokens]])
     with QueryEnergy(model) as energy, torch.no_grad():
-        cache = model(ids, use_cache=True).past_key_values
+        # A cache that is handed in comes back as one; without it some releases of transformers return tuples.
+        cache = model(ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
     # [1, heads, tokens, head_dim] of each layer to [layers, tokens, heads, head_dim].
     k, v = (torch.stack([planes[i][0].transpose(0, 1) for planes in layers_of(cache)]).half().contiguous() for i in (0, 1))
     save_file({"k": k, "v": v, "token_ids": ids[0].int(), "query_energy": energy.per_pair().contiguous()}, a.out,
