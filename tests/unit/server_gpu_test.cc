@@ -303,6 +303,8 @@ TEST_F(ServerGpuMemoryTest, AClientThatGoesInTheMiddleOfAPutLeavesNothing) {
     call->Cancel();
     lease.reset();
   }
+  // A cancellation that comes after the job has ended would find a block that is rightly stored.
+  WaitUntil([&] { return client_->Stats().response.open_streams() == 0; });
   script_->Open();
   WaitUntil([&] { return script_->regions() == 0; });
   WaitUntil([&] { return memory_used() == used; });
