@@ -252,8 +252,15 @@ std::vector<std::vector<PlaneView>> RawChunkViews(const Layout& layout, uint32_t
 
 absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t tokens,
                                              const std::vector<std::vector<PlaneView>>& planes,
-                                             const EncodeOptions& options) {
+                                             const EncodeOptions& options,
+                                             const FrameHeader* alike) {
   LKV_RETURN_IF_ERROR(CheckChunk(layout, tokens, planes, options));
+  if (alike != nullptr) {
+    FrameHeader header = *alike;
+    header.start_position = options.start_position;
+    header.tokens = static_cast<uint16_t>(tokens);
+    return header;
+  }
   const Preset& preset = GetPreset(options.preset);
   FrameHeader header;
   header.preset = static_cast<uint8_t>(preset.id);

@@ -76,9 +76,13 @@ absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint
 
 // The parts of encoding a frame that do not depend on where its layers are encoded.
 // The header of a chunk that fits the layout, its layers still missing. Errors of EncodeFrame.
+// `alike` may be what this gave for another chunk without attention mass and evictions, with the
+// same layout, preset, statistics and profile: what follows from those is then not worked out
+// again.
 absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t tokens,
                                              const std::vector<std::vector<PlaneView>>& planes,
-                                             const EncodeOptions& options);
+                                             const EncodeOptions& options,
+                                             const FrameHeader* alike = nullptr);
 // [tokens] 1 for tokens to store bit for bit.
 std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options);
 // The frame needs `profile` to decode.

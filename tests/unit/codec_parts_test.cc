@@ -230,15 +230,19 @@ TEST(FixedPointTest, StepsAndMeans) {
   }
 }
 
-TEST(Crc32cTest, KnownValueAndBothVersions) {
-  EXPECT_EQ(Crc32c(AsBytes("123456789")), 0xE3069283u);
+TEST(Crc32cTest, KnownValueAndAllVersions) {
   testing::Random random(3);
-  ByteVector bytes(1000);
+  ByteVector bytes(20000);  // three times the longest run that a version takes at once
   for (auto& b : bytes) b = static_cast<std::byte>(random.Next());
-  for (size_t n = 0; n < bytes.size(); n += 37) {
-    const ByteSpan a = ByteSpan(bytes).first(n), b = ByteSpan(bytes).subspan(n);
-    EXPECT_EQ(Crc32c(b, Crc32c(a)), Crc32cPortable(bytes));
+  for (const Crc32cFunction version : Crc32cVersions()) {
+    EXPECT_EQ(version(AsBytes("123456789"), 0), 0xE3069283u);
+    for (size_t n = 0; n < bytes.size(); n += n < 1100 ? 37 : 1013) {
+      const ByteSpan a = ByteSpan(bytes).first(n), b = ByteSpan(bytes).subspan(n);
+      EXPECT_EQ(version(a, 0), Crc32cPortable(a));
+      EXPECT_EQ(version(b, version(a, 0)), Crc32cPortable(bytes));
+    }
   }
+  EXPECT_EQ(Crc32c(bytes), Crc32cPortable(bytes));
 }
 
 }  // namespace

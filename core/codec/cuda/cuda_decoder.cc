@@ -1,7 +1,7 @@
 #include "core/codec/cuda/cuda_decoder.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
@@ -9,28 +9,50 @@
 #include "core/codec/cuda/plan_builder.h"
 
 namespace latticekv {
-absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
-                                                    const ModelProfile* profile,
-                                                    std::span<const CudaDecodeChunk> chunks) {
+
+absl::StatusOr<CudaDecodePlanner> CudaDecodePlanner::Make(const Layout& layout,
+                                                          const ModelProfile* profile) {
   LKV_RETURN_IF_ERROR(ValidateLayout(layout));
+  return CudaDecodePlanner(std::make_unique<PlanBuilder>(layout, profile));
+}
+
+CudaDecodePlanner::CudaDecodePlanner(std::unique_ptr<PlanBuilder> builder)
+    : builder_(std::move(builder)) {}
+CudaDecodePlanner::CudaDecodePlanner(CudaDecodePlanner&&) noexcept = default;
+CudaDecodePlanner& CudaDecodePlanner::operator=(CudaDecodePlanner&&) noexcept = default;
+CudaDecodePlanner::~CudaDecodePlanner() = default;
+
+absl::Status CudaDecodePlanner::Plan(std::span<const CudaDecodeChunk> chunks,
+                                     CudaDecodePlan& plan) {
   if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
-  PlanBuilder builder(layout, profile);
-  builder.Reserve(chunks.size());
+  builder_->Start(chunks.size());
   for (size_t i = 0; i < chunks.size(); ++i) {
-    if (absl::Status status = builder.AddChunk(chunks[i]); !status.ok()) {
+    if (absl::Status status = builder_->AddChunk(chunks[i]); !status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("chunk ", i, " of the batch: ", status.message()));
     }
   }
-  return builder.Finish();
+  builder_->Finish(plan);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
+                                                    const ModelProfile* profile,
+                                                    std::span<const CudaDecodeChunk> chunks) {
+  LKV_ASSIGN_OR_RETURN(CudaDecodePlanner planner, CudaDecodePlanner::Make(layout, profile));
+  CudaDecodePlan plan;
+  LKV_RETURN_IF_ERROR(planner.Plan(chunks, plan));
+  return plan;
+}
+
+absl::Status CudaDecodePlan::CheckRun(const CudaArena& arena) const {
+  if (tables_ == nullptr) return absl::InvalidArgumentError("the plan is empty; have one made");
+  return CheckArena(arena, device_bytes_, pinned_bytes_);
 }
 
 absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
-  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
-  LKV_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
-                                                 cudaMemcpyHostToDevice, stream),
-                                 "upload of tasks"));
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
+  LKV_RETURN_IF_ERROR(UploadTasks(arena, *tables_, tasks_, stream));
   for (const FrameCopy& copy : frames_) {
     LKV_RETURN_IF_ERROR(
         CudaStatus(cudaMemcpyAsync(arena.device_dev + copy.at, copy.frame.data(), copy.frame.size(),
@@ -42,7 +64,7 @@ absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t st
 
 absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,
                                          uint32_t max_multiprocessors) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
   LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
   if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
   cuda::DecodeLaunch launch = launch_;
@@ -53,7 +75,7 @@ absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
   LKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(counters, 0, counter_bytes, stream), "clearing counters"));
   LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchDecode(launch, stream), "launch of the decoder"));
-  return CudaStatus(cudaMemcpyAsync(arena.pinned + tasks_.size(), counters, counter_bytes,
+  return CudaStatus(cudaMemcpyAsync(arena.pinned + results_at(), counters, counter_bytes,
                                     cudaMemcpyDeviceToHost, stream),
                     "download of results");
 }
@@ -65,11 +87,11 @@ absl::Status CudaDecodePlan::DecodeAsync(const CudaArena& arena, cudaStream_t st
 }
 
 absl::Status CudaDecodePlan::ChunkResult(const CudaArena& arena, size_t chunk) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
   if (chunk >= chunks_) {
     return absl::InvalidArgumentError(absl::StrCat("the batch has no chunk ", chunk));
   }
-  if (LoadLe<uint32_t>(arena.pinned + tasks_.size() + 4 * (1 + chunk)) == 0) {
+  if (LoadLe<uint32_t>(arena.pinned + results_at() + 4 * (1 + chunk)) == 0) {
     return absl::OkStatus();
   }
   return absl::DataLossError(

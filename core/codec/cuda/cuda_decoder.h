@@ -6,6 +6,12 @@
 // kernel and reported for each chunk afterwards.
 //
 //   LKV_ASSIGN_OR_RETURN(CudaDecodePlan plan, CudaDecodePlan::Make(layout, profile, chunks));
+//
+// or, for many batches, a planner that is kept, and with it tables and memory:
+//
+//   LKV_ASSIGN_OR_RETURN(CudaDecodePlanner planner, CudaDecodePlanner::Make(layout, profile));
+//   LKV_RETURN_IF_ERROR(planner.Plan(chunks, plan));
+//
 //   ... arena with plan.device_bytes() and plan.pinned_bytes() ...
 //   LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream));
 //   ... the stream has come so far (cudaStreamSynchronize, an event) ...
@@ -14,6 +20,7 @@
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_DECODER_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -37,10 +44,12 @@ struct CudaDecodeChunk {
   uint32_t layers = 0;
 };
 
-// A checked batch. Allocates host memory when made and nothing afterwards; never synchronises but
-// in Decode. An arena serves one run at a time. Const methods are thread-safe.
+// A checked batch; empty until a planner has filled it. Allocates host memory when made and nothing
+// afterwards; never synchronises but in Decode. An arena serves one run at a time. Const methods
+// are thread-safe.
 class CudaDecodePlan {
  public:
+  CudaDecodePlan() = default;
   // Errors of FrameDecoder, of the first chunk that has one, with its number; INVALID_ARGUMENT when
   // destinations do not fit the layout. `layout`, `profile` (may be null) and frames must outlive
   // the plan; destinations are taken as they are.
@@ -67,17 +76,42 @@ class CudaDecodePlan {
 
  private:
   friend class PlanBuilder;
-  CudaDecodePlan() = default;
 
   struct FrameCopy {
     ByteSpan frame;
     size_t at;
   };
-  ByteVector tasks_;  // what precedes the frames in the arena
+  absl::Status CheckRun(const CudaArena& arena) const;
+  // In the arena's pinned memory: counters that the kernels leave.
+  size_t results_at() const { return tables_->bytes.size() + tasks_.size(); }
+
+  std::shared_ptr<const ArenaTables> tables_;
+  ByteVector tasks_;  // behind the tables in the arena; the frames follow
   std::vector<FrameCopy> frames_;
   cuda::DecodeLaunch launch_{};
   size_t chunks_ = 0;
   size_t device_bytes_ = 0, pinned_bytes_ = 0;
+};
+
+class PlanBuilder;
+
+// Makes plans for one layout and profile. What they have in common - model data, frequencies, the
+// shape of every unit - is worked out once, and memory is used again. Not thread-safe; a thread
+// or a stream has its own.
+class CudaDecodePlanner {
+ public:
+  // `layout` and `profile` (may be null) must outlive the planner and its plans.
+  static absl::StatusOr<CudaDecodePlanner> Make(const Layout& layout, const ModelProfile* profile);
+  CudaDecodePlanner(CudaDecodePlanner&&) noexcept;
+  CudaDecodePlanner& operator=(CudaDecodePlanner&&) noexcept;
+  ~CudaDecodePlanner();
+
+  // Replaces what `plan` was, as CudaDecodePlan::Make; after an error it is what it was.
+  absl::Status Plan(std::span<const CudaDecodeChunk> chunks, CudaDecodePlan& plan);
+
+ private:
+  explicit CudaDecodePlanner(std::unique_ptr<PlanBuilder> builder);
+  std::unique_ptr<PlanBuilder> builder_;
 };
 
 }  // namespace latticekv

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/crc32c.h"
@@ -32,19 +33,39 @@ absl::Status CudaEncodedBatch::DownloadAsync(const CudaArena& arena, size_t fram
   return absl::OkStatus();
 }
 
-absl::StatusOr<CudaEncodePlan> CudaEncodePlan::Make(const Layout& layout,
-                                                    const CudaEncodeSettings& settings,
-                                                    std::span<const CudaEncodeChunk> chunks) {
+absl::StatusOr<CudaEncodePlanner> CudaEncodePlanner::Make(const Layout& layout,
+                                                          const CudaEncodeSettings& settings) {
   LKV_RETURN_IF_ERROR(ValidateLayout(layout));
+  return CudaEncodePlanner(std::make_unique<EncodePlanBuilder>(layout, settings));
+}
+
+CudaEncodePlanner::CudaEncodePlanner(std::unique_ptr<EncodePlanBuilder> builder)
+    : builder_(std::move(builder)) {}
+CudaEncodePlanner::CudaEncodePlanner(CudaEncodePlanner&&) noexcept = default;
+CudaEncodePlanner& CudaEncodePlanner::operator=(CudaEncodePlanner&&) noexcept = default;
+CudaEncodePlanner::~CudaEncodePlanner() = default;
+
+absl::Status CudaEncodePlanner::Plan(std::span<const CudaEncodeChunk> chunks,
+                                     CudaEncodePlan& plan) {
   if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
-  EncodePlanBuilder builder(layout, settings);
+  builder_->Start();
   for (size_t i = 0; i < chunks.size(); ++i) {
-    if (absl::Status status = builder.AddChunk(chunks[i]); !status.ok()) {
+    if (absl::Status status = builder_->AddChunk(chunks[i]); !status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("chunk ", i, " of the batch: ", status.message()));
     }
   }
-  return builder.Finish();
+  builder_->Finish(plan);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CudaEncodePlan> CudaEncodePlan::Make(const Layout& layout,
+                                                    const CudaEncodeSettings& settings,
+                                                    std::span<const CudaEncodeChunk> chunks) {
+  LKV_ASSIGN_OR_RETURN(CudaEncodePlanner planner, CudaEncodePlanner::Make(layout, settings));
+  CudaEncodePlan plan;
+  LKV_RETURN_IF_ERROR(planner.Plan(chunks, plan));
+  return plan;
 }
 
 absl::Status CudaEncodePlan::EncodeAsync(const CudaArena& arena, cudaStream_t stream,
@@ -53,17 +74,19 @@ absl::Status CudaEncodePlan::EncodeAsync(const CudaArena& arena, cudaStream_t st
   return LaunchAsync(arena, stream, max_multiprocessors);
 }
 
+absl::Status CudaEncodePlan::CheckRun(const CudaArena& arena) const {
+  if (tables_ == nullptr) return absl::InvalidArgumentError("the plan is empty; have one made");
+  return CheckArena(arena, device_bytes_, pinned_bytes_);
+}
+
 absl::Status CudaEncodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
-  std::memcpy(arena.pinned, tasks_.data(), tasks_.size());
-  return CudaStatus(cudaMemcpyAsync(arena.device_dev, arena.pinned, tasks_.size(),
-                                    cudaMemcpyHostToDevice, stream),
-                    "upload of tasks");
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
+  return UploadTasks(arena, *tables_, tasks_, stream);
 }
 
 absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,
                                          uint32_t max_multiprocessors) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
   LKV_ASSIGN_OR_RETURN(uint32_t blocks, Multiprocessors());
   if (max_multiprocessors > 0) blocks = std::min(blocks, max_multiprocessors);
   cuda::EncodeLaunch launch = launch_;
@@ -81,7 +104,7 @@ absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
   LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchAssembly(launch, stream), "launch of the assembly"));
   if (results_bytes_ == 0) return absl::OkStatus();
   return CudaStatus(
-      cudaMemcpyAsync(arena.pinned + tasks_.size(), arena.device_dev + launch.results_at,
+      cudaMemcpyAsync(arena.pinned + results_at(), arena.device_dev + launch.results_at,
                       results_bytes_, cudaMemcpyDeviceToHost, stream),
       "download of sizes");
 }
@@ -90,7 +113,7 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectExact(const CudaA
                                                                      size_t chunk) const {
   const Chunk& c = chunks_[chunk];
   const uint32_t tokens = c.header.tokens;
-  const ByteSpan raw(arena.pinned + tasks_.size() + c.gathered_at, layout_->token_bytes() * tokens);
+  const ByteSpan raw(arena.pinned + results_at() + c.gathered_at, layout_->token_bytes() * tokens);
   CudaEncodedBatch::Frame frame;
   LKV_ASSIGN_OR_RETURN(
       ByteVector bytes,
@@ -104,7 +127,7 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
                                                                      size_t chunk) const {
   const Chunk& c = chunks_[chunk];
   const size_t layers = layout_->layers.size();
-  const std::byte* results = arena.pinned + tasks_.size();
+  const std::byte* results = arena.pinned + results_at();
   const std::byte* gathered = results + c.gathered_at;
   FrameHeader header = c.header;
   CudaEncodedBatch::Frame frame;
@@ -143,7 +166,7 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
 }
 
 absl::StatusOr<CudaEncodedBatch> CudaEncodePlan::Collect(const CudaArena& arena) const {
-  LKV_RETURN_IF_ERROR(CheckArena(arena, device_bytes_, pinned_bytes_));
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
   CudaEncodedBatch out;
   for (size_t i = 0; i < chunks_.size(); ++i) {
     const bool exact = settings_.preset == PresetId::kExact;

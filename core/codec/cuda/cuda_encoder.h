@@ -2,6 +2,7 @@
 // into frames in host memory, many chunks and all their layers at once.
 //
 //   LKV_ASSIGN_OR_RETURN(CudaEncodePlan plan, CudaEncodePlan::Make(layout, settings, chunks));
+//   (for many batches from a CudaEncodePlanner, which keeps tables and memory)
 //   ... arena with plan.device_bytes() and plan.pinned_bytes() ...
 //   LKV_RETURN_IF_ERROR(plan.EncodeAsync(arena, stream));
 //   ... the stream has come so far ...
@@ -15,6 +16,7 @@
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -74,10 +76,12 @@ class CudaEncodedBatch {
   std::vector<Frame> frames_;
 };
 
-// A checked batch. Allocates host memory when made and in Collect, and never synchronises but in
-// Encode. An arena serves one run at a time. Const methods are thread-safe.
+// A checked batch; empty until a planner has filled it. Allocates host memory when made and in
+// Collect, and never synchronises but in Encode. An arena serves one run at a time. Const methods
+// are thread-safe.
 class CudaEncodePlan {
  public:
+  CudaEncodePlan() = default;
   // Errors of EncodeFrame, of the first chunk that has one, with its number. `layout` and the
   // profile must outlive the plan; sources are taken as they are.
   static absl::StatusOr<CudaEncodePlan> Make(const Layout& layout,
@@ -102,7 +106,6 @@ class CudaEncodePlan {
 
  private:
   friend class EncodePlanBuilder;
-  CudaEncodePlan() = default;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectFrame(const CudaArena& arena, size_t chunk) const;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectExact(const CudaArena& arena, size_t chunk) const;
 
@@ -114,12 +117,39 @@ class CudaEncodePlan {
   };
   const Layout* layout_ = nullptr;
   CudaEncodeSettings settings_;
-  ByteVector tasks_;
+  absl::Status CheckRun(const CudaArena& arena) const;
+  // In the arena's pinned memory: what comes back from launch_.results_at on.
+  size_t results_at() const { return tables_->bytes.size() + tasks_.size(); }
+
+  std::shared_ptr<const ArenaTables> tables_;
+  ByteVector tasks_;  // behind the tables in the arena
   std::vector<Chunk> chunks_;
   cuda::EncodeLaunch launch_{};
   uint64_t results_bytes_ = 0;  // in the arena from launch_.results_at on, gathered planes included
   uint64_t gathered_at_ = 0;    // within them
   size_t device_bytes_ = 0, pinned_bytes_ = 0;
+};
+
+class EncodePlanBuilder;
+
+// Makes plans for one layout and settings. What they have in common - model data, frequencies, the
+// shape of every unit - is worked out once, and memory is used again. Not thread-safe; a thread
+// or a stream has its own.
+class CudaEncodePlanner {
+ public:
+  // `layout` and the profile must outlive the planner and its plans.
+  static absl::StatusOr<CudaEncodePlanner> Make(const Layout& layout,
+                                                const CudaEncodeSettings& settings);
+  CudaEncodePlanner(CudaEncodePlanner&&) noexcept;
+  CudaEncodePlanner& operator=(CudaEncodePlanner&&) noexcept;
+  ~CudaEncodePlanner();
+
+  // Replaces what `plan` was, as CudaEncodePlan::Make; after an error it is what it was.
+  absl::Status Plan(std::span<const CudaEncodeChunk> chunks, CudaEncodePlan& plan);
+
+ private:
+  explicit CudaEncodePlanner(std::unique_ptr<EncodePlanBuilder> builder);
+  std::unique_ptr<EncodePlanBuilder> builder_;
 };
 
 }  // namespace latticekv

@@ -1,10 +1,14 @@
 #include "core/codec/cuda/cuda_memory.h"
 
+#include <atomic>
+#include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/cuda/arena_layout.h"
 
 namespace latticekv {
 
@@ -40,6 +44,27 @@ absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinn
     return absl::InvalidArgumentError("the arena must be aligned to 256 bytes");
   }
   return absl::OkStatus();
+}
+
+std::shared_ptr<const ArenaTables> MakeArenaTables(ByteVector bytes) {
+  static std::atomic<uint64_t> ids = 0;
+  bytes.resize(RoundUp(bytes.size(), kArenaAlignment));
+  return std::make_shared<const ArenaTables>(ArenaTables{++ids, std::move(bytes)});
+}
+
+absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
+                         cudaStream_t stream) {
+  const bool there = arena.tables_id != nullptr && *arena.tables_id == tables.id;
+  const size_t tables_bytes = tables.bytes.size();
+  if (!there) std::memcpy(arena.pinned, tables.bytes.data(), tables_bytes);
+  std::memcpy(arena.pinned + tables_bytes, tasks.data(), tasks.size());
+  const size_t from = there ? tables_bytes : 0;
+  const absl::Status status = CudaStatus(
+      cudaMemcpyAsync(arena.device_dev + from, arena.pinned + from,
+                      tables_bytes + tasks.size() - from, cudaMemcpyHostToDevice, stream),
+      "upload of tasks");
+  if (arena.tables_id != nullptr) *arena.tables_id = status.ok() ? tables.id : 0;
+  return status;
 }
 
 absl::Status CheckDevicePlanes(const Layout& layout,

@@ -5,11 +5,13 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/base/bytes.h"
 #include "core/codec/cuda/decode_tasks.h"
 #include "core/codec/gpu/device_planes.h"
 #include "core/layout/layout.h"
@@ -22,7 +24,18 @@ struct CudaArena {
   size_t device_bytes = 0;
   std::byte* pinned = nullptr;  // page-locked host memory
   size_t pinned_bytes = 0;
+  // Which planner's tables the arena holds since an earlier run; runs with plans of the same
+  // planner then upload less. Kept beside the memory by its owner, who sets it to 0 at first and
+  // whenever something else wrote there. Null: not known.
+  uint64_t* tables_id = nullptr;
 };
+
+// What all plans of a planner have at the start of their arenas.
+struct ArenaTables {
+  uint64_t id = 0;   // of no other in this process, not 0
+  ByteVector bytes;  // a multiple of the arena's alignment
+};
+std::shared_ptr<const ArenaTables> MakeArenaTables(ByteVector bytes);
 
 // OK, or the runtime's error with what failed.
 absl::Status CudaStatus(cudaError_t error, const char* what);
@@ -30,6 +43,11 @@ absl::Status CudaStatus(cudaError_t error, const char* what);
 absl::StatusOr<uint32_t> Multiprocessors();
 // INVALID_ARGUMENT unless `arena` has that much, aligned.
 absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinned_bytes);
+
+// Enqueues the upload of a plan's tables, unless the arena has them, and of `tasks` behind them, by
+// way of the arena's pinned memory.
+absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
+                         cudaStream_t stream);
 
 // INVALID_ARGUMENT unless `planes` [layer][plane] fit the layout; those of layers outside
 // [first_layer, end_layer) are not looked at.

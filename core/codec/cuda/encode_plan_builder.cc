@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
@@ -38,7 +39,62 @@ void Append(const std::vector<T>& values, size_t count, ByteVector& out) {
 }  // namespace
 
 EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSettings& settings)
-    : layout_(layout), settings_(settings), logit_noise_(GetPreset(settings.preset).logit_noise) {}
+    : layout_(layout), settings_(settings), logit_noise_(GetPreset(settings.preset).logit_noise) {
+  const ModelProfile* profile = settings.profile;
+  // Another layout's profile is refused with the first chunk.
+  const bool profiled =
+      profile != nullptr && profile->layout_fingerprint == LayoutFingerprint(layout);
+  ByteVector tables;
+  for (uint32_t l = 0; l < layout.layers.size(); ++l) {
+    LayerShape& layer = shapes_.emplace_back();
+    layer.refs = LayerUnits(layout.layers[l]);
+    for (const UnitRef& ref : layer.refs) {
+      UnitShape& shape = layer.units.emplace_back(MakeShape(*ref.spec));
+      shape.task.model_at = tables.size();
+      if (settings.preset != PresetId::kExact) AppendModel(l, ref, profiled, tables);
+      max_dim_ = std::max<uint32_t>(max_dim_, ref.spec->head_dim);
+    }
+  }
+  frequencies_at_ = Place(ropes_.frequencies, tables);
+  tables_ = MakeArenaTables(std::move(tables));
+}
+
+EncodePlanBuilder::UnitShape EncodePlanBuilder::MakeShape(const PlaneSpec& spec) {
+  UnitShape out;
+  cuda::EncodeUnit unit{};
+  unit.dim = static_cast<uint16_t>(spec.head_dim);
+  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
+  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
+  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
+  unit.is_bf16 = spec.dtype == DType::kBF16;
+  unit.is_key = spec.role == PlaneRole::kKey;
+  unit.interleaved = spec.rope.style == RopeStyle::kInterleaved;
+  const bool paired = unit.dim % 16 == 0 && unit.pairs % 8 == 0;
+  unit.slices = unit.dim / (paired ? 16u : 8u);
+  const bool single = unit.slices <= 32;
+  unit.row_lanes = static_cast<uint8_t>(std::min<uint32_t>(32, std::bit_ceil(unit.slices)));
+  out.task = unit;
+  if (unit.pairs > 0) out.rope = ropes_.Add(spec.rope);
+  out.slice_shape = paired ? (single ? cuda::kPairedSingle : cuda::kPairedMulti)
+                           : (single ? cuda::kPlainSingle : cuda::kPlainMulti);
+  out.can_fuse = settings_.stats == StatsMode::kProfile && out.slice_shape == cuda::kPairedSingle &&
+                 unit.element_bytes == 2;
+  return out;
+}
+
+void EncodePlanBuilder::Start() {
+  chunks_.clear();
+  units_.clear();
+  tiles_.clear();
+  layers_.clear();
+  gathers_.clear();
+  for (auto& list : lists_) list.clear();
+  for (auto& list : fused_) list.clear();
+  places_.clear();
+  asked_.clear();
+  ropes_.StartPlan();
+  q2_bytes_ = result_bytes_ = words_bytes_ = gathered_bytes_ = output_bytes_ = 0;
+}
 
 absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   if (settings_.preset == PresetId::kSeed) {
@@ -52,7 +108,9 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   options.exact_tokens = chunk.exact_tokens;
   std::vector<std::vector<PlaneView>> shape;
   for (const auto& layer : chunk.planes) shape.emplace_back(layer.size());
-  LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options));
+  LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options,
+                                                            a_header_ ? &*a_header_ : nullptr));
+  if (!a_header_) a_header_ = header;
   LKV_RETURN_IF_ERROR(
       CheckDevicePlanes(layout_, chunk.planes, 0, static_cast<uint32_t>(layout_.layers.size())));
   now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size()};
@@ -90,7 +148,7 @@ void EncodePlanBuilder::AddGather(uint32_t layer, size_t plane) {
 
 void EncodePlanBuilder::AddLayer(uint32_t layer) {
   const uint32_t tokens = now_.chunk->tokens;
-  const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
+  const std::vector<UnitRef>& refs = shapes_[layer].refs;
   const std::vector<uint32_t> tiles = SplitIntoTiles(refs, tokens);
   cuda::EncodeLayer task{};
   task.first_tile = static_cast<uint32_t>(tiles_.size());
@@ -111,8 +169,8 @@ void EncodePlanBuilder::AddLayer(uint32_t layer) {
     tile.index = i;
     uint64_t elements = 0, side = 0, raw_bytes = 0;
     for (uint32_t u = 0; u < tile.units; ++u) {
-      const UnitRef& ref = refs[next++];
-      AddUnit(layer, ref);
+      const UnitRef& ref = refs[next];
+      AddUnit(ref, shapes_[layer].units[next++], now_.chunk->planes[layer][ref.plane]);
       elements += uint64_t{ref.spec->head_dim} * tokens;
       side += SideRoom(ref.spec->head_dim);
       raw_bytes += uint64_t{units_.back().vector_bytes} * tokens;
@@ -129,54 +187,34 @@ void EncodePlanBuilder::AddLayer(uint32_t layer) {
   layers_.push_back(task);
 }
 
-void EncodePlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref) {
-  const DevicePlane& plane = now_.chunk->planes[layer][ref.plane];
-  const PlaneSpec& spec = *ref.spec;
-  cuda::EncodeUnit unit{};
+void EncodePlanBuilder::AddUnit(const UnitRef& ref, const UnitShape& shape,
+                                const DevicePlane& plane) {
+  const auto index = static_cast<uint32_t>(units_.size());
+  cuda::EncodeUnit& unit = units_.emplace_back(shape.task);
   unit.src = reinterpret_cast<uintptr_t>(plane.data_dev) + ref.head * plane.head_stride;
   unit.token_stride = plane.token_stride;
   unit.block_stride = plane.block_stride;
   unit.places_at = now_.places_at;
   unit.asked_at = now_.asked_at;
-  unit.model_at = ModelAt(layer, ref);
   unit.tokens = static_cast<uint16_t>(now_.chunk->tokens);
-  unit.dim = static_cast<uint16_t>(spec.head_dim);
-  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
-  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
-  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
-  unit.is_bf16 = spec.dtype == DType::kBF16;
-  unit.is_key = spec.role == PlaneRole::kKey;
-  unit.interleaved = spec.rope.style == RopeStyle::kInterleaved;
   unit.wide_loads = (unit.src | unit.token_stride | unit.block_stride) % 16 == 0;
   if (unit.pairs > 0) {
-    unit.rope_at = ropes_.TableAt(spec.rope, now_.chunk->start_position, now_.chunk->tokens);
+    unit.rope_at = ropes_.TableAt(shape.rope, now_.chunk->start_position, now_.chunk->tokens);
   }
   unit.q2_at = q2_bytes_;
   q2_bytes_ += RoundUp(uint64_t{unit.tokens} * unit.dim * sizeof(int16_t), kArenaAlignment);
   unit.result_at = result_bytes_;
   result_bytes_ += ResultBytes(unit.dim);
-  const bool paired = unit.dim % 16 == 0 && unit.pairs % 8 == 0;
-  unit.slices = unit.dim / (paired ? 16u : 8u);
-  const bool single = unit.slices <= 32;
-  unit.row_lanes = static_cast<uint8_t>(std::min<uint32_t>(32, std::bit_ceil(unit.slices)));
-  const int shape = paired ? (single ? cuda::kPairedSingle : cuda::kPairedMulti)
-                           : (single ? cuda::kPlainSingle : cuda::kPlainMulti);
-  unit.fused = settings_.stats == StatsMode::kProfile && shape == cuda::kPairedSingle &&
-               unit.element_bytes == 2 && unit.wide_loads;
-  if (unit.fused) {
-    fused_[2 * unit.is_key + unit.is_bf16].push_back(static_cast<uint32_t>(units_.size()));
-  }
-  lists_[shape].push_back(static_cast<uint32_t>(units_.size()));
-  max_dim_ = std::max<uint32_t>(max_dim_, unit.dim);
-  units_.push_back(unit);
+  unit.fused = shape.can_fuse && unit.wide_loads;
+  if (unit.fused) fused_[2 * unit.is_key + unit.is_bf16].push_back(index);
+  lists_[shape.slice_shape].push_back(index);
 }
 
-uint64_t EncodePlanBuilder::ModelAt(uint32_t layer, const UnitRef& ref) {
-  const auto [it, fresh] = model_at_.try_emplace({layer, {ref.plane, ref.head}}, models_.size());
-  if (!fresh) return it->second;
-  const ModelProfile* profile = settings_.profile;
+void EncodePlanBuilder::AppendModel(uint32_t layer, const UnitRef& ref, bool profiled,
+                                    ByteVector& out) const {
   static const HeadProfile kNone;
-  const HeadProfile& head = profile ? profile->layers[layer][ref.plane].heads[ref.head] : kNone;
+  const HeadProfile& head =
+      profiled ? settings_.profile->layers[layer][ref.plane].heads[ref.head] : kNone;
   const uint32_t dim = ref.spec->head_dim;
   cuda::EncodeModel model{};
   model.mean_exponent = head.mean_exponent;
@@ -190,13 +228,12 @@ uint64_t EncodePlanBuilder::ModelAt(uint32_t layer, const UnitRef& ref) {
     steps = KeyStepsFromEnergy(model.key_base, head);
     weights = LogitWeights(head, steps);
   }
-  Append(std::vector<cuda::EncodeModel>{model}, 1, models_);
-  Append(weights, dim, models_);
-  Append(head.mean, dim, models_);
-  Append(head.log2_sigma_16, dim, models_);
-  Append(steps, dim, models_);
-  models_.resize(RoundUp(models_.size(), 16));
-  return it->second;
+  Append(std::vector<cuda::EncodeModel>{model}, 1, out);
+  Append(weights, dim, out);
+  Append(head.mean, dim, out);
+  Append(head.log2_sigma_16, dim, out);
+  Append(steps, dim, out);
+  out.resize(RoundUp(out.size(), 16));
 }
 
 void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes) {
@@ -231,39 +268,43 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
   for (CudaEncodePlan::Chunk& chunk : chunks_) chunk.gathered_at += plan.gathered_at_;
 }
 
-CudaEncodePlan EncodePlanBuilder::Finish() {
-  CudaEncodePlan plan;
+// Regions one behind the other: the tables, what is uploaded with the plan, results, scratch.
+void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
   plan.layout_ = &layout_;
   plan.settings_ = settings_;
+  plan.tables_ = tables_;
+  plan.launch_ = {};
   cuda::EncodeLaunch& launch = plan.launch_;
   ByteVector& tasks = plan.tasks_;
-  // Copied once their offsets count from the arena's start.
-  launch.units_at = MakeRoom(units_, tasks);
-  launch.tiles_at = MakeRoom(tiles_, tasks);
-  launch.rope_tasks_at = MakeRoom(ropes_.tasks, tasks);
-  launch.gathers_at = MakeRoom(gathers_, tasks);
-  launch.layers_at = Place(layers_, tasks);
+  tasks.clear();
+  const uint64_t tables_bytes = tables_->bytes.size();
   for (int s = 0; s < cuda::kSliceShapes; ++s) {
-    launch.unit_lists_at[s] = Place(lists_[s], tasks);
+    launch.unit_lists_at[s] = tables_bytes + Place(lists_[s], tasks);
     launch.unit_lists[s] = static_cast<uint32_t>(lists_[s].size());
   }
   for (int s = 0; s < cuda::kFusedLists; ++s) {
-    launch.fused_lists_at[s] = Place(fused_[s], tasks);
+    launch.fused_lists_at[s] = tables_bytes + Place(fused_[s], tasks);
     launch.fused_lists[s] = static_cast<uint32_t>(fused_[s].size());
   }
-  const uint64_t frequencies_at = Place(ropes_.frequencies, tasks);
-  const uint64_t places_at = Place(places_, tasks);
-  const uint64_t asked_at = Place(asked_, tasks);
-  const uint64_t models_at = Place(models_, tasks);
+  launch.layers_at = tables_bytes + Place(layers_, tasks);
+  const uint64_t places_at = tables_bytes + Place(places_, tasks);
+  const uint64_t asked_at = tables_bytes + Place(asked_, tasks);
+  // Copied once their offsets count from the arena's start.
+  const uint64_t units_in = MakeRoom(units_, tasks), tiles_in = MakeRoom(tiles_, tasks);
+  const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
+  const uint64_t gathers_in = MakeRoom(gathers_, tasks);
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
+  launch.units_at = tables_bytes + units_in;
+  launch.tiles_at = tables_bytes + tiles_in;
+  launch.rope_tasks_at = tables_bytes + ropes_in;
+  launch.gathers_at = tables_bytes + gathers_in;
   for (cuda::EncodeUnit& unit : units_) {
     unit.places_at += places_at;
     unit.asked_at += asked_at;
-    unit.model_at += models_at;
   }
-  ropes_.Move(frequencies_at, 0);
+  ropes_.Move(frequencies_at_, 0);
   for (cuda::GatherTask& task : gathers_) task.places_at += places_at;
-  PlaceScratch(plan, tasks.size());
+  PlaceScratch(plan, tables_bytes + tasks.size());
   launch.units = static_cast<uint32_t>(units_.size());
   launch.tiles = static_cast<uint32_t>(tiles_.size());
   launch.layers = static_cast<uint32_t>(layers_.size());
@@ -272,12 +313,11 @@ CudaEncodePlan EncodePlanBuilder::Finish() {
   launch.max_dim = max_dim_;
   launch.value_unit_16 = chunks_.front().header.value_unit_16;
   launch.stats = static_cast<uint8_t>(settings_.stats);
-  CopyTo(units_, launch.units_at, tasks);
-  CopyTo(tiles_, launch.tiles_at, tasks);
-  CopyTo(ropes_.tasks, launch.rope_tasks_at, tasks);
-  CopyTo(gathers_, launch.gathers_at, tasks);
-  plan.chunks_ = std::move(chunks_);
-  return plan;
+  CopyTo(units_, units_in, tasks);
+  CopyTo(tiles_, tiles_in, tasks);
+  CopyTo(ropes_.tasks, ropes_in, tasks);
+  CopyTo(gathers_, gathers_in, tasks);
+  plan.chunks_.swap(chunks_);
 }
 
 }  // namespace latticekv

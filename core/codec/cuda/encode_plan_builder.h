@@ -2,8 +2,8 @@
 #ifndef LATTICEKV_CORE_CODEC_CUDA_ENCODE_PLAN_BUILDER_H_
 #define LATTICEKV_CORE_CODEC_CUDA_ENCODE_PLAN_BUILDER_H_
 
-#include <map>
-#include <utility>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/codec/cuda/cuda_encoder.h"
@@ -12,28 +12,48 @@
 
 namespace latticekv {
 
-// Offsets in tasks count from the start of their region until Finish knows where regions begin.
+// One plan after the other: Start, AddChunk for each chunk, Finish. Memory is used again. Offsets
+// in tasks count from the start of their region until Finish knows where regions begin.
 class EncodePlanBuilder {
  public:
+  // The layout must be valid.
   EncodePlanBuilder(const Layout& layout, const CudaEncodeSettings& settings);
+  // Forgets the chunks added before.
+  void Start();
   absl::Status AddChunk(const CudaEncodeChunk& chunk);
-  CudaEncodePlan Finish();
+  void Finish(CudaEncodePlan& plan);
 
  private:
+  // What is true of a layer's units in every chunk.
+  struct UnitShape {
+    cuda::EncodeUnit task;
+    int slice_shape = 0;
+    uint32_t rope = 0;  // of keys with rotary embedding
+    bool can_fuse = false;
+  };
+  struct LayerShape {
+    std::vector<UnitRef> refs;
+    std::vector<UnitShape> units;
+  };
   // What the units of the chunk at hand share.
   struct ChunkState {
     const CudaEncodeChunk* chunk = nullptr;
     uint64_t places_at = 0, asked_at = 0;
   };
   void AddLayer(uint32_t layer);
-  void AddUnit(uint32_t layer, const UnitRef& ref);
+  void AddUnit(const UnitRef& ref, const UnitShape& shape, const DevicePlane& plane);
   void AddGather(uint32_t layer, size_t plane);
-  uint64_t ModelAt(uint32_t layer, const UnitRef& ref);
+  UnitShape MakeShape(const PlaneSpec& spec);
+  void AppendModel(uint32_t layer, const UnitRef& ref, bool profiled, ByteVector& out) const;
   void PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes);
 
   const Layout& layout_;
   const CudaEncodeSettings settings_;
   const double logit_noise_;
+  std::vector<LayerShape> shapes_;  // [layer]
+  std::shared_ptr<const ArenaTables> tables_;
+  uint64_t frequencies_at_ = 0;          // in the arena
+  std::optional<FrameHeader> a_header_;  // of a chunk of the layout, once there was one
   ChunkState now_;
   std::vector<CudaEncodePlan::Chunk> chunks_;
   std::vector<cuda::EncodeUnit> units_;
@@ -44,8 +64,6 @@ class EncodePlanBuilder {
   std::vector<uint32_t> lists_[cuda::kSliceShapes], fused_[cuda::kFusedLists];
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> asked_;
-  ByteVector models_;
-  std::map<std::pair<uint32_t, std::pair<size_t, uint32_t>>, uint64_t> model_at_;
   uint64_t q2_bytes_ = 0, result_bytes_ = 0, words_bytes_ = 0;
   uint64_t gathered_bytes_ = 0, output_bytes_ = 0;
   uint32_t max_dim_ = 8;

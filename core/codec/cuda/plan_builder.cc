@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
@@ -13,7 +14,6 @@
 namespace latticekv {
 namespace {
 
-constexpr uint64_t kNoProfile = ~uint64_t{0};
 // Behind every frame: the kernel reads whole words around a stream's end.
 constexpr uint64_t kFramePadding = 16;
 // Blocks of the decode kernel that staging memory is kept for.
@@ -23,28 +23,88 @@ absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("frame: ", what));
 }
 
+// What a plane's units have in every chunk.
+cuda::UnitTask NewUnit(const PlaneSpec& spec) {
+  cuda::UnitTask unit{};
+  unit.dim = static_cast<uint16_t>(spec.head_dim);
+  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
+  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
+  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
+  unit.is_bf16 = spec.dtype == DType::kBF16;
+  unit.is_key = spec.role == PlaneRole::kKey;
+  unit.interleaved = unit.pairs > 0 && spec.rope.style == RopeStyle::kInterleaved;
+  return unit;
+}
+
+void SetPlace(const DevicePlane& plane, uint32_t head, cuda::UnitTask& unit) {
+  unit.dst = reinterpret_cast<uintptr_t>(plane.data_dev) + head * plane.head_stride;
+  unit.token_stride = plane.token_stride;
+  unit.block_stride = plane.block_stride;
+  unit.wide_stores = (unit.dst | unit.token_stride | unit.block_stride) % 16 == 0;
+}
+
+void AppendProfile(const HeadProfile& head, size_t dim, ByteVector& out) {
+  const cuda::ProfileHead start{head.mean_exponent};
+  const size_t at = out.size();
+  out.resize(at + RoundUp(sizeof(start) + 8 * dim, 16));
+  std::byte* p = out.data() + at;
+  std::memcpy(p, &start, sizeof(start));
+  p += sizeof(start);
+  // A profile without one kind of numbers leaves zeros, which no unit refers to.
+  if (head.mean.size() == dim) std::memcpy(p, head.mean.data(), 4 * dim);
+  if (head.log2_sigma_16.size() == dim) {
+    std::memcpy(p + 4 * dim, head.log2_sigma_16.data(), 2 * dim);
+  }
+  if (head.step_16.size() == dim) std::memcpy(p + 6 * dim, head.step_16.data(), 2 * dim);
+}
+
 }  // namespace
 
 PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
     : layout_(layout), profile_(profile), fingerprint_(LayoutFingerprint(layout)) {
-  // The first list is for units without raw vectors.
-  orders_.resize(limits::kMaxChunkTokens);
-  std::iota(orders_.begin(), orders_.end(), uint8_t{0});
+  ByteVector tables;
+  for (size_t l = 0; l < layout.layers.size(); ++l) {
+    LayerShape& layer = shapes_.emplace_back();
+    layer.refs = LayerUnits(layout.layers[l]);
+    for (const UnitRef& ref : layer.refs) {
+      UnitShape& shape = layer.units.emplace_back();
+      shape.task = NewUnit(*ref.spec);
+      if (shape.task.pairs > 0) shape.rope = ropes_.Add(ref.spec->rope);
+      // A frame that needs a profile names it; none of this layout names another layout's.
+      if (profile == nullptr || profile->layout_fingerprint != fingerprint_) continue;
+      shape.head = &profile->layers[l][ref.plane].heads[ref.head];
+      shape.profile_at = tables.size();
+      AppendProfile(*shape.head, ref.spec->head_dim, tables);
+    }
+  }
+  frequencies_at_ = Place(ropes_.frequencies, tables);
+  tables_ = MakeArenaTables(std::move(tables));
 }
 
-void PlanBuilder::Reserve(size_t chunks) {
+void PlanBuilder::Start(size_t chunks) {
   size_t units = 0;
-  for (const LayerSpec& layer : layout_.layers) {
-    for (const PlaneSpec& plane : layer.planes) units += plane.heads;
-  }
+  for (const LayerShape& layer : shapes_) units += layer.units.size();
+  units_.clear();
+  raw_in_.clear();
+  tiles_.clear();
+  places_.clear();
+  exact_.clear();
+  frames_.clear();
   units_.reserve(chunks * units);
   raw_in_.reserve(chunks * units);
   tiles_.reserve(chunks * units);
   places_.reserve(chunks * limits::kMaxChunkTokens);
+  ropes_.StartPlan();
+  // The first list is for units without raw vectors.
+  orders_.resize(limits::kMaxChunkTokens);
+  std::iota(orders_.begin(), orders_.end(), uint8_t{0});
+  chunks_ = 0;
+  staged_ = false;
+  frames_bytes_ = resolved_bytes_ = 0;
 }
 
 absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
-  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(chunk.frame));
+  LKV_ASSIGN_OR_RETURN(ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
   if (header.stages & (kStageMass | kStageEvicted)) {
@@ -64,21 +124,20 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   if (header.stages & kStageSeed) {
     return absl::UnimplementedError("the device does not decode the seed stages; use a CPU");
   }
-  const bool needs_profile = header.stages & kStageProfile;
   // What is uploaded begins at a multiple of the alignment, so that bytes keep theirs.
   const uint64_t upload_at =
       chunk.layers == 0 ? 0 : parsed.layer_offsets[first] / kArenaAlignment * kArenaAlignment;
   const ByteSpan upload = chunk.frame.subspan(upload_at, parsed.layer_offsets[end] - upload_at);
-  now_ = {&chunk, header, needs_profile ? profile_ : nullptr, frames_bytes_ - upload_at, 0};
+  now_ = {&chunk, std::move(parsed.header), frames_bytes_ - upload_at, 0};
   ropes_.StartChunk();
   now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
-  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, header.tokens, places_));
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, now_.header.tokens, places_));
   for (uint32_t l = first; l < end; ++l) {
     LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.frame, parsed.layer_offsets, l,
-                                                            header.layers[l].crc32c));
+                                                            now_.header.layers[l].crc32c));
     LKV_RETURN_IF_ERROR(AddLayer(l, bytes));
   }
-  if (header.stages & kStageLattice) {
+  if (now_.header.stages & kStageLattice) {
     frames_.push_back({upload, frames_bytes_});
     frames_bytes_ += RoundUp(upload.size() + kFramePadding, kArenaAlignment);
   }
@@ -91,9 +150,12 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
   const bool exact = now_.header.stages & kStageExact;
   if (!exact) {
-    const std::vector<UnitRef> refs = LayerUnits(layout_.layers[layer]);
-    LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
-    for (const TileSpan& tile : tiles) LKV_RETURN_IF_ERROR(AddTile(layer, tile));
+    LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(shapes_[layer].refs, in));
+    size_t unit = 0;
+    for (const TileSpan& tile : tiles) {
+      LKV_RETURN_IF_ERROR(AddTile(layer, unit, tile));
+      unit += tile.units.size();
+    }
   }
   for (size_t p = 0; p < planes.size(); ++p) {
     if (!exact && planes[p].role != PlaneRole::kOpaque) continue;
@@ -103,17 +165,18 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   return absl::OkStatus();
 }
 
-absl::Status PlanBuilder::AddTile(uint32_t layer, const TileSpan& span) {
+absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileSpan& span) {
   ByteReader in(span.bytes);
   const uint32_t tokens = now_.header.tokens;
   const uint64_t begin =
       now_.frame_at + static_cast<uint64_t>(span.bytes.data() - now_.chunk->frame.data());
   cuda::TileTask tile = NewTile(static_cast<uint32_t>(span.units.size()));
+  const bool profiled = now_.header.stages & kStageProfile;
+  const UnitShape* shape = &shapes_[layer].units[first_unit];
   for (const UnitRef& ref : span.units) {
-    const HeadProfile* head =
-        now_.profile ? &now_.profile->layers[layer][ref.plane].heads[ref.head] : nullptr;
-    LKV_ASSIGN_OR_RETURN(const UnitHeader header, ReadUnitHeader(tokens, ref, head, in));
-    AddUnit(layer, ref, header, tile.groups);
+    LKV_ASSIGN_OR_RETURN(const UnitHeader header,
+                         ReadUnitHeader(tokens, ref, profiled ? shape->head : nullptr, in));
+    AddUnit(layer, ref, *shape++, header, tile.groups);
   }
   for (uint32_t u = tile.first_unit; u < units_.size(); ++u) {
     units_[u].raw_at = begin + (span.bytes.size() - in.remaining());
@@ -142,7 +205,10 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
       MutablePlaneView{exact_.data() + at, vector_bytes, size_t{tokens} * vector_bytes}));
   for (uint32_t h = 0; h < spec.heads; ++h) {
     tiles_.push_back(NewTile(1));
-    cuda::UnitTask unit = NewUnit(layer, {plane, h, &spec});
+    cuda::UnitTask unit = NewUnit(spec);
+    unit.pairs = 0;  // of vectors that are coded
+    unit.interleaved = 0;
+    SetPlace(now_.chunk->planes[layer][plane], h, unit);
     unit.raw_count = static_cast<uint16_t>(tokens);
     unit.raw_at = at + size_t{h} * tokens * vector_bytes;
     units_.push_back(unit);
@@ -162,28 +228,12 @@ cuda::TileTask PlanBuilder::NewTile(uint32_t units) const {
   return tile;
 }
 
-cuda::UnitTask PlanBuilder::NewUnit(uint32_t layer, const UnitRef& ref) const {
-  const DevicePlane& plane = now_.chunk->planes[layer][ref.plane];
-  const PlaneSpec& spec = *ref.spec;
-  cuda::UnitTask unit{};
-  unit.dst = reinterpret_cast<uintptr_t>(plane.data_dev) + ref.head * plane.head_stride;
-  unit.token_stride = plane.token_stride;
-  unit.block_stride = plane.block_stride;
-  unit.profile_at = kNoProfile;
-  unit.dim = static_cast<uint16_t>(spec.head_dim);
-  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
-  unit.vector_bytes = unit.dim * unit.element_bytes;
-  unit.is_bf16 = spec.dtype == DType::kBF16;
-  unit.is_key = spec.role == PlaneRole::kKey;
-  unit.wide_stores = (unit.dst | unit.token_stride | unit.block_stride) % 16 == 0;
-  return unit;
-}
-
-void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& header,
-                          uint32_t& groups) {
+void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& shape,
+                          const UnitHeader& header, uint32_t& groups) {
   const uint32_t tokens = now_.header.tokens;
-  const RopeSpec& rope = ref.spec->rope;
-  cuda::UnitTask unit = NewUnit(layer, ref);
+  cuda::UnitTask& unit = units_.emplace_back(shape.task);
+  raw_in_.push_back(RawIn::kFrames);
+  SetPlace(now_.chunk->planes[layer][ref.plane], ref.head, unit);
   const size_t raw = header.all_raw ? tokens : header.raw_tokens.size();
   unit.raw_count = static_cast<uint16_t>(raw);
   unit.coded_count = static_cast<uint16_t>(header.all_zero ? 0 : tokens - raw);
@@ -193,10 +243,8 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& 
   unit.group_begin = groups;
   groups += unit.coded_count * row_groups;
   unit.group_end = groups;
-  unit.pairs = static_cast<uint16_t>(rope.rotary_dims / 2);
   if (unit.pairs > 0 && unit.coded_count > 0) {
-    unit.rope_at = ropes_.TableAt(rope, now_.header.start_position, tokens);
-    unit.interleaved = rope.style == RopeStyle::kInterleaved;
+    unit.rope_at = ropes_.TableAt(shape.rope, now_.header.start_position, tokens);
     // Rows within a round and pairs of whole groups: partners meet in one instruction.
     const bool meets = kLanes % row_groups == 0 && unit.group_begin % row_groups == 0;
     unit.rope_mode = !meets || unit.pairs % 8 != 0 ? cuda::kStaged
@@ -218,15 +266,13 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitHeader& 
   unit.step_bits = header.step_code.low_bits;
   if (unit.coded_count > 0) {
     if (unit.mean_source >= 2 || unit.spread_source >= 2 || unit.step_source == 2) {
-      unit.profile_at = ProfileAt(layer, ref);
+      unit.profile_at = shape.profile_at;
     }
     unit.resolved_at = resolved_bytes_;
     resolved_bytes_ += RoundUp(
         sizeof(cuda::RowRecord) * unit.coded_count + (unit.is_key ? 10u : 6u) * uint64_t{unit.dim},
         16);
   }
-  units_.push_back(unit);
-  raw_in_.push_back(RawIn::kFrames);
 }
 
 uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
@@ -246,48 +292,56 @@ uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
   return at;
 }
 
-uint64_t PlanBuilder::ProfileAt(uint32_t layer, const UnitRef& ref) {
-  const HeadProfile& head = now_.profile->layers[layer][ref.plane].heads[ref.head];
-  const auto [it, fresh] = profile_at_.try_emplace(&head, profiles_.size());
-  if (!fresh) return it->second;
-  const size_t dim = ref.spec->head_dim;
-  const cuda::ProfileHead start{head.mean_exponent};
-  const size_t at = profiles_.size();
-  profiles_.resize(at + RoundUp(sizeof(start) + 8 * dim, 16));
-  std::byte* out = profiles_.data() + at;
-  std::memcpy(out, &start, sizeof(start));
-  out += sizeof(start);
-  // A profile without one kind of numbers leaves zeros, which no unit refers to.
-  if (head.mean.size() == dim) std::memcpy(out, head.mean.data(), 4 * dim);
-  if (head.log2_sigma_16.size() == dim) {
-    std::memcpy(out + 4 * dim, head.log2_sigma_16.data(), 2 * dim);
-  }
-  if (head.step_16.size() == dim) std::memcpy(out + 6 * dim, head.step_16.data(), 2 * dim);
-  return it->second;
-}
-
-CudaDecodePlan PlanBuilder::Finish() {
-  CudaDecodePlan plan;
-  cuda::DecodeLaunch& launch = plan.launch_;
+// Regions one behind the other: the tables, what is uploaded with the plan, frames, scratch.
+void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
+  const uint64_t tables_bytes = tables_->bytes.size();
   ByteVector& tasks = plan.tasks_;
+  cuda::DecodeLaunch& launch = plan.launch_;
+  tasks.clear();
   tasks.reserve(units_.size() * sizeof(cuda::UnitTask) + tiles_.size() * sizeof(cuda::TileTask) +
-                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + profiles_.size() +
-                exact_.size() + ropes_.tasks.size() * sizeof(cuda::RopeTask) +
-                ropes_.frequencies.size() * sizeof(uint64_t) + 16 * kArenaAlignment);
+                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + exact_.size() +
+                ropes_.tasks.size() * sizeof(cuda::RopeTask) + 16 * kArenaAlignment);
+  const uint64_t places_at = tables_bytes + Place(places_, tasks);
+  const uint64_t orders_at = tables_bytes + Place(orders_, tasks);
+  const uint64_t exact_at = tables_bytes + Place(exact_, tasks);
   // Copied once their offsets count from the arena's start.
-  launch.units_at = MakeRoom(units_, tasks);
-  launch.tiles_at = MakeRoom(tiles_, tasks);
-  launch.rope_tasks_at = MakeRoom(ropes_.tasks, tasks);
-  const uint64_t frequencies_at = Place(ropes_.frequencies, tasks);
-  const uint64_t places_at = Place(places_, tasks);
-  const uint64_t orders_at = Place(orders_, tasks);
-  const uint64_t profiles_at = Place(profiles_, tasks);
-  const uint64_t exact_at = Place(exact_, tasks);
+  const uint64_t units_in = MakeRoom(units_, tasks);
+  const uint64_t tiles_in = MakeRoom(tiles_, tasks);
+  const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
-  const uint64_t frames_at = tasks.size();
+  const uint64_t frames_at = tables_bytes + tasks.size();
   const uint64_t rope_at = frames_at + frames_bytes_;
   const uint64_t resolved_at = rope_at + ropes_.bytes;
+  launch.units_at = tables_bytes + units_in;
+  launch.tiles_at = tables_bytes + tiles_in;
+  launch.rope_tasks_at = tables_bytes + ropes_in;
   launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kArenaAlignment);
+  for (size_t i = 0; i < units_.size(); ++i) {
+    cuda::UnitTask& unit = units_[i];
+    unit.raw_at += raw_in_[i] == RawIn::kExact ? exact_at : frames_at;
+    unit.order_at += orders_at;
+    unit.resolved_at += resolved_at;
+    unit.rope_at += rope_at;
+  }
+  for (cuda::TileTask& tile : tiles_) {
+    tile.states_at += frames_at;
+    tile.places_at += places_at;
+  }
+  ropes_.Move(frequencies_at_, rope_at);
+  CopyTo(units_, units_in, tasks);
+  CopyTo(tiles_, tiles_in, tasks);
+  CopyTo(ropes_.tasks, ropes_in, tasks);
+  plan.frames_.clear();
+  for (const CudaDecodePlan::FrameCopy& copy : frames_) {
+    plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
+  }
+}
+
+void PlanBuilder::Finish(CudaDecodePlan& plan) {
+  plan.tables_ = tables_;
+  plan.launch_ = {};
+  PlaceTasks(plan);
+  cuda::DecodeLaunch& launch = plan.launch_;
   launch.blocks = static_cast<uint32_t>(std::min<uint64_t>(kMaxStagedBlocks, tiles_.size()));
   const uint64_t staging_bytes =
       staged_ ? sizeof(float) * cuda::kStagedFloats * cuda::kWarpsPerBlock * launch.blocks : 0;
@@ -297,28 +351,7 @@ CudaDecodePlan PlanBuilder::Finish() {
   plan.chunks_ = chunks_;
   const uint64_t counter_bytes = 4 * (1 + uint64_t{chunks_});
   plan.device_bytes_ = launch.counter_at + counter_bytes;
-  plan.pinned_bytes_ = tasks.size() + counter_bytes;
-
-  for (size_t i = 0; i < units_.size(); ++i) {
-    cuda::UnitTask& unit = units_[i];
-    unit.raw_at += raw_in_[i] == RawIn::kExact ? exact_at : frames_at;
-    unit.order_at += orders_at;
-    unit.resolved_at += resolved_at;
-    unit.rope_at += rope_at;
-    unit.profile_at = unit.profile_at == kNoProfile ? 0 : unit.profile_at + profiles_at;
-  }
-  for (cuda::TileTask& tile : tiles_) {
-    tile.states_at += frames_at;
-    tile.places_at += places_at;
-  }
-  ropes_.Move(frequencies_at, rope_at);
-  CopyTo(units_, launch.units_at, tasks);
-  CopyTo(tiles_, launch.tiles_at, tasks);
-  CopyTo(ropes_.tasks, launch.rope_tasks_at, tasks);
-  for (const CudaDecodePlan::FrameCopy& copy : frames_) {
-    plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
-  }
-  return plan;
+  plan.pinned_bytes_ = plan.results_at() + counter_bytes;
 }
 
 }  // namespace latticekv

@@ -16,27 +16,41 @@ namespace latticekv {
 
 // Offsets count from the start of the tables and of the frequencies until Move.
 struct RopeTables {
-  std::vector<cuda::RopeTask> tasks;
-  std::vector<uint64_t> frequencies;
-  uint64_t bytes = 0;  // of all tables
+  std::vector<uint64_t> frequencies;  // of every embedding added, whatever the plan
+  std::vector<cuda::RopeTask> tasks;  // of the plan at hand
+  uint64_t bytes = 0;                 // of all its tables
 
-  void StartChunk() { of_chunk_.clear(); }
-
-  // Where the chunk's table of `rope` will be.
-  uint64_t TableAt(const RopeSpec& rope, uint64_t start_position, uint32_t tokens) {
-    for (const auto& [spec, at] : of_chunk_) {
-      if (spec == rope) return at;
+  // A number for `rope`, the same for equal ones.
+  uint32_t Add(const RopeSpec& rope) {
+    for (uint32_t i = 0; i < ropes_.size(); ++i) {
+      if (ropes_[i].spec == rope) return i;
     }
+    ropes_.push_back({rope, frequencies.size() * sizeof(uint64_t)});
+    const std::vector<uint64_t> computed = RopeFrequencies(rope);
+    frequencies.insert(frequencies.end(), computed.begin(), computed.end());
+    return static_cast<uint32_t>(ropes_.size() - 1);
+  }
+
+  void StartPlan() {
+    tasks.clear();
+    bytes = 0;
+  }
+  void StartChunk() { of_chunk_.assign(ropes_.size(), kNoTable); }
+
+  // Where the chunk's table of the embedding with number `rope` will be.
+  uint64_t TableAt(uint32_t rope, uint64_t start_position, uint32_t tokens) {
+    uint64_t& at = of_chunk_[rope];
+    if (at != kNoTable) return at;
+    at = bytes;
     cuda::RopeTask task{};
     task.start_position = start_position;
-    task.frequencies_at = FrequenciesAt(rope);
-    task.out_at = bytes;
+    task.frequencies_at = ropes_[rope].frequencies_at;
+    task.out_at = at;
     task.tokens = tokens;
-    task.pairs = rope.rotary_dims / 2;
+    task.pairs = ropes_[rope].spec.rotary_dims / 2;
     bytes += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
     tasks.push_back(task);
-    of_chunk_.emplace_back(rope, task.out_at);
-    return task.out_at;
+    return at;
   }
 
   void Move(uint64_t frequencies_at, uint64_t tables_at) {
@@ -47,18 +61,13 @@ struct RopeTables {
   }
 
  private:
-  // Computed once for all chunks.
-  uint64_t FrequenciesAt(const RopeSpec& rope) {
-    for (const auto& [spec, at] : of_plan_) {
-      if (spec == rope) return at;
-    }
-    const uint64_t at = frequencies.size() * sizeof(uint64_t);
-    const std::vector<uint64_t> computed = RopeFrequencies(rope);
-    frequencies.insert(frequencies.end(), computed.begin(), computed.end());
-    of_plan_.emplace_back(rope, at);
-    return at;
-  }
-  std::vector<std::pair<RopeSpec, uint64_t>> of_chunk_, of_plan_;
+  static constexpr uint64_t kNoTable = ~uint64_t{0};
+  struct Rope {
+    RopeSpec spec;
+    uint64_t frequencies_at;
+  };
+  std::vector<Rope> ropes_;
+  std::vector<uint64_t> of_chunk_;  // [rope]
 };
 
 }  // namespace latticekv
