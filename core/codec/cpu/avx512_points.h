@@ -13,6 +13,8 @@
 
 namespace latticekv {
 
+bool QuantizeUnitAvx512(const UnitRun& run, UnitSums& sums);
+bool SumUnitAvx512(const UnitRun& run, int32_t* sixteenths);
 void EncodeRoundsAvx512(EncodeRun& run);
 void DecodeRoundsAvx512(DecodeRun& run);
 

@@ -66,9 +66,27 @@ struct MeasuredRow {
   const std::byte* src;
 };
 
-// Bounds that a channel's table sets on q2: low, high of the integer coset, high of the half one.
+// Smallest and largest q2 that a channel's table holds, of either coset.
 struct PointLimits {
-  const int16_t *low, *high_whole, *high_half;
+  const int16_t *low, *high;
+};
+
+// The vectors of a unit to quantise at once, as ScaledRows.
+struct UnitRun {
+  const float* x;        // [tokens][dim]
+  const uint16_t* rows;  // [count] their tokens
+  uint32_t count, dim;   // at most 256
+  const float* inverse;  // [dim], or null: row_inverse [count]
+  const float* row_inverse;
+  const float* offset;  // [dim], as quantize_row subtracts
+  int16_t* q2;          // [count][dim]
+};
+// What is found on the way, by channel.
+struct UnitSums {
+  int32_t* sixteenths;  // as add_sixteenths; null: not wanted
+  uint32_t* squares;    // as add_squares; null: not wanted
+  int16_t *low, *high;  // smallest and largest q2, or 0
+  uint32_t halves;      // groups in the half coset
 };
 
 // How a coordinate is coded: number of the table (of the integer coset where there are no low bits)
@@ -119,6 +137,12 @@ struct CpuKernels {
   // Nearest lattice points to the vector less `offset`, in 1/256 of steps as well. Not 0: too far
   // away for integers, q2 unspecified.
   uint32_t (*quantize_row)(const ScaledRow& row, const float* offset, int16_t* q2);
+  // Nearest points of a unit's vectors; at most one of `sixteenths` and `squares` may be wanted.
+  // False: not for such vectors (too far away, dim), nothing is valid, and rows must be quantised
+  // one by one. Null where a set has no such kernel, as the next.
+  bool (*quantize_unit)(const UnitRun& run, UnitSums& sums);
+  // The sixteenths alone.
+  bool (*sum_unit)(const UnitRun& run, int32_t* sixteenths);
   // square[c] += q2[c]^2, with |q2| < 2^14; holds eight rows.
   void (*add_squares)(const int16_t* q2, uint32_t dim, uint32_t* square);
   // Not 0: some point is beyond the limits. Adds the number of groups in the half coset.

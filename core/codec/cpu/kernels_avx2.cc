@@ -280,7 +280,6 @@ uint32_t QuantizeVector(const ScaledRow& row, const float* offset, int16_t* q2) 
 
 uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim, uint32_t* halves) {
   __m128i out = _mm_setzero_si128();
-  const __m128i one = _mm_set1_epi16(1);
   const auto load = [](const int16_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   };
@@ -288,11 +287,8 @@ uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, uint32_t dim, ui
   for (uint32_t c = 0; c < dim; c += 8) {
     const __m128i q = load(q2 + c);
     found += static_cast<uint32_t>(_mm_cvtsi128_si32(q)) & 1;
-    const __m128i half = _mm_cmpeq_epi16(_mm_and_si128(q, one), one);
-    const __m128i high =
-        _mm_blendv_epi8(load(limits.high_whole + c), load(limits.high_half + c), half);
-    out = _mm_or_si128(
-        out, _mm_or_si128(_mm_cmpgt_epi16(load(limits.low + c), q), _mm_cmpgt_epi16(q, high)));
+    out = _mm_or_si128(out, _mm_or_si128(_mm_cmpgt_epi16(load(limits.low + c), q),
+                                         _mm_cmpgt_epi16(q, load(limits.high + c))));
   }
   *halves += found;
   return static_cast<uint32_t>(_mm_movemask_epi8(out));
@@ -462,6 +458,8 @@ const CpuKernels kAvx2Kernels = {CodecBackend::kAvx2,
                                  row_kernels::AddMoments,
                                  AddSixteenths,
                                  QuantizeVector,
+                                 nullptr,
+                                 nullptr,
                                  row_kernels::AddSquares,
                                  CheckRow,
                                  PointCost,

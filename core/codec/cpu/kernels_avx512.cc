@@ -348,9 +348,7 @@ uint32_t CheckRowOf(const int16_t* q2, const PointLimits& limits, uint32_t dim, 
     const __m512i q = _mm512_maskz_loadu_epi16(mask, q2 + c);
     const __m512i low = _mm512_maskz_loadu_epi16(mask, limits.low + c);
     const __mmask32 half = _mm512_test_epi16_mask(q, _mm512_set1_epi16(1));
-    const __m512i high =
-        _mm512_mask_blend_epi16(half, _mm512_maskz_loadu_epi16(mask, limits.high_whole + c),
-                                _mm512_maskz_loadu_epi16(mask, limits.high_half + c));
+    const __m512i high = _mm512_maskz_loadu_epi16(mask, limits.high + c);
     out |= _mm512_cmplt_epi16_mask(q, low) | _mm512_cmpgt_epi16_mask(q, high);
     found += static_cast<uint32_t>(__builtin_popcount(half & 0x01010101));
   }
@@ -688,6 +686,8 @@ const CpuKernels kAvx512Kernels = {CodecBackend::kAvx512,
                                    row_kernels::AddMoments,
                                    AddSixteenths,
                                    QuantizeVector,
+                                   QuantizeUnitAvx512,
+                                   SumUnitAvx512,
                                    row_kernels::AddSquares,
                                    CheckRow,
                                    PointCost,

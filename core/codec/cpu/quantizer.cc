@@ -20,7 +20,8 @@ std::vector<int32_t> SumRows(const Work& w) {
   return sum;
 }
 
-// Means in quarter steps from such sums over n vectors.
+}  // namespace
+
 std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n) {
   std::vector<int32_t> mean(sum.size(), 0);
   for (size_t c = 0; c < sum.size() && n > 0; ++c) {
@@ -32,6 +33,14 @@ std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n) {
   }
   return mean;
 }
+
+int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
+  if (sum == 0 || n == 0) return 0;
+  const int s = ((Log2Sixteenths(sum) - Log2Sixteenths(4 * n) + 8) >> 4) + 7;
+  return static_cast<int16_t>(std::clamp(s, 0, kMaxSigmaIndex));
+}
+
+namespace {
 
 // A row and the means to subtract, both in 1/256 of the row's own steps.
 class ShiftedRow {
@@ -71,13 +80,6 @@ void QuantizeRows(Work& w, std::vector<int32_t>* sum = nullptr) {
   }
 }
 
-// Sigma index of squares summing to `sum` (of doubled points) over n vectors.
-int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
-  if (sum == 0 || n == 0) return 0;
-  const int s = ((Log2Sixteenths(sum) - Log2Sixteenths(4 * n) + 8) >> 4) + 7;
-  return static_cast<int16_t>(std::clamp(s, 0, kMaxSigmaIndex));
-}
-
 void OwnSigmas(Work& w) {
   ByShift<ChannelSquares> by_shift;
   for (uint32_t t = 0; t < w.tokens; ++t) {
@@ -98,26 +100,25 @@ void OwnSigmas(Work& w) {
   for (uint64_t sum : sums) w.sigma.push_back(SigmaFromSum(sum, n));
 }
 
+}  // namespace
+
 // How a channel's points are coded in vectors with one shift of their sigma indices.
-SigmaCode ShiftedCode(const Work& w, uint32_t channel, int shift) {
+static SigmaCode ShiftedCode(const Work& w, uint32_t channel, int shift) {
   return SigmaCodeOf(ClampValue(w.sigma[channel] + shift, 0, kMaxSigmaIndex));
 }
 
-// What the tables hold of vectors with one shift.
-struct ShiftLimits {
-  std::vector<int16_t> low, high_whole, high_half;
-
-  ShiftLimits(const Work& w, int shift) : low(w.dim), high_whole(w.dim), high_half(w.dim) {
-    for (uint32_t c = 0; c < w.dim; ++c) {
-      const SigmaCode code = ShiftedCode(w, c, shift);
-      const int limit = SpreadLimit(code.spread);
-      low[c] = static_cast<int16_t>(-limit * (1 << code.low_bits) * 2);
-      high_half[c] = static_cast<int16_t>((limit << code.low_bits) * 2 - 1);
-      high_whole[c] = static_cast<int16_t>(code.low_bits ? high_half[c] - 1 : 2 * limit);
-    }
+ShiftLimits::ShiftLimits(const Work& w, int shift) : low(w.dim), high(w.dim) {
+  for (uint32_t c = 0; c < w.dim; ++c) {
+    const SigmaCode code = ShiftedCode(w, c, shift);
+    // Without low bits a whole number may be one half further up than a half one, the largest of
+    // which is odd.
+    const int end = SpreadLimit(code.spread) * 2 << code.low_bits;
+    low[c] = static_cast<int16_t>(-end);
+    high[c] = static_cast<int16_t>(code.low_bits ? end - 1 : end);
   }
-  PointLimits view() const { return {low.data(), high_whole.data(), high_half.data()}; }
-};
+}
+
+namespace {
 
 // Marks vectors with a point that its channel's table cannot hold. Returns how many are new.
 uint32_t MarkOutliers(Work& w) {
@@ -159,23 +160,29 @@ void QuantizeWithProfile(const LatticeContext& context, const UnitRef& unit,
   ResolveStatistics(profile, context.value_unit_16, plan);
   w.mean = std::move(plan.mean);
   w.sigma = std::move(plan.sigma);
+  if (QuantizeUnitWithProfile(w, sum)) return;
+  if (sum != nullptr) sum->assign(w.dim, 0);
   QuantizeRows(w, sum);
   MarkOutliers(w);
+  DropRawRows(w);
 }
 
 void QuantizeWithOwn(Work& w, const std::vector<int32_t>* sum) {
+  if (QuantizeUnitWithOwn(w, sum)) return;
   w.mean = MeansOf(sum != nullptr ? *sum : SumRows(w), CodedCount(w.raw));
   QuantizeRows(w);
   OwnSigmas(w);
-  if (MarkOutliers(w) == 0) return;
-  // Outliers are left out of means and spreads: take both again, once.
-  std::vector<int32_t> mean = MeansOf(SumRows(w), CodedCount(w.raw));
-  if (mean != w.mean) {
-    w.mean = std::move(mean);
-    QuantizeRows(w);
+  if (MarkOutliers(w) > 0) {
+    // Outliers are left out of means and spreads: take both again, once.
+    std::vector<int32_t> mean = MeansOf(SumRows(w), CodedCount(w.raw));
+    if (mean != w.mean) {
+      w.mean = std::move(mean);
+      QuantizeRows(w);
+    }
+    OwnSigmas(w);
+    MarkOutliers(w);
   }
-  OwnSigmas(w);
-  MarkOutliers(w);
+  DropRawRows(w);
 }
 
 Work StartWork(const LatticeContext& context, const UnitRef& unit, const std::vector<uint8_t>& raw,
@@ -205,7 +212,6 @@ Work QuantizeWithStatistics(const LatticeContext& context, const UnitRef& unit,
   Work w = StartWork(context, unit, raw, scale, buffers);
   if (sum != nullptr) sum->assign(w.dim, 0);
   QuantizeWithProfile(context, unit, profile, steps, w, sum);
-  DropRawRows(w);
   return w;
 }
 
@@ -215,7 +221,6 @@ Work QuantizeWithoutStatistics(const LatticeContext& context, const UnitRef& uni
   const ScopedStage timer(CodecStage::kQuantize);
   Work w = StartWork(context, unit, raw, scale, buffers);
   QuantizeWithOwn(w, sum);
-  DropRawRows(w);
   return w;
 }
 

@@ -131,8 +131,7 @@ static inline uint32_t CheckRow(const int16_t* q2, const PointLimits& limits, ui
   uint32_t out = 0;
   for (uint32_t c = 0; c < dim; c += 8) *halves += static_cast<uint32_t>(q2[c] & 1);
   for (uint32_t c = 0; c < dim; ++c) {
-    const int16_t high = (q2[c] & 1) ? limits.high_half[c] : limits.high_whole[c];
-    out |= (q2[c] < limits.low[c]) | (q2[c] > high);
+    out |= (q2[c] < limits.low[c]) | (q2[c] > limits.high[c]);
   }
   return out;
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/quantizer.h"
 
 namespace latticekv {
@@ -81,6 +82,23 @@ Work QuantizeWithStatistics(const LatticeContext& context, const UnitRef& unit,
 Work QuantizeWithoutStatistics(const LatticeContext& context, const UnitRef& unit,
                                const std::vector<uint8_t>& raw, const UnitScale& scale,
                                PointBuffers& buffers, const std::vector<int32_t>* sum);
+
+// What both do for all vectors at once: false where the backend or the vectors are not fit for it,
+// and then rows must be taken one by one; w.raw is as it was. `w` has its profile's means and
+// sigmas; `sum` [channels] as above.
+bool QuantizeUnitWithProfile(Work& w, std::vector<int32_t>* sum);
+bool QuantizeUnitWithOwn(Work& w, const std::vector<int32_t>* sum);
+
+// Means in quarter steps from sums in sixteenths over n vectors.
+std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n);
+// Sigma index of squares summing to `sum` (of doubled points) over n vectors.
+int16_t SigmaFromSum(uint64_t sum, uint64_t n);
+// What the tables hold of vectors with one shift.
+struct ShiftLimits {
+  std::vector<int16_t> low, high;
+  ShiftLimits(const Work& w, int shift);
+  PointLimits view() const { return {low.data(), high.data()}; }
+};
 
 // Cost of all coded points under the tables, in 1/256 bit, cosets left out.
 uint64_t PointCost(const Work& w);
