@@ -145,11 +145,22 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   return true;
 }
 
-// Encodes all layers to `bodies`, filling the header's table and errors. `planes` has the rows of
+// The layers of a frame until its header is known. Each thread keeps the memory for the next frame,
+// unless that was an unusually large one: fresh memory would be faulted in page by page, under a
+// lock that all threads share.
+constexpr size_t kMostKept = size_t{16} << 20;
+ByteVector& ThreadLayers() {
+  static thread_local ByteVector layers;
+  layers.clear();
+  if (layers.capacity() > kMostKept) layers.shrink_to_fit();
+  return layers;
+}
+
+// Encodes all layers to `bytes`, filling the header's table and errors. `planes` has the rows of
 // the tokens that are kept, `tokens` counts all.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, FrameHeader& header, std::vector<ByteVector>& bodies) {
+                  const CpuKernels& kernels, FrameHeader& header, ByteVector& bytes) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens, header.keep);
@@ -178,7 +189,7 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
     }
     if (layer.uses_profile) UseProfile(*options.profile, header);
     AppendLayerEntry(layer.bytes.size(), Crc32c(layer.bytes), layer.errors, header);
-    bodies.push_back(std::move(layer.bytes));
+    bytes.insert(bytes.end(), layer.bytes.begin(), layer.bytes.end());
   }
 }
 
@@ -321,16 +332,14 @@ absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
                                        const EncodeOptions& options) {
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout, tokens, planes, options));
   LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
-  std::vector<ByteVector> bodies;
+  ByteVector& layers = ThreadLayers();
   ByteVector kept;
   EncodeLayers(layout, tokens,
                header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept),
-               options, *kernels, header, bodies);
+               options, *kernels, header, layers);
   ByteVector frame = SerializeFrameHeader(header);
-  size_t size = frame.size();
-  for (const ByteVector& body : bodies) size += body.size();
-  frame.reserve(size);
-  for (const ByteVector& body : bodies) frame.insert(frame.end(), body.begin(), body.end());
+  frame.reserve(frame.size() + layers.size());
+  frame.insert(frame.end(), layers.begin(), layers.end());
   return frame;
 }
 

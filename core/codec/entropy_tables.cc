@@ -1,7 +1,5 @@
 #include "core/codec/entropy_tables.h"
 
-#include <cstddef>
-
 namespace latticekv {
 namespace {
 
@@ -46,6 +44,7 @@ const EntropyTables& Tables() {
         const int symbol = head.first + i * head.stride;
         const uint16_t frequency = kEntropyFrequencies[head.at + i];
         out->encode[id][symbol + kSymbolOffset] = {frequency, start, kCost256[frequency]};
+        out->symbol_costs[id][symbol + kSymbolOffset] = static_cast<int16_t>(kCost256[frequency]);
         for (uint32_t slot = 0; slot < frequency; ++slot) {
           out->decode[id][start + slot] = DecodeEntry(symbol, frequency, slot);
         }

@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_CODEC_ENTROPY_TABLES_H_
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace latticekv {
@@ -45,6 +46,7 @@ inline constexpr int SpreadLimit(int spread) {
 
 // Symbols of any table lie in -kSymbolOffset .. kSymbolOffset.
 inline constexpr int kSymbolOffset = 32;
+inline constexpr size_t kSymbolRoom = 72;  // for them all, a multiple of eight
 
 struct EncodeEntry {
   uint16_t frequency;  // 0: the table does not hold this symbol
@@ -81,6 +83,8 @@ struct EntropyTables {
   // [(spread * kPointKinds + kind) * kPointEntries + entry], and the costs alone.
   std::array<uint32_t, kEntropyTables * kPointKinds * kPointEntries> points;
   std::array<uint16_t, kEntropyTables * kPointKinds * kPointEntries> point_costs;
+  // [table][symbol + kSymbolOffset], 0 for what a table does not hold.
+  std::array<std::array<int16_t, kSymbolRoom>, kTableIds> symbol_costs;
 };
 
 // Built once. Thread-safe.

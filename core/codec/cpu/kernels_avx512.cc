@@ -2,6 +2,9 @@
 // register. The coder's are in coder_avx512.cc. Compiled with flags of its own: see kernels.h.
 #include <immintrin.h>
 
+#include <algorithm>
+#include <array>
+
 #include "core/codec/cpu/avx512_points.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/cpu/row_kernels.h"
@@ -377,51 +380,98 @@ uint64_t RowCost(const int16_t* q2, const EncodeCode* codes, uint32_t dim) {
   LKV_BY_DIM(RowCostOf, Whole(dim), q2, codes, dim);
 }
 
-// 32 coordinates of one channel: how to find their costs.
+// The costs of a channel's coordinates in as few registers as hold them.
+template <int kRegisters>
 struct ChannelCosts {
-  const uint16_t* table;
+  __m512i part[kRegisters];
   __m128i shift;
-  explicit ChannelCosts(EncodeCode code)
-      : table(Tables().point_costs.data() + (code & 0xFFFF)),
-        shift(_mm_cvtsi32_si128(static_cast<int>(code >> kEncodeShiftAt))) {}
+  LKV_INLINE explicit ChannelCosts(EncodeCode code)
+      : shift(_mm_cvtsi32_si128(static_cast<int>(code >> kEncodeShiftAt))) {
+    const uint16_t* table = Tables().point_costs.data() + (code & 0xFFFF);
+    const uint16_t* end = table + kPointEntries;
+    if constexpr (kRegisters == 1) {
+      // Entries -16 .. 15, which the low five bits tell apart.
+      const auto half = [](const uint16_t* p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      };
+      part[0] = _mm512_inserti64x4(_mm512_castsi256_si512(half(table)), half(end - 16), 1);
+    } else {
+      for (int i = 0; i < kRegisters; ++i) {
+        part[i] =
+            _mm512_loadu_si512(i < kRegisters / 2 ? table + 32 * i : end - 32 * (kRegisters - i));
+      }
+    }
+  }
   LKV_INLINE __m512i Of(__m512i q2) const {
+    if constexpr (kRegisters == 1) return _mm512_permutexvar_epi16(q2, part[0]);
     const __m512i at = _mm512_sra_epi16(q2, shift);
-    const auto part = [this](int i) { return _mm512_loadu_si512(table + 32 * i); };
-    const __m512i near = _mm512_permutex2var_epi16(part(0), at, part(1));
-    const __m512i far = _mm512_permutex2var_epi16(part(2), at, part(3));
-    return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(at, _mm512_set1_epi16(64)), near, far);
+    if constexpr (kRegisters == 2) return _mm512_permutex2var_epi16(part[0], at, part[1]);
+    if constexpr (kRegisters == 4) {
+      const __m512i near = _mm512_permutex2var_epi16(part[0], at, part[1]);
+      const __m512i far = _mm512_permutex2var_epi16(part[2], at, part[3]);
+      return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(at, _mm512_set1_epi16(64)), near, far);
+    }
   }
 };
 
-// 32 rows at a time, whose coordinates of a channel are looked up at once: no gathers.
-uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes) {
-  const uint32_t whole = rows / 32 * 32;
+// How many registers hold the costs of a table's entries.
+int CostRegisters(EncodeCode code) {
+  static constexpr auto kReach = [] {
+    std::array<uint8_t, kEntropyTables> out{};
+    for (int s = 0; s < kEntropyTables; ++s) out[s] = static_cast<uint8_t>(SpreadLimit(s));
+    return out;
+  }();
+  const bool low_bits = code >> kEncodeShiftAt != 0;
+  const int reach = kReach[(code & 0xFFFF) / (kPointKinds * kPointEntries)] << !low_bits;
+  return reach < 16 && !low_bits ? 1 : reach < 32 ? 2 : 4;
+}
+
+// Of eight channels from `c` on: 32 rows at a time, whose coordinates of a channel are looked up at
+// once without gathers. At least 32 rows.
+template <int kRegisters>
+uint64_t GroupCost(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes) {
   const __m512i ones = _mm512_set1_epi16(1);
-  uint64_t total = 0;
-  for (uint32_t c = 0; c < dim && whole > 0; c += 8) {
-    // Two costs a lane for each coordinate of at most 8 * 8: far below 2^31.
-    __m512i sum = _mm512_setzero_si512();
-    for (uint32_t r = 0; r < whole; r += 32) {
-      __m512i v[8];
-      for (uint32_t j = 0; j < 8; ++j) {
-        const auto row = [&](uint32_t i) {
-          return _mm_loadu_si128(
-              reinterpret_cast<const __m128i*>(q2 + size_t{r + j + 8 * i} * dim + c));
-        };
-        v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
-        v[j] = _mm512_inserti32x4(v[j], row(2), 2);
-        v[j] = _mm512_inserti32x4(v[j], row(3), 3);
-      }
-      Transpose8x8(v);
-#pragma GCC unroll 8
-      for (uint32_t i = 0; i < 8; ++i) {
-        const __m512i cost = ChannelCosts(codes[c + i]).Of(v[i]);
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(cost, ones));
-      }
+  // 32 lanes of 8 * 8 costs of 2560 at most in pairs.
+  __m512i total = _mm512_setzero_si512();
+  __mmask32 mask = ~__mmask32{0};
+  for (uint32_t r = 0; r < rows; r += 32) {
+    // The last rows share their register with some that are counted already.
+    if (r + 32 > rows) {
+      mask <<= r + 32 - rows;
+      r = rows - 32;
     }
-    total += static_cast<uint64_t>(_mm512_reduce_add_epi32(sum));
+    __m512i v[8];
+    for (uint32_t j = 0; j < 8; ++j) {
+      const auto row = [&](uint32_t i) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(q2 + size_t{r + j + 8 * i} * dim));
+      };
+      v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
+      v[j] = _mm512_inserti32x4(v[j], row(2), 2);
+      v[j] = _mm512_inserti32x4(v[j], row(3), 3);
+    }
+    Transpose8x8(v);
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < 8; ++i) {
+      sum = _mm512_add_epi16(sum, ChannelCosts<kRegisters>(codes[i]).Of(v[i]));
+    }
+    total = _mm512_add_epi32(total, _mm512_madd_epi16(_mm512_maskz_mov_epi16(mask, sum), ones));
   }
-  for (uint32_t r = whole; r < rows; ++r) total += RowCost(q2 + size_t{r} * dim, codes, dim);
+  return static_cast<uint64_t>(_mm512_reduce_add_epi32(total));
+}
+
+uint64_t PointCost(const int16_t* q2, uint32_t rows, uint32_t dim, const EncodeCode* codes) {
+  uint64_t total = 0;
+  if (rows < 32) {
+    for (uint32_t r = 0; r < rows; ++r) total += RowCost(q2 + size_t{r} * dim, codes, dim);
+    return total;
+  }
+  for (uint32_t c = 0; c < dim; c += 8) {
+    int registers = 1;
+    for (uint32_t i = c; i < c + 8; ++i) registers = std::max(registers, CostRegisters(codes[i]));
+    const auto cost = registers == 1 ? GroupCost<1> : registers == 2 ? GroupCost<2> : GroupCost<4>;
+    total += cost(q2 + c, rows, dim, codes + c);
+  }
   return total;
 }
 

@@ -42,16 +42,31 @@ ByteVector AssembleTile(const CpuKernels& kernels, std::span<const CodedUnit> un
   return out.Take();
 }
 
-// What encoding a tile needs, kept by each thread from tile to tile: fresh memory would be faulted
-// in, page by page, under a lock that all threads share. A few MiB at the format's limits.
+// What encoding and decoding a tile need, kept by each thread from tile to tile: fresh memory would
+// be faulted in, page by page, under a lock that all threads share. A few MiB at the format's
+// limits; a frame with larger tiles leaves nothing behind.
 struct EncoderMemory {
   UnitData data;
   PointBuffers points;
   RansEncoder coder;
 };
-EncoderMemory& ThreadMemory() {
-  static thread_local EncoderMemory memory;
+struct DecoderMemory {
+  ByteVector words;
+  PointBuffers points;
+  std::vector<float> row;
+};
+template <typename Memory>
+Memory& ThreadMemory() {
+  static thread_local Memory memory;
   return memory;
+}
+
+// At once to where they fit.
+void AppendAll(const std::vector<ByteVector>& parts, ByteVector& out) {
+  size_t size = out.size();
+  for (const ByteVector& part : parts) size += part.size();
+  out.reserve(size);
+  for (const ByteVector& part : parts) out.insert(out.end(), part.begin(), part.end());
 }
 
 // Those of keys are the layer's; those of values are sent with their steps.
@@ -94,7 +109,7 @@ absl::StatusOr<std::vector<CodedUnit>> ReadTileHead(const LatticeContext& contex
 
 absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> refs,
                         ByteSpan bytes, const std::vector<MutablePlaneView>& planes,
-                        ByteVector& words) {
+                        DecoderMemory& memory) {
   ByteReader in(bytes);
   std::vector<const HeadProfile*> profiles;
   LKV_ASSIGN_OR_RETURN(std::vector<CodedUnit> units,
@@ -106,16 +121,21 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
   {
     const ScopedStage timer(CodecStage::kEntropyDecode);
     // A copy, so that kernels may read beyond the last word.
-    words.assign(coded.begin(), coded.end());
-    words.resize(coded.size() + 2 * kWordSlack);
+    ByteVector& words = memory.words;
+    if (words.size() > PointBuffers::kMostKeptBytes) words = {};
+    if (words.size() < coded.size() + 2 * kWordSlack) words.resize(coded.size() + 2 * kWordSlack);
+    std::copy(coded.begin(), coded.end(), words.begin());
+    for (CodedUnit& u : units) {
+      u.q2 = memory.points.Take(u.plan.coded.size() * u.plan.unit.spec->head_dim);
+    }
     RansDecoder coder(ByteSpan(words).first(coded.size()));
     if (!DecodeTileSymbols(context.kernels, units, profiles, context.value_unit_16, coder)) {
       return absl::DataLossError("frame: damaged symbols in a tile");
     }
   }
   const ScopedStage timer(CodecStage::kReconstruct);
-  std::vector<float> row;
-  for (const CodedUnit& u : units) {
+  std::vector<float>& row = memory.row;
+  for (CodedUnit& u : units) {
     const PlaneSpec& spec = *u.plan.unit.spec;
     const MutablePlaneView& view = planes[u.plan.unit.plane];
     UnitReconstructor reconstruct(context.kernels, u.plan, context.rope.Table(spec.rope));
@@ -130,6 +150,7 @@ absl::Status DecodeTile(const LatticeContext& context, std::span<const UnitRef> 
       reconstruct.Row(i, &u.q2[i * spec.head_dim], row.data());
       context.kernels.store_row(spec.dtype, row.data(), spec.head_dim, at(i));
     }
+    memory.points.Give(std::move(u.q2));
   }
   return absl::OkStatus();
 }
@@ -148,7 +169,7 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& layer_context, const Latti
   std::vector<ByteVector> bodies;
   if (context.mass) AppendTokenOffsets(key_offset, bytes);
   bytes.Put(static_cast<uint16_t>(tiles.size()));
-  EncoderMemory& memory = ThreadMemory();
+  EncoderMemory& memory = ThreadMemory<EncoderMemory>();
   std::span<const UnitRef> rest(refs);
   for (uint32_t count : tiles) {
     std::vector<CodedUnit> units;
@@ -164,12 +185,14 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& layer_context, const Latti
     bytes.Put(static_cast<uint16_t>(count));
     bytes.Put(static_cast<uint32_t>(bodies.back().size()));
   }
-  for (const ByteVector& body : bodies) bytes.PutBytes(body);
+  ByteWriter opaque;
   for (size_t p = 0; p < context.layer.planes.size(); ++p) {
     if (context.layer.planes[p].role != PlaneRole::kOpaque) continue;
-    AppendExactPlane(context.layer.planes[p], context.tokens, planes[p], bytes);
+    AppendExactPlane(context.layer.planes[p], context.tokens, planes[p], opaque);
   }
+  bodies.push_back(opaque.Take());
   out.bytes = bytes.Take();
+  AppendAll(bodies, out.bytes);
   return out;
 }
 
@@ -184,9 +207,9 @@ absl::Status DecodeLatticeLayer(const LatticeContext& layer_context, ByteSpan by
     context.key_offset = key_offset;
   }
   LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(refs, in));
-  ByteVector words;
+  DecoderMemory& memory = ThreadMemory<DecoderMemory>();
   for (const TileSpan& tile : tiles) {
-    LKV_RETURN_IF_ERROR(DecodeTile(context, tile.units, tile.bytes, planes, words));
+    LKV_RETURN_IF_ERROR(DecodeTile(context, tile.units, tile.bytes, planes, memory));
   }
   for (size_t p = 0; p < context.layer.planes.size(); ++p) {
     const PlaneSpec& plane = context.layer.planes[p];

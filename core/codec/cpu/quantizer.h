@@ -24,24 +24,33 @@ std::vector<int16_t> KeyOffsets(const LatticeChoices& choices);
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitRef& unit, const HeadProfile* profile, UnitData& data);
 
-// Memory of lattice points, kept from unit to unit. Not thread-safe.
+// Memory of lattice points, kept from unit to unit, as long as it is not more than this encoder's
+// tiles need. Not thread-safe.
 class PointBuffers {
  public:
+  static constexpr size_t kMostKeptBytes = size_t{4} << 20;
   // Of `size` numbers, unspecified.
   std::vector<int16_t> Take(size_t size) {
     std::vector<int16_t> out;
     if (!free_.empty()) {
       out = std::move(free_.back());
       free_.pop_back();
+      kept_bytes_ -= BytesOf(out);
     }
     out.resize(size);
     return out;
   }
   void Give(std::vector<int16_t> buffer) {
-    if (buffer.capacity() > 0) free_.push_back(std::move(buffer));
+    if (buffer.capacity() == 0 || kept_bytes_ + BytesOf(buffer) > kMostKeptBytes) return;
+    kept_bytes_ += BytesOf(buffer);
+    free_.push_back(std::move(buffer));
   }
 
  private:
+  static size_t BytesOf(const std::vector<int16_t>& buffer) {
+    return sizeof(int16_t) * buffer.capacity();
+  }
+  size_t kept_bytes_ = 0;
   std::vector<std::vector<int16_t>> free_;
 };
 

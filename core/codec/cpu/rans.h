@@ -51,7 +51,13 @@ class RansEncoder {
     const size_t size = 2 * static_cast<size_t>(out_ - words_.data());
     if (bytes_.size() < size) bytes_.resize(size);
     std::byte* to = bytes_.data() + size;
-    for (const uint16_t* word = words_.data(); word != out_; ++word) StoreLe(to -= 2, *word);
+    const uint16_t* word = words_.data();
+    for (; out_ - word >= 4; word += 4) {
+      uint64_t four = LoadLe<uint64_t>(word);
+      four = four << 32 | four >> 32;
+      StoreLe(to -= 8, (four & 0x0000FFFF0000FFFF) << 16 | (four >> 16 & 0x0000FFFF0000FFFF));
+    }
+    for (; word != out_; ++word) StoreLe(to -= 2, *word);
     out.PutBytes(ByteSpan(bytes_).first(size));
   }
   // For kernels, which continue with both.

@@ -54,19 +54,15 @@ int16_t MiddleOf(std::vector<int32_t> values) {
 // How often each symbol occurs when `values` are coded without their `bits` low bits, which the
 // tables of spread index kEntropyTables - 1 must hold.
 struct SymbolCounts {
-  std::array<uint32_t, 2 * kSymbolOffset + 1> count{};
-  int low, high;
+  std::array<int16_t, kSymbolRoom> count{};  // at most 1024: a value a channel, or a token
 
-  SymbolCounts(const std::vector<int32_t>& values, int bits, int lowest, int highest)
-      : low((lowest >> bits) + kSymbolOffset), high((highest >> bits) + kSymbolOffset) {
+  SymbolCounts(const std::vector<int32_t>& values, int bits) {
     for (int32_t v : values) ++count[static_cast<size_t>((v >> bits) + kSymbolOffset)];
   }
-  uint64_t Cost(const std::array<EncodeEntry, 2 * kSymbolOffset + 1>& table) const {
-    uint64_t cost = 0;
-    for (int s = low; s <= high; ++s) {
-      cost += uint64_t{count[static_cast<size_t>(s)]} * table[static_cast<size_t>(s)].cost;
-    }
-    return cost;
+  uint64_t Cost(const std::array<int16_t, kSymbolRoom>& costs) const {
+    int32_t cost = 0;  // at most 1024 * 2560
+    for (size_t s = 0; s < kSymbolRoom; ++s) cost += int32_t{count[s]} * costs[s];
+    return static_cast<uint64_t>(cost);
   }
 };
 
@@ -91,10 +87,10 @@ SideCode ChooseSideCode(const std::vector<int32_t>& values, uint64_t* cost) {
     if (first == kEntropyTables) continue;
     // The low bits alone cost more from here on.
     if (uint64_t{256} * bits * values.size() >= best_cost) break;
-    const SymbolCounts counts(values, bits, *low, *high);
+    const SymbolCounts counts(values, bits);
     for (int s = first; s < std::min(first + 5, kEntropyTables); ++s) {
       const SideCode code{static_cast<uint8_t>(s), bits};
-      const uint64_t c = counts.Cost(Tables().encode[TableId(s, bits > 0, kAll)]) +
+      const uint64_t c = counts.Cost(Tables().symbol_costs[TableId(s, bits > 0, kAll)]) +
                          uint64_t{256} * bits * values.size();
       if (c < best_cost) {
         best_cost = c;
@@ -138,13 +134,19 @@ uint64_t FillSteps(const StepPlan& steps, StepSource key_source, CodedUnit& unit
   return cost;
 }
 
-// Sets what is sent of means and sigmas for the header's sources, and the final ones.
-uint64_t FillStatistics(const Work& w, const HeadProfile* profile, int16_t value_unit_16,
-                        CodedUnit& unit) {
+// Sets what is sent of means and sigmas for the header's sources, and the final ones. `of_profile`:
+// has the profile's, or null.
+uint64_t FillStatistics(const Work& w, const HeadProfile* profile, const Work* of_profile,
+                        int16_t value_unit_16, CodedUnit& unit) {
   UnitPlan& plan = unit.plan;
   UnitHeader& h = plan.header;
-  // The profile's are w's already; the base is still 0.
-  if (h.mean_source != MeanSource::kProfile) ResolveStatistics(profile, value_unit_16, plan);
+  // The base is still 0.
+  if (h.mean_source == MeanSource::kDifference) {
+    plan.mean = of_profile->mean;
+    plan.sigma = of_profile->sigma;
+  } else if (h.mean_source != MeanSource::kProfile) {
+    ResolveStatistics(profile, value_unit_16, plan);
+  }
   const SideSizes sizes = SideSizesOf(plan);
   for (size_t c = 0; c < sizes.mean; ++c) unit.mean_values.push_back(w.mean[c] - plan.mean[c]);
   for (size_t c = 0; c < sizes.sigma; ++c) unit.sigma_values.push_back(w.sigma[c] - plan.sigma[c]);
@@ -177,10 +179,11 @@ constexpr Sources kDifferenceSources{MeanSource::kDifference, SpreadSource::kDif
 constexpr Sources kProfileSources{MeanSource::kProfile, SpreadSource::kProfile,
                                   StepSource::kProfile};
 
-// `like`: a candidate made from the same `w`, or null.
+// `like`: a candidate made from the same `w`, or null. `of_profile`: has the profile's means and
+// sigmas, for sources that need them.
 Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
                         const HeadProfile* profile, const StepPlan& steps, const Work& w,
-                        const Sources& sources, const Candidate* like) {
+                        const Sources& sources, const Work* of_profile, const Candidate* like) {
   const ScopedStage timer(CodecStage::kQuantize);
   Candidate out;
   UnitHeader& h = out.unit.plan.header;
@@ -207,7 +210,7 @@ Candidate MakeCandidate(const LatticeContext& context, const UnitRef& unit,
     h.step_base = 0;
     out.unit.step_values.clear();
   }
-  out.cost += FillStatistics(w, profile, context.value_unit_16, out.unit);
+  out.cost += FillStatistics(w, profile, of_profile, context.value_unit_16, out.unit);
   out.cost += ChooseCoset(w.halves, out.unit.plan.coded.size() * (w.dim / 8), h.coset);
   out.cost += raw_vectors * 256 * 8 * (w.dim * DTypeBytes(unit.spec->dtype) + 1);
   return out;
@@ -224,8 +227,9 @@ CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const Uni
     return QuantizeWithoutStatistics(context, unit, data.raw, scale, buffers,
                                      sum.empty() ? nullptr : &sum);
   };
-  const auto make = [&](const Work& w, const Sources& sources, const Candidate* like = nullptr) {
-    return MakeCandidate(context, unit, profile, steps, w, sources, like);
+  const auto make = [&](const Work& w, const Sources& sources, const Work* of_profile = nullptr,
+                        const Candidate* like = nullptr) {
+    return MakeCandidate(context, unit, profile, steps, w, sources, of_profile, like);
   };
   const auto finish = [](Candidate& candidate, Work& w) {
     candidate.unit.q2 = std::move(w.q2);
@@ -245,7 +249,8 @@ CodedUnit ChooseCoding(const LatticeContext& context, StatsMode stats, const Uni
     if (coded_before - coded_now <= context.tokens / 16) return finish(best, from_profile);
   }
   Work own = quantize_with_own();
-  Candidate sent = make(own, kOwnSources), difference = make(own, kDifferenceSources, &sent);
+  Candidate sent = make(own, kOwnSources);
+  Candidate difference = make(own, kDifferenceSources, &from_profile, &sent);
   Candidate& cheaper = difference.cost < sent.cost ? difference : sent;
   if (cheaper.cost + PointCost(own) < best.cost + PointCost(from_profile)) {
     buffers.Give(std::move(from_profile.q2));
