@@ -27,6 +27,21 @@ uint32_t CommonPrefix(std::span<const uint32_t> a, std::span<const uint32_t> b) 
                                a.begin());
 }
 
+Removal RemovalOf(RemovalReason reason) {
+  switch (reason) {
+    case RemovalReason::kExpired:
+      return Removal::kExpired;
+    case RemovalReason::kCorrupt:
+      return Removal::kCorrupt;
+    case RemovalReason::kLost:
+      return Removal::kLost;
+    case RemovalReason::kDeleted:
+    case RemovalReason::kEvicted:
+      return Removal::kEvicted;
+  }
+  return Removal::kEvicted;
+}
+
 }  // namespace
 
 Digest LayoutFreeHash(std::string_view name_space, const std::optional<Digest>& parent_hash,
@@ -62,7 +77,7 @@ void BlockCatalog::Add(const StoredBlockPtr& block, const BlockMetadata& m, int6
   }
   raw_bytes_ += m.raw_bytes;
   frame_bytes_ += block->frame_bytes;
-  removals_.erase(key);
+  removals_.Forget(key);
   entries_.emplace(key, std::move(entry));
 }
 
@@ -162,40 +177,13 @@ void BlockCatalog::OnRemoved(const BlockKey& key, RemovalReason reason) {
   // Another may have taken its place since; the store is asked under the lock, so that OnStored of
   // one put after this answer comes after the removal.
   if (!entries_.contains(key) || store_->Contains(key)) return;
-  if (!removals_.contains(key)) {
-    switch (reason) {
-      case RemovalReason::kExpired:
-        Remember(key, v1::REASON_EXPIRED, "its time to live ended; put it again");
-        break;
-      case RemovalReason::kCorrupt:
-        Remember(key, v1::REASON_CORRUPT,
-                 "the stored bytes were damaged and were dropped; put it again");
-        break;
-      case RemovalReason::kLost:
-        Remember(key, v1::REASON_NOT_STORED, "its disk or directory went away; put it again");
-        break;
-      case RemovalReason::kDeleted:
-      case RemovalReason::kEvicted:
-        Remember(key, v1::REASON_NOT_STORED,
-                 "evicted to make room; give the daemon more --memory_bytes or pin it");
-    }
-  }
+  if (!removals_.Find(key)) removals_.Remember(key, RemovalOf(reason));
   Remove(key);
 }
 
-void BlockCatalog::NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message) {
+void BlockCatalog::NoteRemoval(const BlockKey& key, Removal why) {
   MutexLock lock(mutex_);
-  Remember(key, reason, message);
-}
-
-void BlockCatalog::Remember(const BlockKey& key, v1::Reason reason, std::string_view message) {
-  const bool added =
-      removals_.insert_or_assign(key, std::make_pair(reason, std::string(message))).second;
-  if (added) removal_order_.push_back(key);
-  while (removal_order_.size() > limits::kMaxRememberedRemovals) {
-    removals_.erase(removal_order_.front());
-    removal_order_.pop_front();
-  }
+  removals_.Remember(key, why);
 }
 
 std::vector<BlockCatalog::Match> BlockCatalog::MatchChildren(
@@ -267,12 +255,9 @@ uint64_t BlockCatalog::ProfileUses(const Digest& fingerprint, const Digest& prof
   return it == profile_uses_.end() ? 0 : it->second;
 }
 
-std::optional<std::pair<v1::Reason, std::string>> BlockCatalog::ExplainRemoval(
-    const BlockKey& key) const {
+std::optional<Removal> BlockCatalog::ExplainRemoval(const BlockKey& key) const {
   MutexLock lock(mutex_);
-  const auto it = removals_.find(key);
-  if (it == removals_.end()) return std::nullopt;
-  return it->second;
+  return removals_.Find(key);
 }
 
 }  // namespace latticekv

@@ -4,7 +4,6 @@
 #define LATTICEKV_SERVER_BLOCK_CATALOG_H_
 
 #include <atomic>
-#include <deque>
 #include <map>
 #include <optional>
 #include <span>
@@ -16,6 +15,7 @@
 #include "core/base/mutex.h"
 #include "core/store/tiered_store.h"
 #include "server/block_metadata.h"
+#include "server/removal_memory.h"
 
 namespace latticekv {
 
@@ -36,7 +36,7 @@ class BlockCatalog {
   // The store's removal listener.
   void OnRemoved(const BlockKey& key, RemovalReason reason);
   // Says why a block is about to be removed, for ExplainRemoval.
-  void NoteRemoval(const BlockKey& key, v1::Reason reason, std::string_view message);
+  void NoteRemoval(const BlockKey& key, Removal why);
 
   // Children of `parent` (none: first chunks) that share leading tokens with `tokens`, longest
   // match first, at most `limit`; those with evicted tokens, or those without.
@@ -62,8 +62,8 @@ class BlockCatalog {
   // Stored blocks whose frames refer to a profile of a layout.
   uint64_t ProfileUses(const Digest& fingerprint, const Digest& profile_hash) const;
 
-  // Why a block that is absent left: reason and sentence; nothing when it is not remembered.
-  std::optional<std::pair<v1::Reason, std::string>> ExplainRemoval(const BlockKey& key) const;
+  // Why a block that is absent left; nothing when it is not remembered.
+  std::optional<Removal> ExplainRemoval(const BlockKey& key) const;
 
   // Size of a stored block's frame; nothing while the blocks found at the start are still read.
   std::optional<uint64_t> FrameBytes(const BlockKey& key) const;
@@ -96,8 +96,6 @@ class BlockCatalog {
   void Add(const StoredBlockPtr& block, const BlockMetadata& metadata, int64_t expires_ms)
       LKV_REQUIRES(mutex_);
   void Remove(const BlockKey& key) LKV_REQUIRES(mutex_);
-  void Remember(const BlockKey& key, v1::Reason reason, std::string_view message)
-      LKV_REQUIRES(mutex_);
 
   TieredStore* const store_;
   const Clock* const clock_;
@@ -108,9 +106,7 @@ class BlockCatalog {
   std::map<std::pair<Digest, Digest>, uint64_t> profile_uses_ LKV_GUARDED_BY(mutex_);
   std::unordered_map<Digest, std::vector<std::pair<Digest, BlockKey>>, DigestHash> layout_free_
       LKV_GUARDED_BY(mutex_);  // hash -> (fingerprint, key)
-  std::unordered_map<BlockKey, std::pair<v1::Reason, std::string>, DigestHash> removals_
-      LKV_GUARDED_BY(mutex_);
-  std::deque<BlockKey> removal_order_ LKV_GUARDED_BY(mutex_);
+  RemovalMemory removals_ LKV_GUARDED_BY(mutex_);
   std::atomic<uint64_t> raw_bytes_{0}, frame_bytes_{0};
 };
 

@@ -168,7 +168,7 @@ absl::StatusOr<v1::BlocksResponse> DeleteBlocks(CacheEngine& engine,
   }
   v1::BlocksResponse response;
   for (const BlockKey& key : selection.keys) {
-    Count(engine.Remove(key, v1::REASON_NOT_STORED, "deleted on request; put it again"), &response);
+    Count(engine.Remove(key, Removal::kDeleted), &response);
   }
   return response;
 }

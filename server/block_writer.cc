@@ -42,9 +42,7 @@ void DropSuperseded(CacheEngine& engine, const StoredBlock& block, const BlockMe
     if (!shorter || shorter->quality_rank > block.quality_rank) continue;
     if (engine.store().IsPinned(key) || !engine.sessions().Holders(key).empty()) continue;
     if (engine.store().HasChildren(key)) continue;
-    engine.Remove(key, v1::REASON_NOT_STORED,
-                  "superseded by a longer block that starts with the same tokens; look it up by "
-                  "token ids");
+    engine.Remove(key, Removal::kSuperseded);
   }
 }
 

@@ -58,17 +58,20 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
     return absl::UnimplementedError(
         "this build's store has no disk tier; leave --disk_dir and --disk_bytes out");
   }
+  engine->start_phases_.Done("blocks");
   engine->catalog_ = std::make_unique<BlockCatalog>(engine->store_.get(), config.clock);
   engine->store_->SetRemovalListener(
       [catalog = engine->catalog_.get()](const BlockKey& key, RemovalReason reason) {
         catalog->OnRemoved(key, reason);
       });
   LKV_RETURN_IF_ERROR(engine->OpenJournal());
+  engine->start_phases_.Done("journal");
   engine->admission_ = std::make_unique<UploadAdmission>(
       engine->store_.get(), config.memory_bytes, config.credit_wait_timeout_ms, config.clock);
   // A wrong LATTICEKV_CPU_LEVEL is told now and not with every block.
   LKV_RETURN_IF_ERROR(ResolveCodecBackend(CodecBackend::kAuto).status());
   LKV_RETURN_IF_ERROR(engine->StartGpu());
+  engine->start_phases_.Done("codec and GPU");
   const int least = engine->gpu_ ? limits::kGpuMinCodecThreads : 1;
   const int threads = config.codec_threads > 0
                           ? config.codec_threads
@@ -152,10 +155,12 @@ absl::Status CacheEngine::OpenJournal() {
   const StoreStats store = store_->Stats();
   const JournalStats journal = journal_->Stats();
   spdlog::info(
-      "disk tier in {} ({}): {} blocks, {} bytes of {}; {} layouts, {} sessions, {} sessions "
-      "ended since none of their blocks is there",
-      config_.disk_dir, FileSystem::Default()->name(), store.recovered_blocks,
-      store.disk_used_bytes, store.disk_capacity_bytes, layouts_.size(), sessions_.size(), gone);
+      "disk tier in {} ({}): {} blocks in {} segments, {} of them without an index and read whole, "
+      "{} bytes of {}; {} layouts, {} sessions, {} sessions ended since none of their blocks is "
+      "there",
+      config_.disk_dir, FileSystem::Default()->name(), store.recovered_blocks, store.segments,
+      store.scanned_segments, store.disk_used_bytes, store.disk_capacity_bytes, layouts_.size(),
+      sessions_.size(), gone);
   damaged_told_ = store.corrupt_dropped;
   if (store.corrupt_dropped + journal.damaged_bytes + refused > 0) {
     spdlog::warn(
@@ -211,6 +216,10 @@ void CacheEngine::WatchDiskHealth() {
         damaged);
   }
   if (lost > 0) spdlog::warn("{} blocks were lost with their files in {}", lost, config_.disk_dir);
+  if (stats.settled && ok && !std::exchange(settled_told_, true)) {
+    spdlog::info("the disk takes blocks, after {:.2f} s for what the start left to be written",
+                 static_cast<double>(stats.settle_ms) / 1000);
+  }
   if (std::exchange(disk_ok_, ok) == ok) return;
   if (ok) {
     spdlog::info("the disk takes writes again");
@@ -269,9 +278,9 @@ void CacheEngine::DropCorrupt(const StoredBlockPtr& block, std::string_view why)
   store_->DropCorrupt(block);
 }
 
-bool CacheEngine::Remove(const BlockKey& key, v1::Reason reason, std::string_view message) {
+bool CacheEngine::Remove(const BlockKey& key, Removal why) {
   if (!store_->Contains(key)) return false;
-  catalog_->NoteRemoval(key, reason, message);
+  catalog_->NoteRemoval(key, why);
   return store_->Delete(key);
 }
 
@@ -283,9 +292,9 @@ v1::ErrorDetail CacheEngine::ExplainAbsence(const BlockKey& key) const {
         "stored with evicted tokens only; look it up with accept_evicted, or put it whole");
     return detail;
   }
-  const auto removal = catalog_->ExplainRemoval(key);
-  detail.set_reason(removal ? removal->first : v1::REASON_NOT_STORED);
-  detail.set_message(removal ? removal->second : "not stored; put it first");
+  const RemovalText text = TextOf(catalog_->ExplainRemoval(key).value_or(Removal::kNone));
+  detail.set_reason(text.reason);
+  detail.set_message(std::string(text.message));
   return detail;
 }
 

@@ -23,6 +23,7 @@
 #include "server/profile_learning.h"
 #include "server/session_registry.h"
 #include "server/staging_pool.h"
+#include "server/start_phases.h"
 #include "server/stream_monitor.h"
 #include "server/upload_admission.h"
 
@@ -61,6 +62,7 @@ class CacheEngine {
   Metrics& metrics() { return metrics_; }
   const Clock& clock() const { return *config_.clock; }
   int64_t start_ms() const { return start_ms_; }
+  StartPhases& start_phases() { return start_phases_; }
 
   // Health of disk and journal together: why the daemon keeps in memory only, if it does.
   StoreHealth DiskHealth();
@@ -91,8 +93,8 @@ class CacheEngine {
   std::optional<FoundBlock> Describe(StoredBlockPtr block);
   // Counts a corrupt block and drops it, unless it was replaced by another meanwhile.
   void DropCorrupt(const StoredBlockPtr& block, std::string_view why);
-  // Removes a block; false when absent. `reason` and `message` are kept for ExplainMiss.
-  bool Remove(const BlockKey& key, v1::Reason reason, std::string_view message);
+  // Removes a block; false when absent. `why` is kept for ExplainMiss.
+  bool Remove(const BlockKey& key, Removal why);
   // Reason and sentence for a block that is not stored.
   v1::ErrorDetail ExplainAbsence(const BlockKey& key) const;
 
@@ -110,11 +112,13 @@ class CacheEngine {
 
   const ServerConfig config_;
   const int64_t start_ms_;
+  StartPhases start_phases_;
   Mutex health_mutex_;
   bool disk_ok_ LKV_GUARDED_BY(health_mutex_) = true;
   // What the log has said of the store's counters.
   uint64_t damaged_told_ LKV_GUARDED_BY(health_mutex_) = 0;
   uint64_t lost_told_ LKV_GUARDED_BY(health_mutex_) = 0;
+  bool settled_told_ LKV_GUARDED_BY(health_mutex_) = false;
   std::function<void(bool)> disk_listener_ LKV_GUARDED_BY(health_mutex_);
   std::function<void()> gpu_off_listener_ LKV_GUARDED_BY(health_mutex_);
   std::atomic<bool> draining_{false};

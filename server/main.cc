@@ -96,10 +96,10 @@ int Run(int argc, char** argv) {
   flags->server.on_drain_requested = [] { kill(getpid(), SIGTERM); };
   auto server = Server::Start(flags->server);
   if (!server.ok()) return Fail(server.status(), kExitError);
-  spdlog::info("latticekvd {} serves on {}; memory {} bytes, codec {} on {} threads",
+  spdlog::info("latticekvd {} serves on {}; memory {} bytes, codec {} on {} threads; started in {}",
                ServerVersion(), absl::StrJoin((*server)->addresses(), ", "),
-               flags->server.memory_bytes, CodecInUse(),
-               (*server)->engine().codec_pool().threads());
+               flags->server.memory_bytes, CodecInUse(), (*server)->engine().codec_pool().threads(),
+               (*server)->engine().start_phases().ToString());
   if (!flags->port_file.empty()) {
     if (auto written = WritePortFile(flags->port_file, (*server)->addresses()); !written.ok()) {
       return Fail(written, kExitError);

@@ -117,6 +117,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& given)
       server->engine_->SetGpuOffListener([health] { health->SetServingStatus(kGpuName, false); });
     }
   }
+  server->engine_->start_phases().Done("listening");
   return server;
 }
 

@@ -8,10 +8,19 @@
 
 namespace latticekv {
 
+namespace {
+
+constexpr FileOp kWritingOps[] = {FileOp::kCreate,   FileOp::kWrite,    FileOp::kSync,
+                                  FileOp::kAllocate, FileOp::kTruncate, FileOp::kRename,
+                                  FileOp::kRemove};
+
+}  // namespace
+
 absl::Status FaultFileSystem::Faults::Next(FileOp op, const std::string& path) {
   MutexLock lock(mutex);
   Plan& plan = plans[static_cast<size_t>(op)];
   ++plan.calls;
+  while (plan.held) released.Wait(mutex);
   if (plan.count == 0) return absl::OkStatus();
   if (plan.skip > 0) {
     --plan.skip;
@@ -90,6 +99,9 @@ class FaultFile : public File {
     LKV_RETURN_IF_ERROR(faults_->Next(FileOp::kAllocate, path_));
     return base_->Allocate(size);
   }
+  absl::StatusOr<Extent> NextData(uint64_t offset) const override {
+    return base_->NextData(offset);
+  }
   absl::StatusOr<bool> IsLinked() const override { return base_->IsLinked(); }
   File* base() const { return base_.get(); }
   const std::string& path() const { return path_; }
@@ -112,10 +124,12 @@ void FaultFileSystem::Fail(FileOp op, int error, uint64_t skip, uint64_t count) 
 }
 
 void FaultFileSystem::MakeReadOnly() {
-  for (const FileOp op : {FileOp::kCreate, FileOp::kWrite, FileOp::kSync, FileOp::kAllocate,
-                          FileOp::kTruncate, FileOp::kRename, FileOp::kRemove}) {
-    Fail(op, EROFS);
-  }
+  for (const FileOp op : kWritingOps) Fail(op, EROFS);
+}
+
+void FaultFileSystem::HoldWrites() {
+  MutexLock lock(faults_->mutex);
+  for (const FileOp op : kWritingOps) faults_->plans[static_cast<size_t>(op)].held = true;
 }
 
 void FaultFileSystem::FlipReads(uint64_t one_in) {
@@ -125,7 +139,11 @@ void FaultFileSystem::FlipReads(uint64_t one_in) {
 
 void FaultFileSystem::Heal() {
   MutexLock lock(faults_->mutex);
-  for (Faults::Plan& plan : faults_->plans) plan.count = 0;
+  for (Faults::Plan& plan : faults_->plans) {
+    plan.count = 0;
+    plan.held = false;
+  }
+  faults_->released.SignalAll();
   faults_->flip_one_in = 0;
 }
 

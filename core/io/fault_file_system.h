@@ -37,9 +37,11 @@ class FaultFileSystem : public FileSystem {
   void Fail(FileOp op, int error, uint64_t skip = 0, uint64_t count = UINT64_MAX);
   // Every writing operation fails with EROFS.
   void MakeReadOnly();
+  // Every writing operation waits until Heal, as on a disk that others keep busy.
+  void HoldWrites();
   // One in `one_in` reads comes back with one bit flipped; 0: none.
   void FlipReads(uint64_t one_in);
-  // No more faults.
+  // No more faults; what waits goes on.
   void Heal();
   // Calls of `op` so far, failed ones included.
   uint64_t calls(FileOp op) const;
@@ -62,6 +64,7 @@ class FaultFileSystem : public FileSystem {
     struct Plan {
       int error = 0;
       uint64_t skip = 0, count = 0, calls = 0;
+      bool held = false;
     };
     explicit Faults(uint64_t seed) : random(seed) {}
     // The error of this call, or OK.
@@ -69,6 +72,7 @@ class FaultFileSystem : public FileSystem {
     uint64_t Below(uint64_t n);
     bool Flips() const;
     mutable Mutex mutex;
+    CondVar released;
     std::array<Plan, kFileOps> plans LKV_GUARDED_BY(mutex);
     uint64_t flip_one_in LKV_GUARDED_BY(mutex) = 0;
     uint64_t faults LKV_GUARDED_BY(mutex) = 0;

@@ -48,6 +48,11 @@ std::string JoinPath(std::string_view directory, std::string_view name) {
   return out;
 }
 
+absl::StatusOr<File::Extent> File::NextData(uint64_t offset) const {
+  LKV_ASSIGN_OR_RETURN(const uint64_t size, Size());
+  return Extent{std::min(offset, size), size};
+}
+
 absl::StatusOr<uint64_t> File::ReadPieces(uint64_t offset, uint64_t size, const PieceSink& each) {
   ByteVector buffer(static_cast<size_t>(std::min<uint64_t>(size, kPieceBytes)));
   uint64_t done = 0;

@@ -46,6 +46,12 @@ class File {
   // Sets the size to at least `size` and takes its space from the disk now, where the file system
   // can; RESOURCE_EXHAUSTED when there is not enough.
   virtual absl::Status Allocate(uint64_t size) = 0;
+  // The first bytes at or behind `offset` that may be other than zeros: none (begin == end) up to
+  // the file's end. What was never written is left out where the file system knows of it.
+  struct Extent {
+    uint64_t begin = 0, end = 0;
+  };
+  virtual absl::StatusOr<Extent> NextData(uint64_t offset) const;
   // False when the file was removed from its directory: its bytes end with its last handle.
   virtual absl::StatusOr<bool> IsLinked() const = 0;
 };

@@ -110,6 +110,19 @@ absl::Status PosixFile::Allocate(uint64_t size) {
   return now < size ? Truncate(size) : absl::OkStatus();
 }
 
+absl::StatusOr<File::Extent> PosixFile::NextData(uint64_t offset) const {
+  // Moves the descriptor's own place, which nothing else looks at.
+  const off_t begin = lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+  if (begin < 0 && errno == ENXIO) {
+    LKV_ASSIGN_OR_RETURN(const uint64_t size, Size());
+    return Extent{size, size};
+  }
+  const off_t end = begin < 0 ? begin : lseek(fd_, begin, SEEK_HOLE);
+  // One that knows no holes has data everywhere.
+  if (end < 0) return File::NextData(offset);
+  return Extent{static_cast<uint64_t>(begin), static_cast<uint64_t>(end)};
+}
+
 absl::StatusOr<bool> PosixFile::IsLinked() const {
   struct stat info;
   if (fstat(fd_, &info) != 0) return ErrnoStatus(errno, "cannot examine", path_);

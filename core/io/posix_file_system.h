@@ -20,6 +20,7 @@ class PosixFile : public File {
   absl::StatusOr<uint64_t> Size() const override;
   absl::Status Truncate(uint64_t size) override;
   absl::Status Allocate(uint64_t size) override;
+  absl::StatusOr<Extent> NextData(uint64_t offset) const override;
   absl::StatusOr<bool> IsLinked() const override;
 
  protected:

@@ -94,6 +94,7 @@ void StoreImpl::TakeBatch(std::vector<Job>& batch) {
 }
 
 void StoreImpl::WriterMain() {
+  Settle();
   for (;;) {
     std::vector<Job> batch;
     bool stop = false;
@@ -320,7 +321,20 @@ void StoreImpl::FinishDurable(std::vector<Job>& batch) {
             if (const BlockIndex::Entry* entry = FindLive(job.key)) job.block = entry->block;
           }
         }
-        safe = job.segment && job.place.offset + job.place.bytes <= job.segment->synced_end;
+        safe = IsSafe(job);
+      }
+      if (!safe && job.kind == JobKind::kSync && job.segment) {
+        SyncRecovered(*job.segment);
+        // One that only this segment holds is read back to be written elsewhere.
+        const StoredBlockPtr block =
+            job.segment->failed ? Promote(job.key, {job.segment, job.place}) : nullptr;
+        MutexLock lock(mutex_);
+        safe = IsSafe(job);
+        BlockIndex::Entry* entry = block ? index_.Find(job.key) : nullptr;
+        if (entry != nullptr && entry->block == block) {
+          index_.SetOnDisk(*entry, false);
+          job.block = block;
+        }
       }
       if (safe) continue;
       missing = true;

@@ -101,12 +101,10 @@ absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(FileSystem* files,
                                                        const Emit& replay, Snapshot snapshot) {
   std::unique_ptr<Journal> journal(new Journal(files, directory, std::move(snapshot)));
   LKV_RETURN_IF_ERROR(journal->Recover(replay));
-  // A fresh file, without what was damaged: it also shows at once whether the disk can be written.
-  absl::Status written = journal->Rewrite();
-  {
-    MutexLock lock(journal->mutex_);
-    journal->stats_.health = std::move(written);
-  }
+  // As it is before anybody changes it: a record of a change that the fresh file had already could
+  // be about something that has ended since.
+  journal->snapshot_(
+      [&](ByteSpan record) { journal->found_.emplace_back(record.begin(), record.end()); });
   journal->thread_ = std::thread([j = journal.get()] { j->Run(); });
   return journal;
 }
@@ -170,7 +168,7 @@ absl::Status Journal::Recover(const Emit& replay) {
   return absl::OkStatus();
 }
 
-absl::Status Journal::Rewrite() {
+absl::Status Journal::Rewrite(const Snapshot& snapshot) {
   file_.reset();
   const std::string new_path = JoinPath(directory_, kNewName);
   const absl::Status removed = files_->Remove(new_path);
@@ -185,7 +183,7 @@ absl::Status Journal::Rewrite() {
     end += buffer.size();
     buffer.clear();
   };
-  snapshot_([&](ByteSpan record) {
+  snapshot([&](ByteSpan record) {
     PutRecord(file_id, record, &buffer);
     if (buffer.size() >= kWriteBytes) write();
   });
@@ -211,7 +209,7 @@ absl::Status Journal::Write(const std::vector<ByteVector>& records) {
     if (!linked.ok() || !*linked) file_.reset();
   }
   // The records are part of the state by now.
-  if (!file_ || end_ > rewrite_at_) return Rewrite();
+  if (!file_ || end_ > rewrite_at_) return Rewrite(snapshot_);
   ByteVector bytes;
   for (const ByteVector& record : records) PutRecord(file_id_, record, &bytes);
   absl::Status status = file_->WriteAt(end_, ByteSpan(bytes));
@@ -227,7 +225,17 @@ absl::Status Journal::Write(const std::vector<ByteVector>& records) {
 }
 
 void Journal::Run() {
-  bool broken = file_ == nullptr;
+  // A fresh file, without what was damaged: what was read may not have been synced, and whoever
+  // waits for durability waits for this. Nobody else does.
+  absl::Status fresh = Rewrite([this](const Emit& emit) {
+    for (const ByteVector& record : std::exchange(found_, {})) emit(record);
+  });
+  bool broken = !fresh.ok();
+  {
+    MutexLock lock(mutex_);
+    writing_ = false;
+    stats_.health = std::move(fresh);
+  }
   while (true) {
     std::vector<ByteVector> records;
     std::vector<Done> waiters;

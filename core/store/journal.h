@@ -65,14 +65,15 @@ class Journal {
   // One round of the thread: writes `records` or, where the file is broken or long, the whole
   // state.
   absl::Status Write(const std::vector<ByteVector>& records);
-  absl::Status Rewrite();
+  absl::Status Rewrite(const Snapshot& snapshot);
 
   FileSystem* const files_;
   const std::string directory_, path_;
   const Snapshot snapshot_;
 
   // Of the thread.
-  std::unique_ptr<File> file_;  // null: broken
+  std::unique_ptr<File> file_;     // null: broken
+  std::vector<ByteVector> found_;  // the state as it was read, until it is written
   uint64_t file_id_ = 0;
   uint64_t end_ = 0;         // where the next record goes
   uint64_t rewrite_at_ = 0;  // length at which the file is written anew
@@ -81,7 +82,7 @@ class Journal {
   CondVar wake_;
   bool stopping_ LKV_GUARDED_BY(mutex_) = false;
   std::vector<ByteVector> pending_ LKV_GUARDED_BY(mutex_);
-  bool writing_ LKV_GUARDED_BY(mutex_) = false;
+  bool writing_ LKV_GUARDED_BY(mutex_) = true;  // the thread begins with that
   std::vector<Done> waiters_ LKV_GUARDED_BY(mutex_);
   JournalStats stats_ LKV_GUARDED_BY(mutex_);
   std::thread thread_;

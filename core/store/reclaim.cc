@@ -42,7 +42,7 @@ SegmentPtr StoreImpl::ChooseSegment(uint32_t& mean_rank) {
 
 absl::StatusOr<std::vector<FooterEntry>> StoreImpl::RecordsOf(const Segment& segment) {
   LKV_ASSIGN_OR_RETURN(const uint64_t size, segment.file->Size());
-  if (!segment.failed) {
+  if (segment.has_footer) {
     auto footer = ReadFooter(*segment.file, segment.id, size);
     if (footer.ok() || !absl::IsDataLoss(footer.status())) return footer;
   }

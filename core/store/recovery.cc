@@ -83,6 +83,7 @@ absl::Status StoreImpl::OpenDisk() {
   } else if (!absl::IsPermissionDenied(lock.status())) {
     return made.ok() ? lock.status() : made;
   }
+  const int64_t began_ms = Clock::Real()->MonotonicMs();
   LKV_RETURN_IF_ERROR(RecoverSegments());
   FitToFileSystem();
   {
@@ -91,15 +92,45 @@ absl::Status StoreImpl::OpenDisk() {
     if (!disk_index_.Prepare(64)) {
       return absl::InvalidArgumentError("the disk tier needs memory; raise --memory_bytes");
     }
+    counters_.recovery_ms = Clock::Real()->MonotonicMs() - began_ms;
   }
   has_disk_ = true;
   // On a read-only file system what is there is served, and nothing is written.
-  absl::Status writable = lock_ ? absl::OkStatus() : lock.status();
-  if (writable.ok()) writable = EnsureRoom(kRecordHeaderBytes, /*reclaiming=*/false);
-  if (!writable.ok()) SetMemoryOnly(writable);
+  if (!lock_) SetMemoryOnly(lock.status());
   writer_ = std::thread([this] { WriterMain(); });
   for (int n = 0; n < options_.read_threads; ++n) readers_.emplace_back([this] { ReaderMain(); });
   return absl::OkStatus();
+}
+
+void StoreImpl::Settle() {
+  const int64_t began_ms = Clock::Real()->MonotonicMs();
+  FinishSegments();
+  bool writable;
+  {
+    MutexLock lock(mutex_);
+    writable = health_.state == StoreHealth::State::kOk;
+  }
+  if (writable) {
+    const absl::Status opened = EnsureRoom(kRecordHeaderBytes, /*reclaiming=*/false);
+    if (!opened.ok()) {
+      ForgetRemovedFiles();
+      SetMemoryOnly(opened);
+    }
+  }
+  MutexLock lock(mutex_);
+  counters_.settle_ms = Clock::Real()->MonotonicMs() - began_ms;
+  counters_.settled = true;
+}
+
+void StoreImpl::FinishSegments() {
+  for (const auto& [segment, records] : std::exchange(unfinished_, {})) {
+    if (!records.empty()) {
+      WriteFooter(*segment, records);
+    } else {
+      // Nothing refers to it; one that cannot be removed is looked at again at the next start.
+      static_cast<void>(options_.file_system->Remove(segment->path));
+    }
+  }
 }
 
 void StoreImpl::FitToFileSystem() {
@@ -159,42 +190,49 @@ absl::Status StoreImpl::RecoverSegment(uint32_t id, Recovery& recovery) {
   auto records = ReadFooter(*segment->file, id, size);
   if (absl::IsFailedPrecondition(records.status())) return records.status();
   // A damaged header is one more reason not to believe the index.
-  if (!header.ok() || !records.ok()) records = RebuildFooter(*segment, size, writable);
+  const bool footer = header.ok() && records.ok();
+  if (!footer) records = ScanSegment(*segment, size);
   LKV_RETURN_IF_ERROR(records.status());
-  if (records->empty()) return writable ? fs.Remove(path) : absl::OkStatus();
+  if (!footer && writable) unfinished_.emplace_back(segment, *records);
+  if (records->empty()) return absl::OkStatus();
   {
     MutexLock lock(mutex_);
     if (!header.ok()) ++counters_.corrupt_dropped;
     LKV_RETURN_IF_ERROR(AddSegment(segment).status());
+    // Where the process before this one was killed, nobody knows what of it was synced.
     const FooterEntry& last = records->back();
-    segment->synced_end = segment->end = last.offset + last.record.record_bytes();
+    segment->end = last.offset + last.record.record_bytes();
+    segment->has_footer = footer;
   }
   return IndexRecords(*segment, *records, recovery);
 }
 
-absl::StatusOr<std::vector<FooterEntry>> StoreImpl::RebuildFooter(Segment& segment, uint64_t size,
-                                                                  bool writable) {
+absl::StatusOr<std::vector<FooterEntry>> StoreImpl::ScanSegment(Segment& segment, uint64_t size) {
   LKV_ASSIGN_OR_RETURN(ScanResult scan, ScanRecords(*segment.file, segment.id, kSegmentHeaderBytes,
                                                     size, io_buffer_));
-  {
-    MutexLock lock(mutex_);
-    counters_.corrupt_dropped += scan.damaged.size() + scan.gaps;
-  }
-  segment.failed = true;  // has no index
-  if (!writable || scan.good.empty()) return std::move(scan.good);
-  const ByteVector footer = EncodeFooter(scan.good, segment.id, scan.end);
-  if (scan.end + footer.size() > segment.disk.bytes()) return std::move(scan.good);
-  // What is in the file already was not synced, or was written by another process.
+  MutexLock lock(mutex_);
+  ++counters_.scanned_segments;
+  counters_.corrupt_dropped += scan.damaged.size() + scan.gaps;
+  return std::move(scan.good);
+}
+
+void StoreImpl::WriteFooter(Segment& segment, const std::vector<FooterEntry>& records) {
+  const ByteVector footer = EncodeFooter(records, segment.id, segment.end);
+  const uint64_t size = segment.end + footer.size();
+  if (size > segment.disk.bytes()) return;
   absl::Status status =
       segment.file->WriteAt(0, EncodeSegmentHeader({segment.id, clock_->WallMs()}));
-  if (status.ok()) status = segment.file->WriteAt(scan.end, footer);
-  if (status.ok()) status = segment.file->Truncate(scan.end + footer.size());
+  if (status.ok()) status = segment.file->WriteAt(segment.end, footer);
+  if (status.ok()) status = segment.file->Truncate(size);
   if (status.ok()) status = segment.file->Sync();
-  if (!status.ok()) return std::move(scan.good);
-  segment.failed = false;
   MutexLock lock(mutex_);
-  segment.disk.ShrinkTo(scan.end + footer.size());
-  return std::move(scan.good);
+  if (!status.ok()) {
+    segment.failed = true;
+    return;
+  }
+  segment.has_footer = true;
+  segment.synced_end = segment.end;
+  segment.disk.ShrinkTo(size);
 }
 
 absl::Status StoreImpl::IndexRecords(const Segment& segment,

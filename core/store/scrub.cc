@@ -36,18 +36,17 @@ absl::Status StoreImpl::ScrubSegment(const SegmentPtr& segment, ByteVector& buff
                                      const std::function<bool(uint64_t)>& each) {
   File& file = *segment->file;
   uint64_t end;
-  bool sealed, failed;
+  bool has_footer;
   {
     MutexLock lock(mutex_);
     end = segment->end;
-    sealed = segment->sealed;
-    failed = segment->failed;
+    has_footer = segment->has_footer;
   }
   SegmentHeaderBytes header{};
   LKV_RETURN_IF_ERROR(file.ReadAt(0, header).status());
   if (!DecodeSegmentHeader(header).ok()) ++report.corrupt;
   std::vector<FooterEntry> footer;
-  if (sealed && !failed) {
+  if (has_footer) {
     LKV_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
     auto read = ReadFooter(file, segment->id, size);
     if (read.ok()) {

@@ -212,7 +212,19 @@ absl::StatusOr<ScanResult> ScanRecords(File& file, uint32_t segment_id, uint64_t
   out.end = from;
   Window window(file, to, buffer);
   bool in_gap = false;
+  uint64_t data_end = from;
   for (uint64_t at = from; at < to;) {
+    if (at >= data_end) {
+      // The space that a segment takes ahead is not read.
+      LKV_ASSIGN_OR_RETURN(const File::Extent data, file.NextData(at));
+      if (data.begin >= std::min(to, data.end)) break;
+      data_end = data.end;
+      if (data.begin > at) {
+        at = data.begin / kRecordAlignment * kRecordAlignment;
+        in_gap = false;
+        window.Jump();
+      }
+    }
     LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, window.Get(at, kRecordHeaderBytes));
     if (bytes.empty()) break;
     absl::StatusOr<RecordHeader> header = DecodeRecordHeader(bytes, segment_id);

@@ -40,7 +40,8 @@ struct Segment {
   uint64_t end = kSegmentHeaderBytes;  // of the records
   uint64_t synced_end = 0;             // what lies before survives power loss
   bool sealed = false;                 // nothing is appended any more
-  bool failed = false;                 // a write or sync failed, so it has no footer
+  bool has_footer = false;
+  bool failed = false;  // a write or sync failed: what lies behind `synced_end` stays unsafe
 };
 using SegmentPtr = std::shared_ptr<Segment>;
 

@@ -172,7 +172,7 @@ absl::Status StoreImpl::SealActive() {
   MutexLock lock(mutex_);
   ++counters_.syncs;
   segment->synced_end = segment->end;
-  segment->sealed = true;
+  segment->sealed = segment->has_footer = true;
   segment->disk.ShrinkTo(size);
   return absl::OkStatus();
 }
@@ -194,6 +194,20 @@ absl::Status StoreImpl::SyncActive() {
   ++counters_.syncs;
   active_->synced_end = active_->end;
   return absl::OkStatus();
+}
+
+void StoreImpl::SyncRecovered(Segment& segment) {
+  // Not tried again after a failure: the kernel may have dropped what it could not write.
+  if (segment.failed || &segment == active_.get()) return;
+  const absl::Status status = segment.file->SyncData();
+  MutexLock lock(mutex_);
+  if (status.ok()) {
+    ++counters_.syncs;
+    segment.synced_end = segment.end;
+  } else {
+    ++counters_.disk_errors;
+    segment.failed = true;
+  }
 }
 
 void StoreImpl::FailActive() {
@@ -228,22 +242,26 @@ void StoreImpl::SetMemoryOnly(const absl::Status& why) {
 bool StoreImpl::CheckDirectory() {
   const auto linked = active_->file->IsLinked();
   if (linked.ok() && *linked) return true;
-  directory_lost_ = true;
+  ForgetRemovedFiles();
+  return false;
+}
+
+void StoreImpl::ForgetRemovedFiles() {
   std::vector<SegmentPtr> segments;
   {
     MutexLock lock(mutex_);
     segments = segments_;
   }
   for (const SegmentPtr& segment : segments) {
-    if (!segment || segment == active_) continue;
-    const auto there = segment->file->IsLinked();
-    if (!there.ok() || !*there) ForgetSegment(segment);
+    if (!segment) continue;
+    const auto linked = segment->file->IsLinked();
+    if (linked.ok() && *linked) continue;
+    directory_lost_ = true;
+    ForgetSegment(segment);
+    if (segment != active_) continue;
+    active_.reset();
+    active_entries_.clear();
   }
-  const SegmentPtr active = active_;
-  ForgetSegment(active);
-  active_.reset();
-  active_entries_.clear();
-  return false;
 }
 
 void StoreImpl::ForgetSegment(const SegmentPtr& segment) {
@@ -291,6 +309,7 @@ void StoreImpl::DropSlotsOf(uint32_t number, Removed& removed) {
 
 void StoreImpl::ProbeDisk() {
   absl::Status status;
+  ForgetRemovedFiles();
   if (directory_lost_ || !lock_) {
     // Another daemon may have taken the directory meanwhile.
     lock_.reset();
@@ -299,6 +318,7 @@ void StoreImpl::ProbeDisk() {
     if (lock.ok()) {
       lock_ = *std::move(lock);
       status = RecoverSegments();
+      FinishSegments();
       directory_lost_ = !status.ok();
     }
   }

@@ -183,6 +183,9 @@ class StoreImpl : public TieredStore {
   absl::Status WriteOnce(Job& job);
   void Commit(Job& job);
   void FinishDurable(std::vector<Job>& batch);
+  static bool IsSafe(const Job& job) {
+    return job.segment && job.place.offset + job.place.bytes <= job.segment->synced_end;
+  }
   void Tick();
   void SweepExpired();
 
@@ -196,12 +199,15 @@ class StoreImpl : public TieredStore {
   absl::StatusOr<uint64_t> ChooseSize(uint64_t bytes, uint64_t spare);
   absl::Status SealActive();
   absl::Status SyncActive();
+  // The same for a segment that was found at the start, whose last syncs may not have been.
+  void SyncRecovered(Segment& segment);
   // A write or sync failed: nothing is appended here any more.
   void FailActive();
   void SetMemoryOnly(const absl::Status& why);
   void ProbeDisk();
   // False when segment files are no longer in the directory; their blocks are dropped then.
   bool CheckDirectory();
+  void ForgetRemovedFiles();
   void ForgetSegment(const SegmentPtr& segment);
   // Blocks whose record's key cannot be told: nobody hears of them.
   void DropSlotsOf(uint32_t number, Removed& removed) LKV_REQUIRES(mutex_);
@@ -230,9 +236,12 @@ class StoreImpl : public TieredStore {
   // Segments for a file system that may have less than the cap allows.
   void FitToFileSystem();
   absl::Status RecoverSegment(uint32_t id, Recovery& recovery);
-  // The index of a segment that has none, by looking at every record; writes it where it can.
-  absl::StatusOr<std::vector<FooterEntry>> RebuildFooter(Segment& segment, uint64_t size,
-                                                         bool writable);
+  // The index of a segment that has none, by looking at every record.
+  absl::StatusOr<std::vector<FooterEntry>> ScanSegment(Segment& segment, uint64_t size);
+  // What a start writes and syncs, after it: readers do not wait for a busy disk.
+  void Settle();
+  void FinishSegments();
+  void WriteFooter(Segment& segment, const std::vector<FooterEntry>& records);
   absl::Status IndexRecords(const Segment& segment, const std::vector<FooterEntry>& records,
                             Recovery& recovery);
   void ApplyNotes(Recovery& recovery);
@@ -275,6 +284,8 @@ class StoreImpl : public TieredStore {
   uint64_t active_capacity_ = 0;
   int full_reclaims_ = 0;  // on a full disk, since a segment was opened
   std::vector<FooterEntry> active_entries_;
+  // Recovered segments without an index, which they get by Settle.
+  std::vector<std::pair<SegmentPtr, std::vector<FooterEntry>>> unfinished_;
   uint32_t next_segment_id_ = 1;
   std::unique_ptr<FileLock> lock_;
   ByteVector io_buffer_;

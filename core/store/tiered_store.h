@@ -86,7 +86,12 @@ struct StoreStats {
   uint64_t written_blocks = 0, written_bytes = 0;
   uint64_t durable_blocks = 0;  // acknowledged as durable
   uint64_t syncs = 0;
-  uint64_t recovered_blocks = 0;     // found by Open
+  uint64_t recovered_blocks = 0;  // found by Open
+  uint64_t scanned_segments = 0;  // of those that Open found, without an index
+  int64_t recovery_ms = 0;        // that Open took to find them
+  // What a start writes to disk comes after Open: over, and how long it took.
+  bool settled = false;
+  int64_t settle_ms = 0;
   uint64_t lost_blocks = 0;          // were on disk, and the disk or its directory went away
   uint64_t corrupt_dropped = 0;      // records found damaged, dropped and served as a miss
   uint64_t disk_evicted_blocks = 0;  // dropped to keep the disk's cap

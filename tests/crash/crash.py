@@ -114,7 +114,7 @@ class Crash(unittest.TestCase):
             to_check = new + self.random.sample(old, min(SAMPLE, len(old)))
             if to_check:
                 self.check(to_check)
-            print(f"round {round_number}: {len(new)} blocks acknowledged, {len(to_check)} compared", flush=True)
+            print(f"round {round_number}: {len(new)} blocks acknowledged, {len(to_check)} compared, started in {self.start_seconds[-1]:.2f} s", flush=True)
         lines = self.lines()
         self.assertGreater(len(lines), 10 * ROUNDS, "too few blocks were acknowledged: the test shows nothing")
         self.assertGreaterEqual(len(lines), MIN_BLOCKS)

@@ -464,7 +464,7 @@ TEST_P(DiskStoreTest, AReadOnlyDiskIsServedFrom) {
   store_.reset();
   faults_.MakeReadOnly();
   Open();
-  EXPECT_EQ(store_->Health().state, StoreHealth::State::kMemoryOnly);
+  ASSERT_TRUE(WaitForHealth(StoreHealth::State::kMemoryOnly));
   for (int n = 0; n < 20; ++n) ExpectBlock(n);
   ASSERT_TRUE(Put(30).ok());
   EXPECT_EQ(PutDurable(31).code(), absl::StatusCode::kUnavailable);

@@ -60,6 +60,30 @@ void ExerciseFileSystem(FileSystem& fs, const std::string& dir) {
     EXPECT_TRUE((*file)->Sync().ok());
     EXPECT_TRUE(*(*file)->IsLinked());
   }
+  {
+    // Data is told of wherever it is; what lies between may be.
+    const std::string sparse = JoinPath(dir, "sparse");
+    auto file = fs.Open(sparse, OpenMode::kCreate);
+    ASSERT_TRUE((*file)->Allocate(1 << 20).ok());
+    const uint64_t places[] = {100'000, 100'010, 700'000, (1 << 20) - 3};
+    for (const uint64_t at : places) EXPECT_TRUE((*file)->WriteAt(at, AsBytes("abc")).ok());
+    uint64_t at = 0;
+    std::vector<uint64_t> seen;
+    while (true) {
+      const auto data = (*file)->NextData(at);
+      ASSERT_TRUE(data.ok()) << data.status();
+      if (data->begin == data->end) break;
+      ASSERT_LE(at, data->begin);
+      ASSERT_LT(data->begin, data->end);
+      for (const uint64_t place : places) {
+        if (place >= data->begin && place + 3 <= data->end) seen.push_back(place);
+      }
+      at = data->end;
+    }
+    EXPECT_EQ(seen, (std::vector<uint64_t>(std::begin(places), std::end(places))));
+    EXPECT_EQ((*file)->NextData(1 << 20)->begin, 1u << 20);
+    EXPECT_TRUE(fs.Remove(sparse).ok());
+  }
   EXPECT_TRUE(fs.Append(a, AsBytes("!")).ok());
   EXPECT_TRUE(fs.Append(b, AsBytes("new")).ok());
   EXPECT_EQ(*fs.List(dir), (std::vector<std::string>{"a", "b"}));

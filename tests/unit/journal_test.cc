@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <map>
 #include <random>
@@ -144,6 +145,7 @@ TEST_F(JournalTest, ARecordInsideAValueIsNotTakenForOne) {
   {
     State state;
     ASSERT_TRUE(state.Open(&files).ok());
+    ASSERT_TRUE(state.journal().Flush().ok());  // else it is in the new file twice
     state.Change("value=" + std::string(AsText(planted)));
     ASSERT_TRUE(state.journal().Flush().ok());
   }
@@ -218,8 +220,34 @@ TEST_F(JournalTest, AnUnwritableDirectoryIsNoReasonNotToStart) {
   State state;
   ASSERT_TRUE(state.Open(&failing).ok());
   EXPECT_EQ(state.values().size(), 1u);
-  EXPECT_FALSE(state.journal().Stats().health.ok());
   EXPECT_FALSE(state.journal().Flush().ok());
+  EXPECT_FALSE(state.journal().Stats().health.ok());
+}
+
+TEST_F(JournalTest, OpeningWaitsForNoWriteAndDurabilityDoes) {
+  {
+    State state;
+    ASSERT_TRUE(state.Open(&files_).ok());
+    state.Change("a=1");
+  }
+  FaultFileSystem busy(&files_, 1);
+  busy.HoldWrites();
+  State state;
+  ASSERT_TRUE(state.Open(&busy).ok());
+  EXPECT_EQ(state.values().size(), 1u);
+  state.Change("b=2");
+  std::atomic<int> told = 0;
+  // Nothing was changed before the first, but what was read is not known to be synced.
+  for (int n = 0; n < 2; ++n) {
+    state.journal().WhenDurable([&](const absl::Status& status) { told += status.ok() ? 1 : 100; });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(told, 0);
+  busy.Heal();
+  EXPECT_TRUE(state.journal().Flush().ok());
+  EXPECT_EQ(told, 2);
+  state.Close();
+  EXPECT_EQ(Reopened(&files_).size(), 2u);
 }
 
 TEST_F(JournalTest, ADeletedDirectoryIsNoticedAndMadeUpFor) {
