@@ -1,5 +1,5 @@
 // The disk tier against a plain model: restarts, power losses, damage. LATTICEKV_SEED sets the
-// seed, LATTICEKV_ROUNDS the number of power losses.
+// seed, LATTICEKV_ROUNDS the number of power losses, LATTICEKV_BLOCKS the puts before each.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -81,11 +81,10 @@ struct Log {
   uint64_t acknowledged = 0;
 };
 
-constexpr uint64_t kBlocksARound = 150;
-
 TEST(DiskStorePropertyTest, PowerLossesNeverTakeWhatWasAcknowledged) {
   const uint64_t seed = testing::FromEnvironment("LATTICEKV_SEED", 411);
   const uint64_t rounds = testing::FromEnvironment("LATTICEKV_ROUNDS", 12);
+  const uint64_t blocks = testing::FromEnvironment("LATTICEKV_BLOCKS", 150);  // put in a round
   printf("seed %llu, %llu rounds\n", static_cast<unsigned long long>(seed),
          static_cast<unsigned long long>(rounds));
   std::mt19937_64 random(seed);
@@ -93,9 +92,9 @@ TEST(DiskStorePropertyTest, PowerLossesNeverTakeWhatWasAcknowledged) {
   Log log;
   uint64_t next = 0, lost_unsynced = 0;
   // The index of all rounds' blocks counts against the memory; the rest stays as tight as it is.
-  const auto options = [rounds](FileSystem* fs, const Clock* clock) {
+  const auto options = [rounds, blocks](FileSystem* fs, const Clock* clock) {
     StoreOptions out = Options(fs, clock);
-    out.memory_bytes += rounds * kBlocksARound * 64;
+    out.memory_bytes += rounds * blocks * 64;
     return out;
   };
   for (uint64_t round = 0; round < rounds; ++round) {
@@ -110,7 +109,7 @@ TEST(DiskStorePropertyTest, PowerLossesNeverTakeWhatWasAcknowledged) {
         ASSERT_GE(Read(store, key), rank) << "block " << key << ", round " << round;
       }
       const uint64_t first = next;
-      next += kBlocksARound;
+      next += blocks;
       if (random() % 3 == 0) faults.Fail(FileOp::kSync, EIO, random() % 8, 1);
       if (random() % 3 == 0) faults.Fail(FileOp::kWrite, EIO, random() % 100, 2);
       std::vector<std::thread> writers;

@@ -77,11 +77,19 @@ class Daemon:
         return cli_json("stats", "--server", self.socket)
 
     def resident_bytes(self):
+        """The highest so far."""
+        return self._status_bytes("VmHWM")
+
+    def heap_bytes(self):
+        """Resident now, of no file and no shared memory."""
+        return self._status_bytes("RssAnon")
+
+    def _status_bytes(self, name):
         with open(f"/proc/{self.process.pid}/status") as f:
             for line in f:
-                if line.startswith("VmHWM:"):
+                if line.startswith(name + ":"):
                     return int(line.split()[1]) * 1024
-        raise AssertionError("no VmHWM in /proc")
+        raise AssertionError(f"no {name} in /proc")
 
     def resident_now_bytes(self):
         with open(f"/proc/{self.process.pid}/statm") as f:
