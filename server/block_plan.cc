@@ -120,13 +120,20 @@ absl::Status ReadMass(CacheEngine& engine, const PutTarget& target, const v1::Bl
         "attention_mass has ", header.attention_mass_size(),
         " values; it goes with RAW payloads, one for each of the ", values, " layers and tokens"));
   }
-  const size_t bytes = values * sizeof(float);
+  const size_t levels = static_cast<size_t>(header.mass_levels_size());
+  if (levels != 0 && levels != target.layout.layout->layers.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mass_levels has ", levels, " values; it has one for each of the ",
+                     target.layout.layout->layers.size(), " layers, or none"));
+  }
+  const size_t bytes = (values + levels) * sizeof(float);
   if (!engine.mass_budget().TryReserve(bytes, &plan->mass_reservation)) {
     return LimitError("kMaxMassBytes",
                       "too much attention mass waits for its blocks; put the block again later");
   }
   plan->attention_mass.assign(header.attention_mass().begin(), header.attention_mass().end());
   plan->mass_queries = header.mass_queries();
+  plan->mass_levels.assign(header.mass_levels().begin(), header.mass_levels().end());
   plan->memory_bytes += bytes;
   return absl::OkStatus();
 }

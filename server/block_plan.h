@@ -40,6 +40,7 @@ struct BlockPlan {
   // [layers][tokens], attention that each token received; empty: unknown.
   std::vector<float> attention_mass;
   uint64_t mass_queries = 0;
+  std::vector<float> mass_levels;  // [layers], or empty
   Reservation mass_reservation;
   std::shared_ptr<const GpuPlacement> placement;  // of a payload in GPU memory
 };

@@ -71,7 +71,8 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   options.seed = target.seed;
   options.keep = plan.keep;
   if (!plan.attention_mass.empty()) {
-    options.mass = {plan.attention_mass.data(), plan.metadata.tokens, plan.mass_queries};
+    options.mass = {plan.attention_mass.data(), plan.metadata.tokens, plan.mass_queries,
+                    plan.mass_levels.empty() ? nullptr : plan.mass_levels.data()};
   }
   const Layout& layout = *target.layout.layout;
   const BusyTimer timer(engine.metrics().encode_busy_ns);

@@ -11,6 +11,7 @@
 #include "client/src/parallel_for.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/attention_mass.h"
 
 namespace latticekv {
 namespace {
@@ -34,6 +35,11 @@ absl::StatusOr<std::vector<ByteVector>> EncodeChunks(const CacheFile& cache, uin
                                                      size_t threads) {
   const size_t chunks = (size_t{cache.tokens} + chunk_tokens - 1) / chunk_tokens;
   std::vector<ByteVector> frames(chunks);
+  std::vector<float> mass_levels;
+  if (importance) {
+    LKV_ASSIGN_OR_RETURN(const AttentionMass mass, cache.Mass());
+    mass_levels = MassLevels(mass, cache.layout.layers.size(), cache.tokens, 0, keep);
+  }
   Progress progress("compressing chunk", chunks);
   LKV_RETURN_IF_ERROR(ParallelFor(chunks, threads, [&](size_t i) -> absl::Status {
     EncodeOptions chunk = options;
@@ -46,6 +52,7 @@ absl::StatusOr<std::vector<ByteVector>> EncodeChunks(const CacheFile& cache, uin
     }
     if (importance) {
       LKV_ASSIGN_OR_RETURN(chunk.mass, cache.Mass(chunk.start_position));
+      chunk.mass.levels = mass_levels.data();
     }
     LKV_ASSIGN_OR_RETURN(
         frames[i], EncodeFrame(cache.layout, tokens, cache.Views(chunk.start_position), chunk));

@@ -7,6 +7,7 @@
 #include "client/src/proto_convert.h"
 #include "core/base/crc32c.h"
 #include "core/base/status_macros.h"
+#include "core/codec/attention_mass.h"
 #include "core/layout/chain_hash.h"
 
 namespace latticekv {
@@ -66,6 +67,33 @@ absl::Status CheckRequest(const PutRequest& request) {
   return absl::OkStatus();
 }
 
+// Those that the caller knows, or else those of what is put. Null without attention mass.
+std::shared_ptr<const std::vector<float>> PutMassLevels(const PutRequest& request) {
+  const AttentionMass& mass = request.mass;
+  if (mass.data == nullptr) return nullptr;
+  const size_t layers = request.planes.size();
+  if (mass.levels != nullptr) {
+    return std::make_shared<const std::vector<float>>(mass.levels, mass.levels + layers);
+  }
+  std::vector<uint8_t> keep;
+  if (!request.keep.empty()) {
+    keep.assign(request.keep.begin() + static_cast<std::ptrdiff_t>(request.start),
+                request.keep.end());
+  }
+  return std::make_shared<const std::vector<float>>(
+      MassLevels(mass, layers, static_cast<uint32_t>(request.tokens.size() - request.start),
+                 request.start, keep));
+}
+
+// Of a chunk; none without attention mass.
+AttentionMass ChunkMass(const PutChunk& chunk) {
+  const AttentionMass& mass = chunk.request->mass;
+  if (mass.data == nullptr) return {};
+  const uint64_t skipped = chunk.start_position - chunk.request->start;
+  return {mass.data + skipped, mass.layer_stride, mass.queries - std::min(mass.queries, skipped),
+          chunk.mass_levels->data()};
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
@@ -74,6 +102,7 @@ absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
   const uint32_t chunk_tokens = registered.chunk_tokens;
   const std::vector<Digest> hashes =
       ChainHashes(registered.fingerprint, request.tokens, chunk_tokens, request.salt, request.keep);
+  const auto mass_levels = PutMassLevels(request);
   std::vector<PutChunk> chunks;
   for (size_t i = request.start / chunk_tokens; i < hashes.size(); ++i) {
     PutChunk chunk;
@@ -86,6 +115,7 @@ absl::StatusOr<std::vector<PutChunk>> PlanPut(const PutRequest& request) {
     chunk.content_hash = hashes[i];
     if (i > 0) chunk.parent_hash = hashes[i - 1];
     chunk.payload_bytes = registered.layout->token_bytes() * chunk.tokens.size();
+    chunk.mass_levels = mass_levels;
     chunks.push_back(chunk);
   }
   return chunks;
@@ -101,12 +131,13 @@ void AddTokenChoices(const PutRequest& request, const PutChunk& chunk, v1::Block
     header->mutable_keep()->assign(first, first + static_cast<std::ptrdiff_t>(tokens));
   }
   if (request.mass.data == nullptr || request.compress_on_worker) return;
-  const uint64_t skipped = chunk.start_position - request.start;
+  const AttentionMass mass = ChunkMass(chunk);
   for (size_t l = 0; l < request.planes.size(); ++l) {
-    const float* mass = request.mass.data + l * request.mass.layer_stride + skipped;
-    header->mutable_attention_mass()->Add(mass, mass + tokens);
+    const float* of_layer = mass.data + l * mass.layer_stride;
+    header->mutable_attention_mass()->Add(of_layer, of_layer + tokens);
   }
-  header->set_mass_queries(request.mass.queries - std::min(request.mass.queries, skipped));
+  header->set_mass_queries(mass.queries);
+  header->mutable_mass_levels()->Add(chunk.mass_levels->begin(), chunk.mass_levels->end());
 }
 
 }  // namespace
@@ -159,11 +190,7 @@ absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk) {
   options.exact_tokens.assign(header.exact_tokens().begin(), header.exact_tokens().end());
   options.seed = request.seed;
   options.keep.assign(header.keep().begin(), header.keep().end());
-  if (request.mass.data != nullptr) {
-    const uint64_t skipped = chunk.start_position - request.start;
-    options.mass = {request.mass.data + skipped, request.mass.layer_stride,
-                    request.mass.queries - std::min(request.mass.queries, skipped)};
-  }
+  options.mass = ChunkMass(chunk);
   std::vector<std::vector<PlaneView>> planes = request.planes;
   for (std::vector<PlaneView>& layer : planes) {
     for (PlaneView& view : layer) {

@@ -2,6 +2,7 @@
 #ifndef LATTICEKV_CLIENT_SRC_PUT_PLAN_H_
 #define LATTICEKV_CLIENT_SRC_PUT_PLAN_H_
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ struct PutChunk {
   Digest content_hash{};
   std::optional<Digest> parent_hash;
   uint64_t payload_bytes = 0;
+  // With attention mass: its levels, of the whole put.
+  std::shared_ptr<const std::vector<float>> mass_levels;
 };
 
 // Cuts `request` into chunks at multiples of the namespace's chunk size. INVALID_ARGUMENT when the

@@ -7,6 +7,7 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/codec/attention_mass.h"
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/frame_format.h"
@@ -72,32 +73,7 @@ absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
           absl::StrCat("exact token ", t, " is outside of the chunk of ", tokens));
     }
   }
-  const AttentionMass& mass = options.mass;
-  for (size_t l = 0; l < planes.size() && mass.data != nullptr; ++l) {
-    for (uint32_t t = 0; t < tokens; ++t) {
-      const float m = mass.data[l * mass.layer_stride + t];
-      if (std::isfinite(m) && m >= 0) continue;
-      return absl::InvalidArgumentError(
-          absl::StrCat("attention mass of layer ", l, " token ", t, " is not a number from 0 on"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Below this, attention is noise: the tail of a softmax over many tokens.
-constexpr float kLeastMass = 1e-4f;
-// Added to the number of queries, so that one query's whim does not set the last tokens' steps.
-constexpr uint64_t kMassPriorQueries = 32;
-
-// 16 log2 of what each query gave to each of the layer's tokens.
-std::vector<int32_t> MassPerQuery16(const AttentionMass& mass, size_t layer, uint32_t tokens) {
-  std::vector<int32_t> out;
-  for (uint32_t t = 0; t < tokens; ++t) {
-    const float m = std::max(mass.data[layer * mass.layer_stride + t], kLeastMass);
-    const uint64_t queries = std::max<uint64_t>(mass.queries, t) - t + kMassPriorQueries;
-    out.push_back(FloatLog2Sixteenths(m) - Log2Sixteenths(queries));
-  }
-  return out;
+  return CheckMass(options.mass, planes.size(), tokens);
 }
 
 absl::Status CheckProfile(const FrameHeader& header, const EncodeOptions& options) {
@@ -182,6 +158,7 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
                                    mass};
       if (mass) {
         choices.mass_16 = KeptOnly(MassPerQuery16(options.mass, l, tokens), header.keep);
+        choices.mass_level_16 = MassLevel16(options.mass, l);
       }
       layer = options.preset == PresetId::kSeed
                   ? EncodeSeedLayer(context, choices, options.seed, planes[l])

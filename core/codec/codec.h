@@ -69,6 +69,10 @@ struct AttentionMass {
   size_t layer_stride = 0;
   // Queries that could see the chunk's first token; one fewer saw each token behind it.
   uint64_t queries = 0;
+  // [layers] log2 of the attention per query that leaves a token's step what the preset says:
+  // MassLevels() (core/codec/attention_mass.h) of the whole text, so that chunks that readers look
+  // at less have coarser steps. Null: each layer's mean over the chunk.
+  const float* levels = nullptr;
 };
 
 using limits::kMaxSeedBits;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -60,6 +61,8 @@ struct LatticeChoices {
   std::vector<uint8_t> raw_tokens;
   // With kStageMass: [tokens], 16 log2 of the attention that each query paid to the token.
   std::vector<int32_t> mass_16 = {};
+  // The same of a token whose step is the preset's; unknown: the mean over the vectors not raw.
+  std::optional<int32_t> mass_level_16 = {};
 };
 
 struct EncodedLayer {

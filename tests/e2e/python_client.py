@@ -21,6 +21,7 @@ import safetensors_file  # noqa: E402
 from cutting_proxy import CuttingProxy  # noqa: E402
 from daemon import PROFILE, SAMPLE, Daemon, DaemonTest, cli  # noqa: E402
 from latticekv._messages import METHODS, message_class  # noqa: E402
+from latticekv._put import mass_levels  # noqa: E402
 from latticekv.errors import from_detail  # noqa: E402
 
 SEED = int(os.environ.get("LATTICEKV_SEED", "0")) or time.time_ns() % (1 << 32)
@@ -72,6 +73,15 @@ class PythonClient(DaemonTest):
         for got, want in zip(prefix.planes, planes[first_layer:]):
             for a, b in zip(got, want):
                 np.testing.assert_array_equal(a.view(np.uint8), np.ascontiguousarray(b[:count]).view(np.uint8))
+
+    def test_levels_of_attention_mass_are_those_of_the_tokens_that_stay(self):
+        # What each query gave: 8, but 128 to the first four tokens and 1 to every second of the others.
+        per_query = np.where(np.arange(40) < 4, 128, np.where(np.arange(40) % 2, 1, 8))
+        mass = (per_query * (40 - np.arange(40) + 32)).astype(np.float32)[None]
+        self.assertAlmostEqual(mass_levels(mass, 40, 0, None)[0], 1.5, places=5)
+        self.assertAlmostEqual(mass_levels(mass[:, 16:], 24, 16, None)[0], 1.5, places=5)
+        self.assertAlmostEqual(mass_levels(mass, 40, 0, np.arange(40) % 2 == 0)[0], 3, places=5)
+        self.assertEqual(mass_levels(mass[:, :3], 3, 0, None), [0])
 
     def test_mass_eviction_and_seed_settings(self):
         layout = self.client.register_layout(self.layout, chunk_tokens=256)

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "core/codec/attention_mass.h"
 #include "core/codec/frame_format.h"
 #include "tests/support/mutation.h"
 #include "tests/support/random_layout.h"
@@ -25,6 +26,7 @@ struct Trial {
   ModelProfile profile;
   std::vector<float> mass;  // [layers][tokens]
   EncodeOptions options;
+  std::vector<float> levels;  // [layers], or empty
 };
 
 // Attention over six orders of magnitude, some of it none at all.
@@ -49,13 +51,20 @@ Trial MakeTrial(Random& random) {
   out.options.stats = static_cast<StatsMode>(random.Below(3));
   out.options.start_position = random.Below(2) * 1024;
   if (random.Below(3) == 0) out.options.exact_tokens = {random.Below(tokens)};
+  if (random.Below(2)) {
+    // Of a text whose other chunks get up to eight times more or less.
+    const AttentionMass mass{out.mass.data(), tokens, tokens};
+    out.levels = MassLevels(mass, layout.layers.size(), tokens, out.options.start_position);
+    for (float& level : out.levels) level += static_cast<float>(random.Below(7)) - 3;
+  }
   return out;
 }
 
 ByteVector Encode(const Trial& trial) {
   EncodeOptions options = trial.options;
   options.profile = &trial.profile;
-  options.mass = {trial.mass.data(), trial.chunk.tokens, trial.chunk.tokens};
+  options.mass = {trial.mass.data(), trial.chunk.tokens, trial.chunk.tokens,
+                  trial.levels.empty() ? nullptr : trial.levels.data()};
   auto frame = EncodeFrame(trial.chunk.layout, trial.chunk.tokens, trial.chunk.views(), options);
   EXPECT_TRUE(frame.ok()) << frame.status();
   return frame.ok() ? *frame : ByteVector();
@@ -154,6 +163,46 @@ TEST(MassPropertyTest, ErrorsGoWithTheFourthRootOfTheAttention) {
   const double rare = std::sqrt(sums[0]), frequent = std::sqrt(sums[1]);
   EXPECT_NEAR(rare / frequent, 8, 0.5);
   EXPECT_NEAR(std::sqrt(rare * frequent), GetPreset(PresetId::kFine).logit_noise, 0.01);
+}
+
+// A text cut into two chunks, of which the second gets 256 times the attention: with the text's
+// levels its keys get a quarter of the error, without them both are alike.
+TEST(MassPropertyTest, LevelsOfATextAreSharedByItsChunks) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 2, 64, DType::kF32, {RopeStyle::kNeox, 64, 10000.0});
+  constexpr uint32_t kTokens = 128;
+  std::vector<float> mass;
+  for (uint32_t t = 0; t < 2 * kTokens; ++t) {
+    mass.push_back((t < kTokens ? 1.0f : 256.0f) * static_cast<float>(2 * kTokens - t + 32));
+  }
+  const AttentionMass text{mass.data(), 2 * kTokens, 2 * kTokens};
+  const std::vector<float> levels = MassLevels(text, 1, 2 * kTokens, 4096);
+  EXPECT_NEAR(levels[0], 4, 0.01);
+  std::vector<uint8_t> keep(2 * kTokens, 1);
+  std::fill_n(keep.begin(), kTokens, 0);
+  EXPECT_NEAR(MassLevels(text, 1, 2 * kTokens, 4096, keep)[0], 8, 0.01);
+  double noise[2][2];  // [with levels][chunk]
+  for (int i = 0; i < 2; ++i) {
+    Trial trial{MakeSampleChunk(layout, kTokens, 5), MakeSampleProfile(layout, 3, true), {}, {}};
+    trial.options.preset = PresetId::kFine;
+    for (int with : {0, 1}) {
+      EncodeOptions options = trial.options;
+      options.start_position = 4096 + i * kTokens;
+      options.profile = &trial.profile;
+      options.mass = {mass.data() + i * kTokens, 2 * kTokens, (2u - i) * kTokens,
+                      with ? levels.data() : nullptr};
+      const ByteVector decoded =
+          Decode(trial, *EncodeFrame(layout, kTokens, trial.chunk.views(), options));
+      double sum = 0;
+      for (uint32_t t = 0; t < kTokens; ++t) {
+        for (uint32_t h = 0; h < 2; ++h) sum += VectorError(trial, decoded, 0, 0, t, h);
+      }
+      noise[with][i] = std::sqrt(sum / (2 * kTokens));
+    }
+  }
+  EXPECT_NEAR(noise[0][0] / noise[0][1], 1, 0.05);
+  EXPECT_NEAR(noise[1][0] / noise[1][1], 4, 0.2);
+  EXPECT_NEAR(std::sqrt(noise[1][0] * noise[1][1]), GetPreset(PresetId::kFine).logit_noise, 0.01);
 }
 
 TEST(MassPropertyTest, EqualAttentionChangesNothingButTheDescription) {

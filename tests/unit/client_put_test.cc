@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "client/src/connection_impl.h"
 #include "client/src/proto_convert.h"
 #include "core/layout/chain_hash.h"
@@ -146,6 +149,16 @@ TEST_F(ClientPutTest, EvictionMassAndSeedSettings) {
     ASSERT_EQ(header.attention_mass_size(), 3 * tokens);
     EXPECT_EQ(header.attention_mass(tokens), 40 + 16 * i);  // layer 1, the chunk's first token
     EXPECT_EQ(header.mass_queries(), queries[i]);
+    // One measure for all chunks, of the tokens that stay.
+    ASSERT_EQ(header.mass_levels_size(), 3);
+    for (int l = 0; l < 3; ++l) {
+      double sum = 0;
+      for (uint32_t t = 4; t < 40; ++t) {
+        const double mass_t = std::max(1e-4f, mass[static_cast<size_t>(l) * 40 + t]);
+        if (request.keep[t]) sum += std::log2(mass_t / (std::max(30.0 - t, 0.0) + 32));
+      }
+      EXPECT_NEAR(header.mass_levels(l), sum / 34, 0.05);
+    }
   }
   // From a later start on, mass begins there and the mask at position 0.
   server_.headers.clear();
@@ -159,6 +172,15 @@ TEST_F(ClientPutTest, EvictionMassAndSeedSettings) {
   EXPECT_EQ(server_.headers[0].keep()[4], 0);
   EXPECT_EQ(server_.headers[0].attention_mass(0), 0);
   EXPECT_EQ(server_.headers[1].attention_mass(0), 16);
+  // A writer that knows the text's levels is believed.
+  server_.headers.clear();
+  const std::vector<float> levels = {-3, 0.5f, 2};
+  request.mass.levels = levels.data();
+  ASSERT_TRUE(Put(request).ok());
+  ASSERT_EQ(server_.headers.size(), 2u);
+  for (const v1::BlockHeader& header : server_.headers) {
+    EXPECT_THAT(header.mass_levels(), ElementsAre(-3, 0.5f, 2));
+  }
 
   request.keep.resize(39);
   EXPECT_FALSE(Put(request).ok());

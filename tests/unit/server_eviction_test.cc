@@ -2,6 +2,7 @@
 // what comes back.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "core/codec/codec.h"
 #include "core/codec/token_eviction.h"
@@ -246,6 +247,18 @@ TEST_F(EvictionTest, MassMakesTheStepsOfTokensFiner) {
   const v1::BlockAck ack = PutOne(Open(v1::PRESET_BALANCED), with_mass);
   ASSERT_FALSE(ack.has_error()) << ack.error().message();
   EXPECT_TRUE(GetHashes({blocks[0].hash()}).payloads[0] == expected);
+  // Levels of the text make the whole chunk coarser.
+  const std::vector<float> levels(layout_.layers.size(), -1.0f);
+  auto others = MakeBlocks(Ids(300, kTestChunk));
+  others[0].header.mutable_attention_mass()->Add(mass.begin(), mass.end());
+  others[0].header.set_mass_queries(64);
+  others[0].header.mutable_mass_levels()->Add(levels.begin(), levels.end());
+  EncodeOptions with_levels = options;
+  with_levels.mass.levels = levels.data();
+  const std::string coarser = Local(others[0], with_levels);
+  ASSERT_TRUE(coarser != Local(others[0], options));
+  ASSERT_FALSE(PutOne(Open(v1::PRESET_BALANCED), others[0]).has_error());
+  EXPECT_TRUE(GetHashes({others[0].hash()}).payloads[0] == coarser);
   // Eviction and mass together.
   std::vector<TestBlock> both = {with_mass};
   EvictFrom(&both, EveryThird);
@@ -258,6 +271,16 @@ TEST_F(EvictionTest, MassMakesTheStepsOfTokensFiner) {
   EXPECT_EQ(PutOne(Open(v1::PRESET_BALANCED), wrong).error().reason(), v1::REASON_BAD_PAYLOAD);
   wrong.header.add_attention_mass(-1);
   EXPECT_EQ(PutOne(Open(v1::PRESET_BALANCED), wrong).error().reason(), v1::REASON_BAD_PAYLOAD);
+  TestBlock wrong_levels = with_mass;
+  wrong_levels.header.add_mass_levels(1);
+  wrong_levels.header.add_mass_levels(1);
+  ASSERT_NE(layout_.layers.size(), 2u);
+  EXPECT_EQ(PutOne(Open(v1::PRESET_NEAR), wrong_levels).error().reason(), v1::REASON_BAD_PAYLOAD);
+  wrong_levels.header.clear_mass_levels();
+  for (size_t l = 0; l < layout_.layers.size(); ++l) {
+    wrong_levels.header.add_mass_levels(std::numeric_limits<float>::quiet_NaN());
+  }
+  EXPECT_EQ(PutOne(Open(v1::PRESET_NEAR), wrong_levels).error().reason(), v1::REASON_BAD_PAYLOAD);
 }
 
 TEST_F(EvictionTest, WaitingMassIsBounded) {

@@ -78,7 +78,8 @@ struct PutRequest {
   // Positions to store bit for bit, increasing.
   std::vector<uint64_t> exact_positions;
   // Attention that tokens received, from position `start` on, for steps that are finer where
-  // readers look; `queries` could see the token at `start`. Read during the call.
+  // readers look; `queries` could see the token at `start`. Without levels those of the tokens at
+  // hand are used, so put a text at once. Read during the call.
   AttentionMass mass;
   // 1 or 0 for every one of `tokens`, 0: evict it. Chosen once, after the prefill, for instance
   // with ChooseKeptTokens (core/codec/token_eviction.h); every chunk keeps one at least. Empty: all

@@ -21,6 +21,19 @@ from latticekv.tensors import check_plane, rows
 
 MAX_PART_BYTES = 4 << 20  # kMaxPartBytes
 MAX_UNACKED_BLOCKS = 64  # kMaxUnackedBlocksPerStream
+SINK_TOKENS = 4  # stored bit for bit whatever attention they get
+
+
+def mass_levels(mass: npt.NDArray[np.float32], queries: int, start: int, keep: Any) -> list[float]:
+    """BlockHeader.mass_levels of a put's attention mass: core/codec/attention_mass.h, MassLevels."""
+    at = np.arange(mass.shape[1])
+    count = at + start >= SINK_TOKENS
+    if keep is not None:
+        count &= keep[start:].astype(bool)
+    if not count.any():
+        return [0.0] * len(mass)
+    per_query = np.maximum(mass, 1e-4) / (np.maximum(queries - at, 0) + 32)
+    return [float(level) for level in np.log2(per_query[:, count]).mean(1)]
 
 
 def _varint(value: int) -> bytes:
@@ -69,6 +82,7 @@ class PutPlan:
             self.mass = np.asarray(attention_mass, np.float32)
             if self.mass.shape != (len(layers), len(self.tokens) - start):
                 raise ValueError(f"attention_mass has shape {self.mass.shape}; it must be [{len(layers)}, {len(self.tokens) - start}]")
+            self.mass_levels = mass_levels(self.mass, self.mass_queries, start, self.keep)
         hashes = chain_hashes(layout.fingerprint, self.tokens, chunk, salt, self.keep)
         first = start // chunk
         self.hashes = hashes[first:]
@@ -93,6 +107,7 @@ class PutPlan:
             first = begin - self.start
             header.attention_mass.extend(self.mass[:, first: first + size].ravel().tolist())
             header.mass_queries = max(0, self.mass_queries - first)
+            header.mass_levels.extend(self.mass_levels)
         return message_class("PutBlocksRequest")(header=header)
 
     def parts(self, index: int) -> Iterator[bytes]:

@@ -60,7 +60,7 @@ class Client:
         [layer][plane] of numpy arrays or torch tensors [tokens, heads, head_dim] from position `start` (a multiple of layout.chunk_tokens) on.
         `exact_positions` are stored bit for bit. `attention_mass` [layers, tokens from `start` on] is the attention that each token received (summed over
         query heads and queries, of which `mass_queries` could see the token at `start`; 0: as many as there are tokens): steps are finer where
-        readers look. `keep` (true or false for every token from position 0 on) evicts tokens: they read as zeros, and only by who sets
+        readers look, around the mean of these tokens, so put a text at once. `keep` (true or false for every token from position 0 on) evicts tokens: they read as zeros, and only by who sets
         accept_evicted. `seed` sets Preset.SEED. Raises the first error of a block, with `.result` for the others, unless `partial_ok`.
         Idempotent: after an error, put again.
         """

@@ -46,21 +46,35 @@ int HeadSpreadLog32(const CpuKernels& kernels, const UnitData& data, uint32_t to
 
 int64_t FloorDivide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
-// Sixteenths of a quarter octave, around their mean over the vectors that are not raw, as offsets.
-std::vector<int16_t> OffsetsAroundMean(const std::vector<int32_t>& wish_16,
-                                       const std::vector<uint8_t>& raw) {
-  int64_t sum = 0, n = 0;
-  for (size_t t = 0; t < wish_16.size(); ++t) {
-    if (raw[t]) continue;
-    sum += wish_16[t];
-    ++n;
-  }
+// Sixteenths of a quarter octave over `center` / `n`, rounded to offsets; 0 for raw vectors.
+std::vector<int16_t> OffsetsAround(const std::vector<int32_t>& wish_16, int64_t center, int64_t n,
+                                   const std::vector<uint8_t>& raw) {
   std::vector<int16_t> out(wish_16.size(), 0);
   for (size_t t = 0; t < wish_16.size(); ++t) {
     if (raw[t]) continue;
-    const int64_t offset = FloorDivide(wish_16[t] * n - sum + 8 * n, 16 * n);
+    const int64_t offset = FloorDivide(wish_16[t] * n - center + 8 * n, 16 * n);
     out[t] = static_cast<int16_t>(ClampValue<int64_t>(offset, -kMaxStepOffset, kMaxStepOffset));
   }
+  return out;
+}
+
+struct SumOver {
+  int64_t sum = 0, n = 0;
+};
+SumOver SumWhereCoded(const std::vector<int32_t>& values, const std::vector<uint8_t>& raw) {
+  SumOver out;
+  for (size_t t = 0; t < values.size(); ++t) {
+    if (raw[t]) continue;
+    out.sum += values[t];
+    ++out.n;
+  }
+  return out;
+}
+
+// The level of attention times the number of vectors that are not raw, and that number.
+SumOver MassLevelSum(const LatticeChoices& choices, const std::vector<uint8_t>& raw) {
+  SumOver out = SumWhereCoded(choices.mass_16, raw);
+  if (choices.mass_level_16) out.sum = out.n * *choices.mass_level_16;
   return out;
 }
 
@@ -68,17 +82,15 @@ std::vector<int16_t> OffsetsAroundMean(const std::vector<int32_t>& wish_16,
 // mass^-1/4 norm^1/2. `norm_32` [tokens] is 32 log2 of the vectors' rms.
 void PlanMassSteps(const LatticeContext& context, const LatticeChoices& choices,
                    const UnitData& data, const std::vector<int32_t>& norm_32, StepPlan& out) {
-  int64_t sum = 0, n = 0;
   std::vector<int32_t> wish_16(context.tokens);
   for (uint32_t t = 0; t < context.tokens; ++t) {
-    if (data.raw[t]) continue;
-    wish_16[t] = norm_32[t] - choices.mass_16[t];
-    sum += norm_32[t];
-    ++n;
+    if (!data.raw[t]) wish_16[t] = norm_32[t] - choices.mass_16[t];
   }
-  out.offset = OffsetsAroundMean(wish_16, data.raw);
+  const auto [norm_sum, n] = SumWhereCoded(norm_32, data.raw);
+  const int64_t level_sum = MassLevelSum(choices, data.raw).sum;
+  out.offset = OffsetsAround(wish_16, norm_sum - level_sum, n, data.raw);
   if (n == 0) return;
-  const int64_t base_8 = 2 * context.value_unit_16 + FloorDivide(sum, n);
+  const int64_t base_8 = 2 * context.value_unit_16 + FloorDivide(norm_sum, n);
   constexpr int64_t kMaxBase = kMaxStepIndex - kMaxStepOffset;
   out.value_base = static_cast<int16_t>(ClampValue((base_8 + 4) >> 3, -kMaxBase, kMaxBase));
   for (uint32_t t = 0; t < context.tokens; ++t) {
@@ -104,7 +116,8 @@ std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& pro
 std::vector<int16_t> KeyOffsets(const LatticeChoices& choices) {
   std::vector<int32_t> wish_16;
   for (int32_t m : choices.mass_16) wish_16.push_back(-m);
-  return OffsetsAroundMean(wish_16, choices.raw_tokens);
+  const auto [level_sum, n] = MassLevelSum(choices, choices.raw_tokens);
+  return OffsetsAround(wish_16, -level_sum, n, choices.raw_tokens);
 }
 
 StepPlan PlanSteps(const LatticeContext& context, const LatticeChoices& choices,
