@@ -369,8 +369,11 @@ v1::StatsResponse Stats(CacheEngine& engine) {
   out.set_encode_bytes(metrics.encode_bytes.load());
   out.set_decode_bytes(metrics.decode_bytes.load());
   // Bytes a nanosecond are 10^9 bytes a second.
-  out.set_encode_gbps(Ratio(metrics.encode_bytes.load(), metrics.encode_busy_ns.load()));
-  out.set_decode_gbps(Ratio(metrics.decode_bytes.load(), metrics.decode_busy_ns.load()));
+  const GpuStats gpu = engine.gpu() != nullptr ? engine.gpu()->stats() : GpuStats{};
+  out.set_encode_gbps(
+      Ratio(metrics.encode_bytes.load(), metrics.encode_busy_ns.load() + gpu.encode_cpu_ns));
+  out.set_decode_gbps(
+      Ratio(metrics.decode_bytes.load(), metrics.decode_busy_ns.load() + gpu.decode_cpu_ns));
   out.set_uptime_ms(engine.clock().MonotonicMs() - engine.start_ms());
   out.set_version(std::string(ServerVersion()));
   out.set_codec_backend(CodecInUse());

@@ -7,6 +7,7 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread_time.h"
 #include "core/codec/frame_format.h"
 #include "server/error_detail.h"
 
@@ -361,6 +362,17 @@ absl::Status DecodeInto(CacheEngine& engine, const ReadBlock& block, uint32_t la
 
 }  // namespace
 
+absl::Status DecodeLayer(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
+                         std::span<const MutableByteSpan> out) {
+  const absl::Status decoded = DecodeInto(engine, block, layer, out);
+  if (decoded.ok()) {
+    engine.metrics().decode_bytes += LayerBytes(block, layer);
+  } else if (!absl::IsUnavailable(decoded)) {
+    engine.DropCorrupt(block.block, std::string(decoded.message()));
+  }
+  return decoded;
+}
+
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
                                                    uint32_t layer) {
   const uint32_t tokens = block.metadata.tokens;
@@ -371,15 +383,7 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
     buffers[p].resize(planes[p].token_bytes() * tokens);
     out.push_back({reinterpret_cast<std::byte*>(buffers[p].data()), buffers[p].size()});
   }
-  const absl::Status decoded = DecodeInto(engine, block, layer, out);
-  if (!decoded.ok()) {
-    if (!absl::IsUnavailable(decoded)) {
-      engine.DropCorrupt(block.block, std::string(decoded.message()));
-    }
-    return decoded;
-  }
-  engine.metrics().decode_bytes += LayerBytes(block, layer);
-
+  LKV_RETURN_IF_ERROR(DecodeLayer(engine, block, layer, out));
   std::vector<v1::GetPart> parts;
   uint64_t offset = block.layer_offsets[layer];
   for (size_t p = 0; p < planes.size(); ++p) {

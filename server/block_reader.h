@@ -63,6 +63,11 @@ size_t LayerBytes(const ReadBlock& block, uint32_t layer);
 // Memory that decoding the layer takes, its raw bytes included.
 size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
 
+// Decodes one layer, each plane into its span of `out`. DATA_LOSS when the frame is damaged: it was
+// counted and dropped from the store then. Thread-safe for different layers.
+absl::Status DecodeLayer(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
+                         std::span<const MutableByteSpan> out);
+
 // Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when
 // the frame is damaged: it was counted and dropped from the store then. Thread-safe for different
 // layers.

@@ -8,6 +8,8 @@
 #include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread_time.h"
+#include "core/codec/shared_planes.h"
 #include "server/block_plan.h"
 #include "server/error_detail.h"
 #include "spdlog/spdlog.h"
@@ -62,7 +64,8 @@ absl::StatusOr<ByteVector> EncodeOnGpu(CacheEngine& engine, const PutTarget& tar
 absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
                                   const BlockPlan& plan,
                                   const std::shared_ptr<const ModelProfile>& profile,
-                                  ByteSpan payload) {
+                                  const Payload& payload) {
+  const ByteSpan raw = payload.bytes();
   EncodeOptions options;
   options.preset = target.preset;
   options.profile = profile.get();
@@ -80,28 +83,32 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
   ByteVector frame;
   std::optional<ByteVector> by_gpu;
   if (engine.gpu() != nullptr) {
+    // Which reads it once, into memory of its own.
     by_gpu = engine.gpu()->Encode(
-        {target.layout.layout, profile, plan.metadata.tokens, options, payload});
+        {target.layout.layout, profile, plan.metadata.tokens, options, raw, nullptr});
   }
   if (by_gpu) {
     frame = *std::move(by_gpu);
   } else {
     ++engine.metrics().cpu_encodes;
+    const uint32_t tokens = plan.metadata.tokens;
     LKV_ASSIGN_OR_RETURN(
-        frame, EncodeFrame(layout, plan.metadata.tokens,
-                           RawChunkViews(layout, plan.metadata.tokens, payload), options));
+        frame, payload.region
+                   ? EncodeSharedFrame(layout, tokens, raw, options)
+                   : EncodeFrame(layout, tokens, RawChunkViews(layout, tokens, raw), options));
   }
-  engine.metrics().encode_bytes += payload.size();
+  engine.metrics().encode_bytes += raw.size();
   if (frame.capacity() > frame.size() + frame.size() / 16) frame.shrink_to_fit();
   return frame;
 }
 
 // Gives the payload of a block that was encoded to whom it teaches, with its part of `reservation`;
 // leaves it where nobody wants it.
-void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, ByteVector& payload,
+void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, Payload& payload,
            Reservation& reservation) {
   const uint32_t tokens = plan.metadata.tokens;
-  if (!engine.learning().Wants(target.layout.fingerprint, tokens, payload.size())) return;
+  const ByteSpan raw = payload.bytes();
+  if (!engine.learning().Wants(target.layout.fingerprint, tokens, raw.size())) return;
   ProfileLearning::Chunk chunk;
   chunk.fingerprint = target.layout.fingerprint;
   chunk.layout = target.layout.layout;
@@ -109,8 +116,12 @@ void Teach(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan, 
   chunk.start_position = plan.metadata.start_position;
   chunk.preset = target.preset;
   chunk.keep = plan.keep;
-  chunk.memory = reservation.Split(payload.size());
-  chunk.payload = std::move(payload);
+  chunk.memory = reservation.Split(raw.size());
+  if (payload.region) {
+    chunk.payload.assign(raw.begin(), raw.end());
+  } else {
+    chunk.payload = std::move(payload.own);
+  }
   engine.learning().Learn(std::move(chunk));
 }
 
@@ -170,7 +181,7 @@ absl::Status CheckFrame(CacheEngine& engine, const PutTarget& target, const Bloc
 }
 
 absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
-                                   const BlockPlan& plan, ByteVector payload, UploadTicket& ticket,
+                                   const BlockPlan& plan, Payload payload, UploadTicket& ticket,
                                    const std::atomic<bool>& cancelled) {
   BlockMetadata m = plan.metadata;
   ByteVector frame;
@@ -178,8 +189,8 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
   std::shared_ptr<const ModelProfile> profile;
   if (target.frames) {
     LKV_RETURN_IF_ERROR(
-        WithReason(CheckFrame(engine, target, plan, payload, profile), v1::REASON_BAD_PAYLOAD));
-    frame = std::exchange(payload, {});
+        WithReason(CheckFrame(engine, target, plan, payload.own, profile), v1::REASON_BAD_PAYLOAD));
+    frame = std::exchange(payload.own, {});
   } else {
     // A new version may have been learnt since the stream began.
     profile = engine.layouts().CurrentProfile(target.layout.fingerprint);
@@ -215,11 +226,12 @@ absl::StatusOr<v1::BlockAck> Store(CacheEngine& engine, const PutTarget& target,
     if (!reservation.ok()) return WithReason(reservation.status(), v1::REASON_MEMORY_FULL);
     block.reservation = *std::move(reservation);
   }
-  if (block.reservation.bytes() >= bytes + payload.size() && !payload.empty()) {
+  const size_t raw_bytes = payload.bytes().size();
+  if (block.reservation.bytes() >= bytes + raw_bytes && raw_bytes > 0) {
     Reservation rest = block.reservation.Split(block.reservation.bytes() - bytes);
     Teach(engine, target, plan, payload, rest);
   }
-  engine.staging().Give(std::exchange(payload, {}));
+  engine.staging().Give(std::exchange(payload.own, {}));
   block.reservation.ShrinkTo(bytes);
   if (cancelled.load()) return absl::CancelledError("the stream was cancelled");
 
@@ -265,8 +277,7 @@ std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& ta
 }
 
 v1::BlockAck StoreBlock(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan,
-                        ByteVector payload, UploadTicket ticket,
-                        const std::atomic<bool>& cancelled) {
+                        Payload payload, UploadTicket ticket, const std::atomic<bool>& cancelled) {
   auto ack = Store(engine, target, plan, std::move(payload), ticket, cancelled);
   if (ack.ok()) return *std::move(ack);
   if (!absl::IsCancelled(ack.status())) {

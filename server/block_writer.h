@@ -11,6 +11,7 @@
 #include "latticekv/v1/blocks.pb.h"
 #include "server/block_plan.h"
 #include "server/engine.h"
+#include "server/region_registry.h"
 
 namespace latticekv {
 
@@ -18,12 +19,21 @@ namespace latticekv {
 std::optional<v1::BlockAck> AckIfStored(CacheEngine& engine, const PutTarget& target,
                                         const BlockPlan& plan);
 
+// What a client sent of a block: raw planes or a frame.
+struct Payload {
+  ByteVector own;
+  // Instead of `own`, raw planes in a region that the client may write to meanwhile.
+  std::shared_ptr<const SharedRegion> region;
+  ByteSpan shared;
+
+  ByteSpan bytes() const { return region ? shared : ByteSpan(own); }
+};
+
 // Encodes (or checks) the payload and makes the block visible, unless `cancelled` by then. Runs on
 // the codec threads. `ticket` covers plan.memory_bytes and is given back. With a durable target the
 // disk begins to take the block, and the acknowledgement must go through FinishDurable.
 v1::BlockAck StoreBlock(CacheEngine& engine, const PutTarget& target, const BlockPlan& plan,
-                        ByteVector payload, UploadTicket ticket,
-                        const std::atomic<bool>& cancelled);
+                        Payload payload, UploadTicket ticket, const std::atomic<bool>& cancelled);
 
 // Gives `done` the acknowledgement when block, session and layout survive power loss, or with an
 // error when they do not: the block is in memory only then. Waits on no thread; `done` is called

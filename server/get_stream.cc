@@ -12,6 +12,9 @@
 namespace latticekv {
 namespace {
 
+// Parts of one message, each of some 30 bytes.
+constexpr size_t kMaxWindowParts = 256;
+
 absl::Status TooBusy() {
   return LimitError("kMaxCodecQueueJobs", "the codec threads are too far behind; ask again later");
 }
@@ -99,8 +102,11 @@ void GetStream::ScheduleLocked() {
     }
     starved_since_ms_ = 0;
     auto item = std::make_shared<Item>();
-    item->block = next_block_++;
+    item->block = next_block_;
     item->layer = next_layer_;
+    // Where the client is behind, what is under way is sent first; then it comes inline.
+    if (window_ && !WholeBlocks() && !PlaceLocked(*item) && !items_.empty()) return;
+    ++next_block_;
     item->window_bytes = bytes;
     item->reservation = *std::move(reservation);
     const bool taken = engine_.codec_pool().Submit(
@@ -116,10 +122,12 @@ void GetStream::ScheduleLocked() {
 
 void GetStream::Decode(const ItemPtr& item) {
   const ReadBlock* block;
+  const GetWindow* window;
   {
     MutexLock lock(mutex_);
     if (finished_) return;
     block = plan_.blocks[item->block].get();
+    window = window_.get();
     if (dead_[item->block]) {
       item->ready = true;
       item->status = absl::DataLossError("failed in an earlier layer");
@@ -136,6 +144,12 @@ void GetStream::Decode(const ItemPtr& item) {
     auto checked = CheckStoredFrame(engine_, *block);
     status = checked.status();
     if (checked.ok()) frame = *std::move(checked);
+  } else if (!item->placed.empty()) {
+    std::vector<MutableByteSpan> out;
+    for (const v1::GetPart& part : item->placed) {
+      out.emplace_back(window->at(part.window_position()), part.window_bytes());
+    }
+    status = DecodeLayer(engine_, *block, item->layer, out);
   } else {
     auto decoded = ReadLayer(engine_, *block, item->layer);
     status = decoded.status();
@@ -150,6 +164,44 @@ void GetStream::Decode(const ItemPtr& item) {
   item->status = status;
   item->ready = true;
   PumpLocked();
+}
+
+bool GetStream::PlaceLocked(Item& item) {
+  const ReadBlock& block = *plan_.blocks[item.block];
+  const std::vector<PlaneSpec>& planes = block.layout->layers[item.layer].planes;
+  std::vector<uint64_t> sizes;
+  for (const PlaneSpec& plane : planes) {
+    sizes.push_back(plane.token_bytes() * block.metadata.tokens);
+  }
+  const auto places = window_->Take(sizes);
+  if (!places) return false;
+  uint64_t offset = block.layer_offsets[item.layer];
+  for (uint32_t p = 0; p < sizes.size(); ++p) {
+    v1::GetPart& part = item.placed.emplace_back();
+    part.set_index(block.index);
+    part.set_layer(item.layer);
+    part.set_plane(p);
+    part.set_offset(offset);
+    part.set_window_position((*places)[p]);
+    part.set_window_bytes(sizes[p]);
+    offset += sizes[p];
+  }
+  return true;
+}
+
+bool GetStream::TakePlacedLocked() {
+  const auto takes = [this](const Item& item) LKV_NO_ANALYSIS {
+    return item.ready && item.status.ok() && !dead_[item.block] && !item.placed.empty();
+  };
+  if (!takes(*items_.front())) return false;
+  v1::WindowParts* const out = response_.mutable_window_parts();
+  while (!items_.empty() && takes(*items_.front()) &&
+         static_cast<size_t>(out->parts_size()) < kMaxWindowParts) {
+    for (v1::GetPart& part : items_.front()->placed) *out->add_parts() = std::move(part);
+    PopFrontLocked();
+  }
+  message_ = ToByteBuffer(response_);
+  return true;
 }
 
 void GetStream::PopFrontLocked() {
@@ -181,14 +233,8 @@ bool GetStream::NextPartLocked(Item& item) {
     return true;
   }
   if (item.parts.empty()) return false;
-  v1::GetPart part = std::move(item.parts.front());
+  SetInlineLocked(std::move(item.parts.front()));
   item.parts.pop_front();
-  if (window_ && window_->Place(&part)) {
-    *response_.mutable_part() = std::move(part);
-    message_ = ToByteBuffer(response_);
-  } else {
-    SetInlineLocked(std::move(part));
-  }
   return true;
 }
 
@@ -200,6 +246,7 @@ bool GetStream::NextMessageLocked() {
     return true;
   }
   while (!items_.empty() && items_.front()->ready) {
+    if (TakePlacedLocked()) return true;
     Item& item = *items_.front();
     if (item.status.ok() && !dead_[item.block] && NextPartLocked(item)) return true;
     const bool report = !item.status.ok() && !dead_[item.block];

@@ -45,10 +45,11 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     Reservation reservation;
     bool ready = false;
     absl::Status status;
-    std::deque<v1::GetPart> parts;  // of raw reads
-    StoredFrame frame;              // of frame reads
-    uint64_t frame_offset = 0;      // of frame reads: next byte to send
-    bool told = false;              // of reads into GPU memory: that the block is placed
+    std::deque<v1::GetPart> parts;    // of raw reads
+    std::vector<v1::GetPart> placed;  // of raw reads into the window: one for each plane
+    StoredFrame frame;                // of frame reads
+    uint64_t frame_offset = 0;        // of frame reads: next byte to send
+    bool told = false;                // of reads into GPU memory: that the block is placed
   };
   using ItemPtr = std::shared_ptr<Item>;
 
@@ -67,6 +68,11 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void PumpLocked() LKV_REQUIRES(mutex_);
   bool NextMessageLocked() LKV_REQUIRES(mutex_);
   bool NextPartLocked(Item& item) LKV_REQUIRES(mutex_);
+  // Takes room in the window for a layer; false when there is none now.
+  bool PlaceLocked(Item& item) LKV_REQUIRES(mutex_);
+  // Makes all parts at the front that are ready in the window the next message; false: there are
+  // none.
+  bool TakePlacedLocked() LKV_REQUIRES(mutex_);
   // Makes the part, data and all, the next message.
   void SetInlineLocked(v1::GetPart part) LKV_REQUIRES(mutex_);
   void PopFrontLocked() LKV_REQUIRES(mutex_);

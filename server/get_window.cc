@@ -1,7 +1,5 @@
 #include "server/get_window.h"
 
-#include <cstring>
-
 #include "absl/strings/str_cat.h"
 #include "server/error_detail.h"
 
@@ -22,18 +20,18 @@ absl::StatusOr<std::unique_ptr<GetWindow>> GetWindow::Open(const RegionRegistry&
       new GetWindow(std::move(region), request.offset(), request.bytes()));
 }
 
-bool GetWindow::Place(v1::GetPart* part) {
-  const uint64_t size = part->data().size();
-  if (size > ring_.ring_bytes()) return false;
-  const uint64_t place = ring_.Place(end_, size);
-  const uint64_t end = WindowRing::End(place, size), done = ring_.done();
-  if (done > end_ || end - done > ring_.ring_bytes()) return false;
-  std::memcpy(ring_.at(place), part->data().data(), size);
-  part->clear_data();
-  part->set_window_position(place);
-  part->set_window_bytes(size);
+std::optional<std::vector<uint64_t>> GetWindow::Take(std::span<const uint64_t> sizes) {
+  std::vector<uint64_t> places;
+  uint64_t end = end_;
+  const uint64_t done = ring_.done();
+  for (const uint64_t size : sizes) {
+    if (size > ring_.ring_bytes()) return std::nullopt;
+    places.push_back(ring_.Place(end, size));
+    end = WindowRing::End(places.back(), size);
+    if (done > end || end - done > ring_.ring_bytes()) return std::nullopt;
+  }
   end_ = end;
-  return true;
+  return places;
 }
 
 }  // namespace latticekv

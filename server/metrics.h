@@ -2,8 +2,6 @@
 #ifndef LATTICEKV_SERVER_METRICS_H_
 #define LATTICEKV_SERVER_METRICS_H_
 
-#include <time.h>
-
 #include <atomic>
 #include <cstdint>
 
@@ -22,26 +20,6 @@ struct Metrics {
   std::atomic<uint64_t> encode_busy_ns{0};  // summed over threads
   std::atomic<uint64_t> decode_busy_ns{0};
   std::atomic<int64_t> open_streams{0};
-};
-
-// Adds the CPU time that its thread takes until its end to a counter of nanoseconds: what a core
-// does, however many threads share it.
-class BusyTimer {
- public:
-  explicit BusyTimer(std::atomic<uint64_t>& total_ns) : total_ns_(total_ns) {}
-  ~BusyTimer() { total_ns_ += ThreadCpuNs() - start_ns_; }
-  BusyTimer(const BusyTimer&) = delete;
-  BusyTimer& operator=(const BusyTimer&) = delete;
-
- private:
-  static uint64_t ThreadCpuNs() {
-    timespec time{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000u +
-           static_cast<uint64_t>(time.tv_nsec);
-  }
-  std::atomic<uint64_t>& total_ns_;
-  const uint64_t start_ns_ = ThreadCpuNs();
 };
 
 }  // namespace latticekv

@@ -184,7 +184,6 @@ void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> t
     return;
   }
   upload->ticket = *std::move(ticket);
-  upload->staging = engine_.staging().Take(upload->plan.payload_bytes);
   upload->state = Upload::State::kReceiving;
   last_message_ms_ = engine_.clock().MonotonicMs();  // the client's turn starts now
   v1::PutBlocksResponse response;
@@ -249,6 +248,7 @@ absl::Status PutStream::AppendPart(const UploadPtr& upload, const PutPartView& p
     }
     staging = std::move(upload->staging);
   }
+  if (staging.capacity() == 0) staging = engine_.staging().Take(upload->plan.payload_bytes);
   uint32_t crc = 0;
   for (const ByteSpan piece : part.data) {
     staging.insert(staging.end(), piece.begin(), piece.end());
@@ -278,7 +278,7 @@ absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
     if (region && !began) {
       upload->region = std::move(region);
       upload->region_offset = part.region_offset();
-      upload->region_crc32c = part.crc32c();
+      if (part.has_crc32c()) upload->region_crc32c = part.crc32c();
       upload->state = Upload::State::kEncoding;
     }
   }
@@ -317,13 +317,21 @@ void PutStream::EncodeFromGpu(const UploadPtr& upload, const GpuCacheRegion& reg
   }
 }
 
-absl::Status PutStream::FetchFromRegion(const Upload& upload, ByteVector* payload) {
-  // The client can still write to the region: what counts is the copy, and its checksum.
-  if (!upload.region->CopyTo(upload.region_offset, upload.plan.payload_bytes, payload)) {
+absl::Status PutStream::FetchFromRegion(const Upload& upload, Payload* payload) {
+  const auto bytes = upload.region->Find(upload.region_offset, upload.plan.payload_bytes);
+  if (!bytes) {
     return ProtocolError(absl::StrCat("the payload is not within its region of ",
                                       upload.region->bytes(), " bytes; put the block again"));
   }
-  if (Crc32c(*payload) != upload.region_crc32c) {
+  if (!target_->frames && !upload.region_crc32c) {
+    payload->region = upload.region;
+    payload->shared = *bytes;
+    return absl::OkStatus();
+  }
+  // The client can still write to the region: what counts is the copy, and its checksum.
+  payload->own = engine_.staging().Take(bytes->size());
+  payload->own.assign(bytes->begin(), bytes->end());
+  if (upload.region_crc32c && Crc32c(payload->own) != *upload.region_crc32c) {
     return ProtocolError(
         "the CRC32C of the payload in shared memory is wrong; put the block again");
   }
@@ -349,12 +357,12 @@ void PutStream::StartEncoding(const UploadPtr& upload) {
 }
 
 void PutStream::Encode(const UploadPtr& upload) {
-  ByteVector payload;
+  Payload payload;
   UploadTicket ticket;
   {
     MutexLock lock(mutex_);
     if (upload->cancelled.load()) return;
-    payload = std::move(upload->staging);
+    payload.own = std::move(upload->staging);
     ticket = std::move(upload->ticket);
   }
   if (upload->region) {

@@ -51,7 +51,7 @@ class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
     // Of a payload in shared memory: where it lies.
     std::shared_ptr<SharedRegion> region;
     uint64_t region_offset = 0;
-    uint32_t region_crc32c = 0;
+    std::optional<uint32_t> region_crc32c;
   };
   using UploadPtr = std::shared_ptr<Upload>;
 
@@ -75,8 +75,8 @@ class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
   // The upload that expects a part; null when the part is late and to be ignored.
   absl::StatusOr<UploadPtr> FindReceiving(uint32_t index);
   absl::Status AppendPart(const UploadPtr& upload, const PutPartView& part);
-  // Brings a payload in from shared memory. On the codec threads.
-  absl::Status FetchFromRegion(const Upload& upload, ByteVector* payload);
+  // The payload in shared memory, in its place or copied. On the codec threads.
+  absl::Status FetchFromRegion(const Upload& upload, Payload* payload);
   void StartEncoding(const UploadPtr& upload);
   void Encode(const UploadPtr& upload);
   // Acknowledges when the target's state is reached; nothing of the stream waits meanwhile.

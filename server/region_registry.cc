@@ -69,6 +69,7 @@ absl::StatusOr<std::shared_ptr<SharedRegion>> SharedRegion::Create(size_t bytes)
   }
   void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->descriptor_, 0);
   if (base == MAP_FAILED) return SystemError("mmap");
+  madvise(base, bytes, MADV_HUGEPAGE);  // where the kernel has them for shared memory
   region->base_ = static_cast<std::byte*>(base);
   region->bytes_ = bytes;
   return region;
@@ -77,12 +78,6 @@ absl::StatusOr<std::shared_ptr<SharedRegion>> SharedRegion::Create(size_t bytes)
 SharedRegion::~SharedRegion() {
   if (base_ != nullptr) munmap(base_, bytes_);
   if (descriptor_ >= 0) close(descriptor_);
-}
-
-bool SharedRegion::CopyTo(uint64_t offset, uint64_t size, ByteVector* out) const {
-  if (offset > bytes_ || size > bytes_ - offset) return false;
-  out->insert(out->end(), base_ + offset, base_ + offset + size);
-  return true;
 }
 
 RegionRegistry::RegionRegistry(size_t capacity_bytes) : capacity_bytes_(capacity_bytes) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -19,7 +20,8 @@ namespace latticekv {
 uint64_t RandomRegionId();
 
 // One mapped region. The client may write to it at any time, so nothing in it is looked at twice:
-// readers copy first and check the copy. Its size is sealed: no client can cut it under a reader.
+// whoever relies on what it saw copies first. Its size is sealed: no client can cut it under a
+// reader.
 class SharedRegion {
  public:
   static absl::StatusOr<std::shared_ptr<SharedRegion>> Create(size_t bytes);
@@ -33,8 +35,11 @@ class SharedRegion {
   int descriptor() const { return descriptor_; }
   // For what is only written; nothing that a client could have changed is read.
   std::byte* at(uint64_t offset) const { return base_ + offset; }
-  // Appends `size` bytes from `offset` on to `out`; false when they are not all within the region.
-  bool CopyTo(uint64_t offset, uint64_t size, ByteVector* out) const;
+  // `size` bytes from `offset` on; nothing when they are not all within the region.
+  std::optional<ByteSpan> Find(uint64_t offset, uint64_t size) const {
+    if (offset > bytes_ || size > bytes_ - offset) return std::nullopt;
+    return ByteSpan(base_ + offset, size);
+  }
 
  private:
   SharedRegion() = default;

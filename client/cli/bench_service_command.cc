@@ -1,6 +1,7 @@
 // latticekv bench service: puts and gets through the service, beside the same bytes over plain gRPC
 // and through Redis.
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ namespace latticekv {
 namespace {
 
 constexpr uint64_t kMaxBenchWorkers = 1024;
-constexpr uint64_t kMaxBenchSeconds = 3600;
+constexpr double kMinBenchSeconds = 0.1, kMaxBenchSeconds = 3600;
 constexpr uint64_t kMaxBenchTokens = 65536;
 
 // The comma-separated words of a flag, each one of `allowed`.
@@ -63,8 +64,6 @@ absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(
       const uint64_t tokens,
       arguments.GetNumber("tokens", 512, limits::kMinChunkTokens, kMaxBenchTokens));
-  LKV_ASSIGN_OR_RETURN(const uint64_t seconds,
-                       arguments.GetNumber("seconds", 2, 1, kMaxBenchSeconds));
   LKV_ASSIGN_OR_RETURN(const uint64_t memory_mb,
                        arguments.GetNumber("memory-mb", 2048, 64, 1 << 20));
   BenchSettings out;
@@ -76,7 +75,10 @@ absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
     return UsageError(std::string(status.message()));
   }
   out.tokens = static_cast<uint32_t>(tokens);
-  out.seconds = static_cast<double>(seconds);
+  if (!absl::SimpleAtod(arguments.Get("seconds", "2"), &out.seconds) ||
+      !(out.seconds >= kMinBenchSeconds && out.seconds <= kMaxBenchSeconds)) {
+    return UsageError(absl::StrCat("--seconds takes ", kMinBenchSeconds, " to ", kMaxBenchSeconds));
+  }
   out.memory_bytes = memory_mb << 20;
   LKV_ASSIGN_OR_RETURN(const auto data,
                        ReadWords(arguments, "data", "synthetic", {"synthetic", "random"}));
@@ -117,7 +119,6 @@ absl::StatusOr<std::vector<BenchCase>> ReadCases(const Arguments& arguments) {
               continue;
             }
             for (const std::string& wire : wires) {
-              if (wire == "frames" && direction == "get") continue;
               for (const PresetId preset : presets) {
                 out.push_back({system, transport, direction, wire, preset, chunk, count});
               }
@@ -156,6 +157,43 @@ Json RowJson(const BenchRow& row) {
     json["transport_mb_per_cpu_s"] = row.transport_mb_per_cpu_s();
   }
   return json;
+}
+
+std::vector<std::string> Heading() {
+  return {"DIRECTION",
+          "CHUNK",
+          "WORKERS",
+          "TRANSPORT",
+          "SYSTEM",
+          "WIRE",
+          "PRESET",
+          "MB/s",
+          "p50 ms",
+          "p99 ms",
+          "CPU s/GB",
+          "CODEC s/GB",
+          "TRANSPORT MB/CPU s"};
+}
+
+// The widest texts of a table of these cases.
+std::vector<std::string> Widest(const std::vector<BenchCase>& cases) {
+  const std::string number(7, '0');
+  std::vector<std::string> out(Heading().size(), number);
+  const auto widen = [](std::string& column, const std::string& text) {
+    if (text.size() > column.size()) column = text;
+  };
+  for (size_t c = 0; c < 7; ++c) out[c].clear();
+  for (const BenchCase& one : cases) {
+    widen(out[4], one.system);
+    widen(out[5], one.wire);
+    if (!one.wire.empty()) widen(out[6], std::string(PresetName(one.preset)));
+  }
+  return out;
+}
+
+// Of the whole table: measuring, and what comes before each row, which takes about half as long.
+int64_t ExpectedMs(size_t rows, const ServiceBench& bench) {
+  return static_cast<int64_t>(static_cast<double>(rows) * bench.settings().seconds * 1500);
 }
 
 std::vector<std::string> RowText(const BenchRow& row) {
@@ -257,16 +295,27 @@ absl::Status BenchService(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const std::vector<BenchCase> cases, ReadCases(arguments));
   LKV_ASSIGN_OR_RETURN(const auto bench,
                        ServiceBench::Create(std::move(settings), arguments.Get("server")));
+  const bool json = arguments.Has("json");
+  std::optional<TablePrinter> table;
+  if (!json) {
+    PrintFields({{"layout", LayoutText(bench->settings().layout)},
+                 {"operation", absl::StrCat(bench->settings().tokens, " tokens, ",
+                                            BytesText(bench->operation_bytes()), " raw")},
+                 {"rows", absl::StrCat(cases.size(), ", about ",
+                                       DurationText(ExpectedMs(cases.size(), *bench)))}});
+    table.emplace(Heading(), Widest(cases));
+  }
   std::vector<BenchRow> rows;
   {
     Progress progress("measuring row", cases.size());
     for (const BenchCase& one : cases) {
       LKV_ASSIGN_OR_RETURN(BenchRow row, bench->Run(one));
+      if (table) table->Row(RowText(row));
       rows.push_back(std::move(row));
       progress.Add();
     }
   }
-  if (arguments.Has("json")) {
+  if (json) {
     Json list = Json::array();
     for (const BenchRow& row : rows) list.push_back(RowJson(row));
     PrintJson({{"layout", LayoutJson(bench->settings().layout)},
@@ -275,14 +324,6 @@ absl::Status BenchService(const Arguments& arguments) {
                {"rows", std::move(list)}});
     return absl::OkStatus();
   }
-  PrintFields({{"layout", LayoutText(bench->settings().layout)},
-               {"operation", absl::StrCat(bench->settings().tokens, " tokens, ",
-                                          BytesText(bench->operation_bytes()), " raw")}});
-  std::vector<std::vector<std::string>> table = {
-      {"DIRECTION", "CHUNK", "WORKERS", "TRANSPORT", "SYSTEM", "WIRE", "PRESET", "MB/s", "p50 ms",
-       "p99 ms", "CPU s/GB", "CODEC s/GB", "TRANSPORT MB/CPU s"}};
-  for (const BenchRow& row : rows) table.push_back(RowText(row));
-  PrintTable(table);
   if (const auto ratios = Ratios(rows); ratios.size() > 1) PrintTable(ratios);
   return absl::OkStatus();
 }
@@ -301,7 +342,7 @@ Command BenchServiceCommand() {
             {"transports", "A,B", "shm, unix, tcp (default all)"},
             {"directions", "A,B", "put, get (default both)"},
             {"systems", "A,B", "latticekv, echo, redis (default all)"},
-            {"wire", "A,B", "raw, frames: puts compress on the worker (default raw)"},
+            {"wire", "A,B", "raw, frames: the worker compresses and decompresses (default raw)"},
             {"presets", "A,B", "presets to put with (default exact,balanced)"},
             {"data", "A", "synthetic: like a real cache; random: incompressible bytes"},
             {"layers", "N", "of the made-up cache (default 30)"},

@@ -153,20 +153,32 @@ void PrintFields(const Fields& fields) {
 }
 
 void PrintTable(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths;
+  if (rows.empty()) return;
+  std::vector<std::string> widest = rows.front();
   for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  }
-  for (const auto& row : rows) {
-    std::string line;
     for (size_t c = 0; c < row.size(); ++c) {
-      std::string cell = row[c];
-      if (c + 1 < row.size()) cell.resize(widths[c] + 2, ' ');
-      line += cell;
+      if (row[c].size() > widest[c].size()) widest[c] = row[c];
     }
-    std::cout << line << "\n";
   }
+  TablePrinter printer(rows.front(), widest);
+  for (size_t i = 1; i < rows.size(); ++i) printer.Row(rows[i]);
+}
+
+TablePrinter::TablePrinter(const std::vector<std::string>& heading,
+                           const std::vector<std::string>& widest) {
+  for (size_t c = 0; c < heading.size(); ++c) {
+    widths_.push_back(std::max(heading[c].size(), widest[c].size()));
+  }
+  Row(heading);
+}
+
+void TablePrinter::Row(const std::vector<std::string>& row) {
+  std::string line;
+  for (size_t c = 0; c < row.size(); ++c) {
+    line += row[c];
+    if (c + 1 < row.size()) line.resize(line.size() + widths_[c] + 2 - row[c].size(), ' ');
+  }
+  std::cout << line << std::endl;  // now, where nobody waits for more
 }
 
 void QualitySum::Add(const Quality& quality, uint64_t tokens) {

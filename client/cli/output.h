@@ -44,6 +44,17 @@ void PrintFields(const Fields& fields);
 // Rows of equal length in columns as wide as they need; the first row is the heading.
 void PrintTable(const std::vector<std::vector<std::string>>& rows);
 
+// Prints such a table row by row, each as soon as it is known: columns are as wide as the heading,
+// and as `widest`, which has a text of at least the width of each column's others.
+class TablePrinter {
+ public:
+  TablePrinter(const std::vector<std::string>& heading, const std::vector<std::string>& widest);
+  void Row(const std::vector<std::string>& row);
+
+ private:
+  std::vector<size_t> widths_;
+};
+
 // Quality of several blocks together: rms over their tokens.
 class QualitySum {
  public:

@@ -22,6 +22,7 @@ namespace {
 using SteadyClock = std::chrono::steady_clock;
 constexpr auto kStartTimeout = std::chrono::seconds(10);
 constexpr uint32_t kPayloadSeed = 20240607;
+constexpr uint64_t kRegionsBytes = uint64_t{16} << 30;
 
 double SecondsSince(SteadyClock::time_point start) {
   return std::chrono::duration<double>(SteadyClock::now() - start).count();
@@ -117,7 +118,12 @@ absl::StatusOr<BenchDaemon> BenchDaemon::Start(const ScratchFolder& folder, size
       ChildProcess::Start(
           program,
           {absl::StrCat("--listen=unix:", folder.File("latticekvd.sock"), ",127.0.0.1:0"),
-           absl::StrCat("--memory_bytes=", memory_bytes), absl::StrCat("--port_file=", port_file)},
+           absl::StrCat("--memory_bytes=", memory_bytes), absl::StrCat("--port_file=", port_file),
+           // What it takes depends on which tokens come when: it would be some rows' and not
+           // others'.
+           "--learn_profiles=false",
+           // Enough for all workers.
+           absl::StrCat("--shared_memory_bytes=", kRegionsBytes)},
           folder.File("latticekvd.log")));
   LKV_RETURN_IF_ERROR(WaitFor(*out.process, "latticekvd",
                               [&] { return std::filesystem::exists(port_file, failed); }));
@@ -241,6 +247,7 @@ absl::StatusOr<BenchOperation> ServiceBench::MakeGet(const BenchCase& what, uint
   for (const BlockResult& block : stored.blocks) {
     request.content_hashes.push_back(block.content_hash);
   }
+  request.decode_on_worker = what.wire == "frames";
   auto sink = std::make_shared<BufferSink>(settings_.layout, settings_.tokens);
   return [client, request, sink](uint64_t) { return client->Get(request, *sink); };
 }

@@ -19,8 +19,10 @@ namespace {
 constexpr int kDefaultMaxErrors = 5;
 constexpr int64_t kDefaultBackoffMs = 50;
 constexpr int64_t kDefaultMaxBackoffMs = 5'000;
-// Parts pass through as they are read: more would not be faster.
-constexpr size_t kMaxGetRegionBytes = size_t{16} << 20;
+// A get takes half of it at most, and what it read makes room again.
+constexpr size_t kMaxGetRegionBytes = size_t{32} << 20;
+// A layout has few that are in use at once.
+constexpr size_t kMaxKeptProfiles = 16;
 // From a failure to the next attempt at least, so that a server that accepts and breaks off is not
 // called without a pause.
 constexpr int64_t kPauseWhenBackMs = 20;
@@ -214,8 +216,33 @@ absl::StatusOr<LookupResult> ConnectionImpl::LookupOnce(const LookupRequest& req
   return out;
 }
 
+absl::StatusOr<std::shared_ptr<const ModelProfile>> ConnectionImpl::FindProfile(
+    const RegisteredLayout& layout, const Digest& hash) {
+  if (layout.profile && layout.profile->decoding_hash == hash) return layout.profile;
+  {
+    MutexLock lock(mutex_);
+    if (const auto it = profiles_.find(hash); it != profiles_.end()) return it->second;
+  }
+  v1::GetProfileRequest message;
+  message.set_fingerprint(BytesString(layout.fingerprint));
+  message.set_profile_hash(BytesString(hash));
+  LKV_ASSIGN_OR_RETURN(const v1::GetProfileResponse response,
+                       RetryLoop(Retry(), [&] { return stub_->GetProfile(message); }));
+  LKV_ASSIGN_OR_RETURN(ModelProfile parsed,
+                       ParseProfile(AsBytes(response.profile()), *layout.layout));
+  auto profile = std::make_shared<const ModelProfile>(std::move(parsed));
+  MutexLock lock(mutex_);
+  if (profiles_.size() >= kMaxKeptProfiles) profiles_.clear();
+  profiles_[hash] = profile;
+  return profile;
+}
+
 absl::Status ConnectionImpl::Get(const GetRequest& request, GetSink& sink) {
-  return RunGet({&NextStub(), get_regions_.get()}, request, sink, options_, Retry());
+  const GetRoute route{&NextStub(), get_regions_.get(),
+                       [this](const RegisteredLayout& layout, const Digest& hash) {
+                         return FindProfile(layout, hash);
+                       }};
+  return RunGet(route, request, sink, options_, Retry());
 }
 
 absl::StatusOr<SelectionResult> ConnectionImpl::Touch(const BlockSelector& blocks, int64_t ttl_ms) {

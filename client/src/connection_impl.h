@@ -65,6 +65,9 @@ class ConnectionImpl : public Connection {
   // Registers a layout again that a server which started anew does not know; false when it was not
   // registered through this connection or cannot be now.
   bool RegisterAgain(const RegisteredLayout& layout);
+  // A profile that frames of the layout refer to: the caller's, or the server's.
+  absl::StatusOr<std::shared_ptr<const ModelProfile>> FindProfile(const RegisteredLayout& layout,
+                                                                  const Digest& hash);
 
   const std::vector<std::shared_ptr<Stub>> stubs_;
   Stub* const stub_;  // for calls that move no payload
@@ -74,6 +77,7 @@ class ConnectionImpl : public Connection {
   Mutex mutex_;
   // By fingerprint and namespace.
   std::map<std::string, v1::RegisterLayoutRequest> registered_ LKV_GUARDED_BY(mutex_);
+  std::map<Digest, std::shared_ptr<const ModelProfile>> profiles_ LKV_GUARDED_BY(mutex_);
   // Null: no shared memory. Gets have a region of their own, which one that is broken off takes
   // with it.
   std::unique_ptr<RegionClient> regions_, get_regions_;

@@ -11,11 +11,56 @@
 #include "core/base/status_macros.h"
 
 namespace latticekv {
-namespace {
 
 absl::Status BadReply(const std::string& what) {
   return absl::DataLossError(absl::StrCat("get: the server sent ", what));
 }
+
+uint32_t EndLayer(const GetRequest& request) {
+  const auto layers = static_cast<uint32_t>(request.layout.layout->layers.size());
+  return request.layer_count == 0 ? layers : request.first_layer + request.layer_count;
+}
+
+absl::Status CheckBlockCount(const GetRequest& request, size_t blocks) {
+  if (request.content_hashes.empty() || blocks == request.content_hashes.size()) {
+    return absl::OkStatus();
+  }
+  return BadReply(absl::StrCat(blocks, " blocks of ", request.content_hashes.size()));
+}
+
+absl::StatusOr<ServedBlock> ReadBlockOpen(const GetRequest& request, const v1::BlockOpen& open,
+                                          size_t have) {
+  const size_t limit =
+      request.content_hashes.empty() ? limits::kMaxBlocksPerRequest : request.content_hashes.size();
+  if (open.index() != have || have >= limit) {
+    return BadReply(absl::StrCat("block ", open.index(), " out of turn"));
+  }
+  ServedBlock served;
+  served.index = open.index();
+  if (open.has_miss()) {
+    served.miss = StatusFromDetail(FromProto(open.miss()));
+    if (const auto hash = ToDigest(open.block().content_hash())) served.block.content_hash = *hash;
+    return served;
+  }
+  LKV_ASSIGN_OR_RETURN(served.block, FromProto(open.block()));
+  if (!request.content_hashes.empty() &&
+      served.block.content_hash != request.content_hashes[open.index()]) {
+    return BadReply(absl::StrCat("another block than asked for at index ", open.index()));
+  }
+  served.tokens.assign(open.token_ids().begin(), open.token_ids().end());
+  if (!served.tokens.empty() && served.tokens.size() != served.block.tokens) {
+    return BadReply(
+        absl::StrCat(served.tokens.size(), " token ids for a block of ", served.block.tokens));
+  }
+  served.keep.assign(open.keep().begin(), open.keep().end());
+  if (!served.keep.empty() && served.keep.size() != served.block.tokens) {
+    return BadReply(absl::StrCat("a mask of ", served.keep.size(), " tokens for a block of ",
+                                 served.block.tokens));
+  }
+  return served;
+}
+
+namespace {
 
 v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
   v1::GetBlocksRequest out;
@@ -23,17 +68,16 @@ v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
   out.set_fingerprint(BytesString(request.layout.fingerprint));
   for (const Digest& hash : request.content_hashes) out.add_content_hashes(BytesString(hash));
   out.set_session(request.session);
-  out.set_encoding(v1::ENCODING_RAW);
   *out.mutable_bounds() = ToProto(request.bounds);
   out.set_accept_evicted(request.accept_evicted);
+  if (request.decode_on_worker) {
+    out.set_encoding(v1::ENCODING_FRAME);  // which comes whole
+    return out;
+  }
+  out.set_encoding(v1::ENCODING_RAW);
   out.set_first_layer(request.first_layer);
   out.set_layer_count(request.layer_count);
   return out;
-}
-
-uint32_t EndLayer(const GetRequest& request) {
-  const auto layers = static_cast<uint32_t>(request.layout.layout->layers.size());
-  return request.layer_count == 0 ? layers : request.first_layer + request.layer_count;
 }
 
 uint64_t LayerTokenBytes(const LayerSpec& layer) {
@@ -52,33 +96,46 @@ uint64_t ReplyBytes(const GetRequest& request) {
   return token_bytes * request.layout.chunk_tokens * request.content_hashes.size();
 }
 
-absl::Status RunAttempt(const GetRoute& route, const GetRequest& request, GetSink& sink,
-                        const ClientOptions& options, const CallLimit& limit) {
-  v1::GetBlocksRequest opening = MakeGetRequest(request);
-  const auto window = GetWindow::Open(route.regions, ReplyBytes(request));
-  if (window) window->Describe(opening.mutable_window());
-  auto stream = route.stub->GetBlocks(opening);
-  const CallGuard guard(limit, [&] { stream->Cancel(); });
-  StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream->Cancel(); });
-  GetReceiver receiver(request, sink, window.get());
+// One stream, whose messages `receiver` takes.
+template <typename Receiver>
+absl::Status Receive(ReadStream<v1::GetBlocksResponse>& stream, const ClientOptions& options,
+                     Receiver& receiver, GetWindow* window) {
+  StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream.Cancel(); });
   absl::Status wrong;
   v1::GetBlocksResponse message;
-  while (stream->Read(message)) {
+  while (stream.Read(message)) {
     if (!wrong.ok()) continue;  // cancelled; what was under way still arrives
     watchdog.Arm(false);        // the sink may take its time
     wrong = receiver.OnMessage(message);
     watchdog.Arm(true);
-    if (!wrong.ok()) stream->Cancel();
+    if (!wrong.ok()) stream.Cancel();
   }
-  absl::Status status = stream->Finish();
-  if (window && status.ok()) window->Finish();
+  const absl::Status status = stream.Finish();
+  if (window != nullptr && status.ok()) window->Finish();
   if (!wrong.ok()) return wrong;
   if (watchdog.fired()) {
     return absl::UnavailableError(
         absl::StrCat("get: no word from the server for ", options.stream_idle_timeout_ms, " ms"));
   }
-  if (!status.ok()) return status;
+  LKV_RETURN_IF_ERROR(status);
+  watchdog.Arm(false);
   return receiver.OnEnd();
+}
+
+absl::Status RunAttempt(const GetRoute& route, const GetRequest& request, GetSink& sink,
+                        const ClientOptions& options, const CallLimit& limit) {
+  v1::GetBlocksRequest opening = MakeGetRequest(request);
+  std::unique_ptr<GetWindow> window;
+  if (!request.decode_on_worker) window = GetWindow::Open(route.regions, ReplyBytes(request));
+  if (window) window->Describe(opening.mutable_window());
+  auto stream = route.stub->GetBlocks(opening);
+  const CallGuard guard(limit, [&] { stream->Cancel(); });
+  if (request.decode_on_worker) {
+    FrameReceiver receiver(request, sink, route.profiles);
+    return Receive(*stream, options, receiver, nullptr);
+  }
+  GetReceiver receiver(request, sink, window.get());
+  return Receive(*stream, options, receiver, window.get());
 }
 
 }  // namespace
@@ -95,39 +152,27 @@ GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink, GetWindow* wi
 
 absl::Status GetReceiver::OnMessage(const v1::GetBlocksResponse& message) {
   if (message.has_open()) return OnOpen(message.open());
-  if (message.has_part()) return OnPart(message.part());
+  if (message.has_part()) {
+    return OnPart(message.part(), AsBytes(message.part().data()), message.part().crc32c());
+  }
+  if (message.has_window_parts()) {
+    for (const v1::GetPart& part : message.window_parts().parts()) {
+      const auto data = window_ ? window_->Data(part) : std::nullopt;
+      if (!data) return BadReply("a part outside of the window");
+      LKV_RETURN_IF_ERROR(OnPart(part, *data, std::nullopt));
+      window_->Release(part);
+    }
+    return absl::OkStatus();
+  }
   if (message.has_failed()) return OnFailed(message.failed());
   return absl::OkStatus();  // from a newer server
 }
 
 absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
-  const size_t limit = request_.content_hashes.empty() ? limits::kMaxBlocksPerRequest
-                                                       : request_.content_hashes.size();
-  if (parts_began_ || open.index() != blocks_.size() || blocks_.size() >= limit) {
-    return BadReply(absl::StrCat("block ", open.index(), " out of turn"));
-  }
-  ServedBlock served;
-  served.index = open.index();
+  if (parts_began_) return BadReply(absl::StrCat("block ", open.index(), " out of turn"));
+  LKV_ASSIGN_OR_RETURN(const ServedBlock served, ReadBlockOpen(request_, open, blocks_.size()));
   Block block;
-  if (open.has_miss()) {
-    served.miss = StatusFromDetail(FromProto(open.miss()));
-    if (const auto hash = ToDigest(open.block().content_hash())) served.block.content_hash = *hash;
-  } else {
-    LKV_ASSIGN_OR_RETURN(served.block, FromProto(open.block()));
-    if (!request_.content_hashes.empty() &&
-        served.block.content_hash != request_.content_hashes[open.index()]) {
-      return BadReply(absl::StrCat("another block than asked for at index ", open.index()));
-    }
-    served.tokens.assign(open.token_ids().begin(), open.token_ids().end());
-    if (!served.tokens.empty() && served.tokens.size() != served.block.tokens) {
-      return BadReply(
-          absl::StrCat(served.tokens.size(), " token ids for a block of ", served.block.tokens));
-    }
-    served.keep.assign(open.keep().begin(), open.keep().end());
-    if (!served.keep.empty() && served.keep.size() != served.block.tokens) {
-      return BadReply(absl::StrCat("a mask of ", served.keep.size(), " tokens for a block of ",
-                                   served.block.tokens));
-    }
+  if (served.miss.ok()) {
     block.tokens = served.block.tokens;
     block.live = true;
     ++live_;
@@ -153,25 +198,20 @@ absl::Status GetReceiver::CheckPart(const v1::GetPart& part, ByteSpan data) cons
   const uint64_t plane_bytes = planes[block.plane].token_bytes() * block.tokens;
   const uint64_t size = data.size();
   if (part.offset() != plane_start * block.tokens + block.plane_offset || size == 0 ||
-      size > limits::kMaxPartBytes || size > plane_bytes - block.plane_offset) {
+      size > plane_bytes - block.plane_offset) {
     return BadReply(absl::StrCat(size, " bytes at offset ", part.offset(), " of block ",
                                  part.index(), ", which do not fit"));
-  }
-  if (Crc32c(data) != part.crc32c()) {
-    return BadReply(absl::StrCat("a part of block ", part.index(), " with a wrong checksum"));
   }
   return absl::OkStatus();
 }
 
-absl::Status GetReceiver::OnPart(const v1::GetPart& part) {
+absl::Status GetReceiver::OnPart(const v1::GetPart& part, ByteSpan data,
+                                 std::optional<uint32_t> crc32c) {
   parts_began_ = true;
-  ByteSpan data = AsBytes(part.data());
-  if (part.window_bytes() > 0) {
-    const auto in_window = window_ ? window_->Data(part) : std::nullopt;
-    if (!in_window) return BadReply("a part outside of the window");
-    data = *in_window;
-  }
   LKV_RETURN_IF_ERROR(CheckPart(part, data));
+  if (crc32c && (data.size() > limits::kMaxPartBytes || Crc32c(data) != *crc32c)) {
+    return BadReply(absl::StrCat("a part of block ", part.index(), " with a wrong checksum"));
+  }
   Block& block = blocks_[part.index()];
   const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
   const PlaneSpec& plane = planes[block.plane];
@@ -182,7 +222,6 @@ absl::Status GetReceiver::OnPart(const v1::GetPart& part) {
   if (block.destination.data != nullptr) {
     ScatterPlane(plane, block.plane_offset, data, block.destination);
   }
-  if (part.window_bytes() > 0) window_->Release(part);
   block.plane_offset += data.size();
   if (block.plane_offset < plane.token_bytes() * block.tokens) return absl::OkStatus();
   block.plane_offset = 0;
@@ -218,9 +257,7 @@ absl::Status GetReceiver::FinishLayers() {
 }
 
 absl::Status GetReceiver::OnEnd() {
-  if (!request_.content_hashes.empty() && blocks_.size() != request_.content_hashes.size()) {
-    return BadReply(absl::StrCat(blocks_.size(), " blocks of ", request_.content_hashes.size()));
-  }
+  LKV_RETURN_IF_ERROR(CheckBlockCount(request_, blocks_.size()));
   if (live_ > 0 && current_layer_ < end_layer_) {
     return BadReply(absl::StrCat("no more after layer ", current_layer_, " of ", end_layer_));
   }

@@ -2,9 +2,12 @@
 #ifndef LATTICEKV_CLIENT_SRC_GET_OPERATION_H_
 #define LATTICEKV_CLIENT_SRC_GET_OPERATION_H_
 
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/src/frame_receiver.h"
 #include "client/src/get_window.h"
 #include "client/src/region_client.h"
 #include "client/src/retry_loop.h"
@@ -14,7 +17,8 @@
 namespace latticekv {
 
 // Takes the messages of one GetBlocks stream in order and refuses those that do not fit: nothing is
-// written before index, layer, plane, offset, size and checksum are known to be right.
+// written before index, layer, plane, offset and size are known to be right, and the checksum of
+// what came over a socket.
 class GetReceiver {
  public:
   // All must outlive the receiver; the request is valid (CheckGet). `window` may be null.
@@ -33,7 +37,8 @@ class GetReceiver {
   };
 
   absl::Status OnOpen(const v1::BlockOpen& open);
-  absl::Status OnPart(const v1::GetPart& part);
+  // With the checksum of what came over a socket.
+  absl::Status OnPart(const v1::GetPart& part, ByteSpan data, std::optional<uint32_t> crc32c);
   absl::Status CheckPart(const v1::GetPart& part, ByteSpan data) const;
   absl::Status OnFailed(const v1::BlockOpen& failed);
   // Tells the sink of layers that are complete in every live block.
@@ -52,6 +57,15 @@ class GetReceiver {
   bool parts_began_ = false;
 };
 
+// What both kinds of gets check. DATA_LOSS: the server sent `what`.
+absl::Status BadReply(const std::string& what);
+// A block as it is announced, the `have`th.
+absl::StatusOr<ServedBlock> ReadBlockOpen(const GetRequest& request, const v1::BlockOpen& open,
+                                          size_t have);
+absl::Status CheckBlockCount(const GetRequest& request, size_t blocks);
+// The layer behind the last one asked for.
+uint32_t EndLayer(const GetRequest& request);
+
 // Copies bytes [offset, offset + data) of a contiguous [tokens, heads, head_dim] plane into `view`.
 void ScatterPlane(const PlaneSpec& plane, uint64_t offset, ByteSpan data,
                   const MutablePlaneView& view);
@@ -63,6 +77,7 @@ absl::Status CheckGet(const GetRequest& request);
 struct GetRoute {
   Stub* stub = nullptr;
   RegionClient* regions = nullptr;  // null: no shared memory
+  ProfileSource profiles;           // of gets that decode here
 };
 
 // The whole get, over as many streams as `retry` allows.

@@ -89,6 +89,9 @@ class GrpcStub : public Stub {
       const v1::RegisterLayoutRequest& request) override {
     return Call(*cache_, &v1::KvCache::Stub::RegisterLayout, request);
   }
+  absl::StatusOr<v1::GetProfileResponse> GetProfile(const v1::GetProfileRequest& request) override {
+    return Call(*cache_, &v1::KvCache::Stub::GetProfile, request);
+  }
   std::unique_ptr<PutStream> PutBlocks() override {
     return std::make_unique<GrpcPutStream>(channel_.get(), put_blocks_);
   }

@@ -136,11 +136,10 @@ bool PutAttempt::SendThroughRegion(uint32_t chunk, RegionSlot slot) {
   part.set_region_offset(slot.offset());
   if (const auto frame = frames_.find(chunk); frame != frames_.end()) {
     std::memcpy(slot.data(), frame->second.data(), frame->second.size());
-    part.set_crc32c(Crc32c(frame->second));
     work_.sent_bytes[chunk] += frame->second.size();
     frames_.erase(frame);
   } else {
-    part.set_crc32c(PayloadReader(work_.chunks[chunk]).ReadAll(slot.data()));
+    PayloadReader(work_.chunks[chunk]).CopyAll(slot.data());
     work_.sent_bytes[chunk] += work_.chunks[chunk].payload_bytes;
   }
   {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "client/src/proto_convert.h"
@@ -253,18 +254,13 @@ uint32_t PayloadReader::NextPart(std::string& data) {
   return crc;
 }
 
-uint32_t PayloadReader::ReadAll(std::byte* out) {
-  uint32_t crc = 0;
+void PayloadReader::CopyAll(std::byte* out) {
   while (!done()) {
-    const size_t row_bytes = layout_.layers[layer_].planes[plane_].token_bytes();
-    std::byte* begin = out;
-    NextRows(std::max(row_bytes, kCacheBytes), [&](ByteSpan bytes) {
+    NextRows(std::numeric_limits<size_t>::max(), [&](ByteSpan bytes) {
       std::memcpy(out, bytes.data(), bytes.size());
       out += bytes.size();
     });
-    crc = Crc32c({begin, out}, crc);
   }
-  return crc;
 }
 
 }  // namespace latticekv

@@ -42,8 +42,8 @@ class PayloadReader {
   bool done() const { return layer_ == request_.planes.size(); }
   // Replaces `data` by the next part: whole token rows, at most kMaxPartBytes. Returns its CRC32C.
   uint32_t NextPart(std::string& data);
-  // Writes the whole payload to `out`. Returns its CRC32C.
-  uint32_t ReadAll(std::byte* out);
+  // Writes the whole payload to `out`.
+  void CopyAll(std::byte* out);
   uint64_t offset() const { return offset_; }
 
  private:

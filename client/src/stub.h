@@ -58,6 +58,10 @@ class Stub {
   virtual bool WaitConnected(int64_t /*max_ms*/) { return true; }
   virtual absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
       const v1::RegisterLayoutRequest& request) = 0;
+  virtual absl::StatusOr<v1::GetProfileResponse> GetProfile(
+      const v1::GetProfileRequest& /*request*/) {
+    return absl::UnimplementedError("this stub has no profiles");
+  }
   virtual std::unique_ptr<PutStream> PutBlocks() = 0;
   virtual absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request) = 0;
   virtual std::unique_ptr<ReadStream<v1::GetBlocksResponse>> GetBlocks(

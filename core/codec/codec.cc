@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/crc32c.h"
@@ -13,6 +14,7 @@
 #include "core/codec/frame_format.h"
 #include "core/codec/layer_codec.h"
 #include "core/codec/seed_codec.h"
+#include "core/codec/shared_planes.h"
 #include "core/codec/token_eviction.h"
 
 namespace latticekv {
@@ -132,11 +134,27 @@ ByteVector& ThreadLayers() {
   return layers;
 }
 
+// Makes `planes`, which lie one behind the other, views of a copy.
+void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
+                std::vector<PlaneView>& planes) {
+  size_t bytes = 0;
+  for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes() * rows;
+  if (copy.size() < bytes) copy.resize(bytes);
+  std::memcpy(copy.data(), planes.front().data, bytes);
+  const std::byte* at = copy.data();
+  for (size_t p = 0; p < planes.size(); ++p) {
+    planes[p].data = at;
+    at += layer.planes[p].token_bytes() * rows;
+  }
+}
+
 // Encodes all layers to `bytes`, filling the header's table and errors. `planes` has the rows of
-// the tokens that are kept, `tokens` counts all.
+// the tokens that are kept, `tokens` counts all. With memory for a `copy` every byte is read once;
+// the planes of a layer are contiguous then.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, FrameHeader& header, ByteVector& bytes) {
+                  const CpuKernels& kernels, ByteVector* copy, FrameHeader& header,
+                  ByteVector& bytes) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens, header.keep);
@@ -145,9 +163,11 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
   LatticeChoices choices{preset.logit_noise, options.stats,
                          KeptOnly(RawTokens(tokens, options), header.keep)};
   for (size_t l = 0; l < layout.layers.size(); ++l) {
+    std::vector<PlaneView> input = planes[l];
+    if (copy != nullptr && !exact) CopyPlanes(layout.layers[l], rows, *copy, input);
     EncodedLayer layer;
     if (exact) {
-      layer.bytes = EncodeExactLayer(layout.layers[l], rows, planes[l]);
+      layer.bytes = EncodeExactLayer(layout.layers[l], rows, input);
     } else {
       const LatticeContext context{layout.layers[l],
                                    rows,
@@ -161,8 +181,8 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
         choices.mass_level_16 = MassLevel16(options.mass, l);
       }
       layer = options.preset == PresetId::kSeed
-                  ? EncodeSeedLayer(context, choices, options.seed, planes[l])
-                  : EncodeLatticeLayer(context, choices, planes[l]);
+                  ? EncodeSeedLayer(context, choices, options.seed, input)
+                  : EncodeLatticeLayer(context, choices, input);
     }
     if (layer.uses_profile) UseProfile(*options.profile, header);
     AppendLayerEntry(layer.bytes.size(), Crc32c(layer.bytes), layer.errors, header);
@@ -304,20 +324,39 @@ void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& e,
                            RmsQ15(e.within.value_error_sum, e.within.value_vectors)});
 }
 
-absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
-                                       const std::vector<std::vector<PlaneView>>& planes,
-                                       const EncodeOptions& options) {
+namespace {
+
+absl::StatusOr<ByteVector> Encode(const Layout& layout, uint32_t tokens,
+                                  const std::vector<std::vector<PlaneView>>& planes,
+                                  const EncodeOptions& options, ByteVector* copy) {
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout, tokens, planes, options));
   LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
   ByteVector& layers = ThreadLayers();
   ByteVector kept;
+  if (!header.keep.empty()) copy = nullptr;  // gathering is copying
   EncodeLayers(layout, tokens,
                header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept),
-               options, *kernels, header, layers);
+               options, *kernels, copy, header, layers);
   ByteVector frame = SerializeFrameHeader(header);
   frame.reserve(frame.size() + layers.size());
   frame.insert(frame.end(), layers.begin(), layers.end());
   return frame;
+}
+
+}  // namespace
+
+absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
+                                       const std::vector<std::vector<PlaneView>>& planes,
+                                       const EncodeOptions& options) {
+  return Encode(layout, tokens, planes, options, nullptr);
+}
+
+absl::StatusOr<ByteVector> EncodeSharedFrame(const Layout& layout, uint32_t tokens, ByteSpan raw,
+                                             const EncodeOptions& options) {
+  // Kept by each thread: fresh memory would be faulted in, page by page.
+  static thread_local ByteVector copy;
+  if (copy.capacity() > kMostKept) ByteVector().swap(copy);
+  return Encode(layout, tokens, RawChunkViews(layout, tokens, raw), options, &copy);
 }
 
 absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint, size_t layers,

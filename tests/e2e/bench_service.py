@@ -5,7 +5,7 @@ import subprocess
 import unittest
 
 LATTICEKV = os.path.join(os.environ["LATTICEKV_BIN_DIR"], "latticekv")
-SMALL = ["--layers", "2", "--heads", "1", "--tokens", "64", "--seconds", "1", "--workers", "2", "--memory-mb", "64"]
+SMALL = ["--layers", "2", "--heads", "1", "--tokens", "64", "--seconds", "0.5", "--workers", "2", "--memory-mb", "64"]
 
 
 class BenchServiceTest(unittest.TestCase):
@@ -29,6 +29,25 @@ class BenchServiceTest(unittest.TestCase):
             self.assertGreater(row["cpu_seconds"], 0)
             if row["system"] == "latticekv":
                 self.assertGreater(row["codec_cpu_seconds"], 0)
+
+    def test_the_worker_compresses_and_decompresses(self):
+        rows = self.rows("--chunks", "32", "--presets", "balanced", "--transports", "unix", "--systems", "latticekv", "--wire", "raw,frames")
+        self.assertEqual([(r["direction"], r["wire"]) for r in rows], [(d, w) for d in ("put", "get") for w in ("raw", "frames")])
+        for row in rows:
+            self.assertGreater(row["operations"], 0)
+
+    def test_rows_are_printed_as_they_are_measured(self):
+        with subprocess.Popen([LATTICEKV, "bench", "service", *SMALL, "--chunks", "32", "--presets", "balanced", "--systems", "latticekv",
+                               "--transports", "shm,unix"], stdout=subprocess.PIPE, text=True) as running:
+            lines = []
+            while not lines or not lines[-1].startswith("put"):
+                lines.append(running.stdout.readline())
+                self.assertTrue(lines[-1], lines)
+            self.assertIsNone(running.poll())  # three rows are still to come
+            self.assertTrue(any(line.startswith("rows") for line in lines), lines)
+            rest = running.stdout.read()
+            self.assertEqual(running.wait(), 0)
+        self.assertEqual(sum(line.startswith(("put", "get")) and " latticekv " in line for line in lines + rest.splitlines()), 4)
 
     def test_a_wrong_word_is_wrong_usage(self):
         done = subprocess.run([LATTICEKV, "bench", "service", "--systems", "memcached"], capture_output=True, text=True)

@@ -1,13 +1,17 @@
 // Real daemons and real client processes: clients that vanish in the middle, a daemon that is
-// killed under its workers. `client_chaos_test --vanish ADDRESS CLIENTS` is such a client process.
+// killed under its workers. `client_chaos_test --vanish ADDRESS CLIENTS` is such a client process,
+// and with --vanish-encoding one that dies while the daemon reads its shared memory. The daemon is
+// killed LATTICEKV_CHAOS_KILLS times (3).
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -43,7 +47,8 @@ struct Sequence {
     tokens[0] = worker;
     tokens[1] = number;
     const Layout layout = TestLayout();
-    data.resize(layout.token_bytes() * tokens.size(), std::byte{0x31});
+    data.resize(layout.token_bytes() * tokens.size(),
+                static_cast<std::byte>(0x20 + (31 * worker + number) % 32));
     std::byte* at = data.data();
     for (const LayerSpec& layer : layout.layers) {
       auto& views = planes.emplace_back();
@@ -105,6 +110,63 @@ int Vanish(const std::string& address, int clients) {
   return 1;
 }
 
+// A client process that is killed as soon as it has named payloads in its shared memory.
+int VanishEncoding(const std::string& address, int clients) {
+  const Layout layout = TestLayout();
+  std::vector<std::shared_ptr<Stub>> stubs;
+  std::vector<std::unique_ptr<RegionClient>> regions;
+  std::vector<std::unique_ptr<PutStream>> streams;
+  for (int i = 0; i < clients; ++i) {
+    auto stub = MakeGrpcStub(address, {});
+    if (!stub.ok()) return 1;
+    stubs.push_back(*stub);
+    regions.push_back(std::make_unique<RegionClient>(*stubs.back(), 1 << 20));
+    const auto region = regions.back()->Region();
+    if (region == nullptr) return 1;
+    const Sequence sequence(static_cast<uint32_t>(getpid()), static_cast<uint32_t>(i));
+    std::memcpy(region->at(0), sequence.data.data(), sequence.data.size());
+    streams.push_back(stubs.back()->PutBlocks());
+    v1::PutBlocksRequest message;
+    message.mutable_open()->set_fingerprint(BytesString(LayoutFingerprint(layout)));
+    if (!streams.back()->Write(message)) return 1;
+    const auto hashes = ChainHashes(LayoutFingerprint(layout), sequence.tokens, kChunk, "");
+    v1::BlockHeader& header = *message.mutable_header();
+    header.set_content_hash(BytesString(hashes[0]));
+    header.mutable_token_ids()->Add(sequence.tokens.begin(), sequence.tokens.begin() + kChunk);
+    header.set_payload_bytes(layout.token_bytes() * kChunk);
+    v1::PutBlocksResponse answer;
+    if (!streams.back()->Write(message) || !streams.back()->Read(answer)) return 1;
+    if (!answer.has_credit()) return 1;
+    message.mutable_region_part()->set_region_id(region->id());
+    if (!streams.back()->Write(message)) return 1;
+  }
+  kill(getpid(), SIGKILL);
+  return 1;
+}
+
+TEST(ClientChaosTest, ClientsThatVanishWhileTheirMemoryIsReadLeakNothing) {
+  DaemonProcess daemon;
+  ASSERT_TRUE(daemon.Start());
+  auto client = Connect(daemon.address());
+  ASSERT_TRUE(client.ok());
+  ASSERT_TRUE(client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk}).ok());
+  for (int i = 0; i < 5; ++i) {
+    auto process = ChildProcess::Start("/proc/self/exe",
+                                       {"--vanish-encoding", daemon.address(), "20"}, "/dev/null");
+    ASSERT_TRUE(process.ok());
+    const int status = (*process)->Wait();
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+  }
+  EXPECT_TRUE(Eventually([&] {
+    const auto stats = client->Stats();
+    return stats.ok() && stats->open_streams == 0 && daemon.Regions() == 0;
+  })) << daemon.Regions();
+  // What was stored of it is sound.
+  const auto verified = client->Verify();
+  ASSERT_TRUE(verified.ok()) << verified.status();
+  EXPECT_EQ(verified->blocks_corrupt, 0u);
+}
+
 TEST(ClientChaosTest, AThousandClientsThatVanishLeakNothing) {
   DaemonProcess daemon;
   ASSERT_TRUE(daemon.Start());
@@ -145,6 +207,11 @@ TEST(ClientChaosTest, AThousandClientsThatVanishLeakNothing) {
       << daemon.Descriptors() << " descriptors, " << descriptors << " before";
   EXPECT_EQ(client->Stats()->memory_used_bytes, memory);
   EXPECT_LT(daemon.ResidentBytes(), resident + (16u << 20));
+  std::printf(
+      "%d clients vanished: %zu descriptors (%zu before), %.1f MiB resident (%.1f before)\n",
+      kVanishing, daemon.Descriptors(), descriptors,
+      static_cast<double>(daemon.ResidentBytes()) / (1 << 20),
+      static_cast<double>(resident) / (1 << 20));
   EXPECT_TRUE(put(1));  // and it works
 }
 
@@ -185,10 +252,36 @@ TEST(ClientChaosTest, ARetryGoesOnAsSoonAsTheDaemonIsBack) {
   }
 }
 
+uint32_t Kills() {
+  const char* text = std::getenv("LATTICEKV_CHAOS_KILLS");
+  return text == nullptr ? 3 : static_cast<uint32_t>(std::max(1, std::atoi(text)));
+}
+
+// Whether the sequence is stored, and what is read is what was put.
+void ExpectWhole(Client& client, const RegisteredLayout& layout, const Sequence& sequence) {
+  auto found = client.Lookup({.layout = layout, .tokens = sequence.tokens});
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->usable_tokens, sequence.tokens.size()) << found->miss;
+  GetRequest get;
+  get.layout = layout;
+  for (const LookupBlock& block : found->blocks) {
+    get.content_hashes.push_back(block.block.content_hash);
+  }
+  const auto prefix = client.GetPrefix(get);
+  ASSERT_TRUE(prefix.ok()) << prefix.status();
+  ASSERT_TRUE(prefix->miss.ok()) << prefix->miss;
+  const ByteVector expected(
+      sequence.data.begin(),
+      sequence.data.begin() + static_cast<std::ptrdiff_t>(prefix->planes[0][0].size()));
+  for (const auto& planes : prefix->planes) {
+    for (const ByteVector& plane : planes) EXPECT_TRUE(plane == expected);
+  }
+}
+
 // 16 workers put and look up while the daemon is killed and started again under them.
 void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags, bool durable) {
-  constexpr uint32_t kWorkers = 16, kPuts = 30;
-  constexpr int kKills = 3;
+  constexpr uint32_t kWorkers = 16;
+  const uint32_t kills = Kills(), puts = 10 * kills;
   std::atomic<uint32_t> finished{0}, done{0};
   std::array<uint32_t, kWorkers> acknowledged{};  // of each worker: its first puts, in order
   std::vector<std::thread> workers;
@@ -201,13 +294,14 @@ void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags
       ASSERT_TRUE(client.ok());
       auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
       ASSERT_TRUE(layout.ok()) << layout.status();
-      for (uint32_t i = 0; i < kPuts; ++i) {
+      for (uint32_t i = 0; i < puts; ++i) {
         const Sequence sequence(w, i);
         PutRequest request;
         request.layout = *layout;
         request.tokens = sequence.tokens;
         request.planes = sequence.planes;
         request.durable = durable;
+        request.preset = PresetId::kExact;
         auto put = client->PutPrefix(request);
         ASSERT_TRUE(put.ok()) << put.status();
         ASSERT_TRUE(put->status().ok()) << put->status();
@@ -219,8 +313,8 @@ void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags
       ++finished;
     });
   }
-  for (int i = 1; i <= kKills; ++i) {
-    const uint32_t enough = kWorkers * kPuts * static_cast<uint32_t>(i) / (kKills + 1);
+  for (uint32_t i = 1; i <= kills; ++i) {
+    const uint32_t enough = kWorkers * puts * i / (kills + 1);
     while (done < enough && !::testing::Test::HasFailure()) Sleep(1);
     daemon.Kill();
     Sleep(50);
@@ -235,14 +329,15 @@ void KillAndRestart(DaemonProcess& daemon, const std::vector<std::string>& flags
   auto client = Connect(daemon.address());
   auto layout = client->RegisterLayout({.layout = TestLayout(), .chunk_tokens = kChunk});
   ASSERT_TRUE(layout.ok()) << layout.status();
+  uint32_t checked = 0;
   for (uint32_t w = 0; w < kWorkers; ++w) {
-    for (uint32_t i = 0; i < acknowledged[w]; ++i) {
-      const Sequence sequence(w, i);
-      auto found = client->Lookup({.layout = *layout, .tokens = sequence.tokens});
-      ASSERT_TRUE(found.ok());
-      EXPECT_EQ(found->usable_tokens, sequence.tokens.size()) << w << " " << i << found->miss;
+    for (uint32_t i = 0; i < acknowledged[w]; ++i, ++checked) {
+      SCOPED_TRACE(absl::StrCat("worker ", w, " put ", i));
+      ExpectWhole(*client, *layout, Sequence(w, i));
     }
   }
+  std::printf("%u kills, %u workers: %u finished; %u puts acknowledged as durable and read back\n",
+              kills + 1, kWorkers, finished.load(), checked);
 }
 
 TEST(ClientChaosTest, EveryWorkerFinishesWhenTheDaemonIsKilledUnderThem) {
@@ -265,6 +360,9 @@ TEST(ClientChaosTest, NoDurableBlockIsLostWhenTheDaemonIsKilled) {
 int main(int argc, char** argv) {
   if (argc == 4 && std::strcmp(argv[1], "--vanish") == 0) {
     return latticekv::Vanish(argv[2], std::atoi(argv[3]));
+  }
+  if (argc == 4 && std::strcmp(argv[1], "--vanish-encoding") == 0) {
+    return latticekv::VanishEncoding(argv[2], std::atoi(argv[3]));
   }
   ::testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

@@ -27,6 +27,40 @@ TEST_F(ClientServiceTest, FramesMadeByTheWorkerAreStored) {
   ExpectStored(client, layout);
 }
 
+TEST_F(ClientServiceTest, FramesThatTheWorkerDecodesGiveTheServersBytes) {
+  Client writer = ConnectWith({}), reader = ConnectWith({});
+  const ModelProfile profile = testing::MakeSampleProfile(layout_, 1, true);
+  auto registered = writer.RegisterLayout(
+      {.layout = layout_, .profile = SerializeProfile(profile), .chunk_tokens = kChunk});
+  ASSERT_TRUE(registered.ok()) << registered.status();
+  // The reader has no profile of its own and gets it from the server.
+  const RegisteredLayout layout = RegisterWith(reader);
+  ASSERT_EQ(layout.profile, nullptr);
+  for (const PresetId preset : {PresetId::kExact, PresetId::kSmall}) {
+    PutRequest put = Request(*registered);
+    put.preset = preset;
+    put.salt = std::string(PresetName(preset));
+    auto stored = writer.PutPrefix(put);
+    ASSERT_TRUE(stored.ok() && stored->status().ok()) << stored.status();
+    GetRequest get;
+    get.layout = layout;
+    for (const BlockResult& block : stored->blocks)
+      get.content_hashes.push_back(block.content_hash);
+    for (const uint32_t first : {0u, 1u}) {
+      get.first_layer = first;
+      get.layer_count = first;
+      get.decode_on_worker = false;
+      const auto raw = reader.GetPrefix(get);
+      get.decode_on_worker = true;
+      const auto decoded = reader.GetPrefix(get);
+      ASSERT_TRUE(raw.ok() && decoded.ok()) << raw.status() << decoded.status();
+      EXPECT_EQ(raw->tokens.size(), kTokens);
+      EXPECT_EQ(raw->tokens, decoded->tokens);
+      EXPECT_TRUE(raw->planes == decoded->planes) << PresetName(preset) << " " << first;
+    }
+  }
+}
+
 TEST_F(ClientServiceTest, ABatchOfPutsGoesOverOneStream) {
   Client client = ConnectWith({});
   const RegisteredLayout layout = RegisterWith(client);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread_time.h"
 #include "core/codec/frame_format.h"
 
 namespace latticekv {
@@ -338,7 +339,10 @@ void GpuExecutor::RunLane(GpuLane& lane) {
       ++busy_lanes_;
     }
     ++batches_;
-    RunBatch(lane, batch);
+    {
+      const BusyTimer timer(batch.front()->is_encode ? encode_cpu_ns_ : decode_cpu_ns_);
+      RunBatch(lane, batch);
+    }
     MutexLock lock(mutex_);
     --busy_lanes_;
   }
@@ -479,6 +483,8 @@ GpuStats GpuExecutor::stats() const {
   out.decodes = decodes_done_.load();
   out.batches = batches_.load();
   out.errors = errors_.load();
+  out.encode_cpu_ns = encode_cpu_ns_.load();
+  out.decode_cpu_ns = decode_cpu_ns_.load();
   for (size_t i = 0; i < kGpuFallbacks; ++i) out.fallbacks[i] = fallbacks_[i].load();
   return out;
 }

@@ -44,6 +44,8 @@ struct GpuStats {
   uint64_t encodes = 0, decodes = 0;  // done by the device
   uint64_t batches = 0;
   uint64_t errors = 0;  // of the device
+  // CPU time of the lanes' threads, which prepare batches and wait for them.
+  uint64_t encode_cpu_ns = 0, decode_cpu_ns = 0;
   std::array<uint64_t, kGpuFallbacks> fallbacks{};
 };
 
@@ -147,6 +149,7 @@ class GpuExecutor {
   absl::Status off_reason_ LKV_GUARDED_BY(mutex_);
 
   std::atomic<uint64_t> encodes_done_{0}, decodes_done_{0}, batches_{0}, errors_{0};
+  std::atomic<uint64_t> encode_cpu_ns_{0}, decode_cpu_ns_{0};
   std::array<std::atomic<uint64_t>, kGpuFallbacks> fallbacks_{};
   std::vector<std::thread> threads_;
 };
