@@ -192,18 +192,18 @@ absl::Status PlanPlace(const ReadPlan& plan, const v1::GetBlocksRequest& request
   return absl::OkStatus();
 }
 
-// Chooses what comes into memory whole, and begins to read it ahead of the sender.
-void Promote(CacheEngine& engine, ReadPlan* plan) {
-  size_t left = engine.config().memory_bytes / kPromotedShare;
-  std::vector<BlockKey> keys;
+// Chooses what comes into memory whole: as much as one request may, and all of them together.
+void ChoosePromoted(CacheEngine& engine, ReadPlan* plan) {
+  const size_t most = engine.config().memory_bytes / kPromotedShare;
+  size_t bytes = 0, count = 0;
   for (const auto& block : plan->blocks) {
     if (!block->on_disk()) continue;
-    if (block->block->frame_bytes > left) break;
-    left -= block->block->frame_bytes;
+    if (++count > limits::kMaxReadAheadBlocks || block->block->frame_bytes > most - bytes) break;
+    bytes += block->block->frame_bytes;
     block->promote = true;
-    keys.push_back(block->block->key);
   }
-  if (!keys.empty()) engine.store().ReadAhead(keys);
+  if (engine.promotions().TryReserve(bytes, &plan->promoted)) return;
+  for (const auto& block : plan->blocks) block->promote = false;
 }
 
 }  // namespace
@@ -270,7 +270,7 @@ absl::StatusOr<ReadPlan> PlanRead(CacheEngine& engine, const v1::GetBlocksReques
     plan.blocks.push_back(std::move(block));
   }
   const bool all_layers = request.first_layer() == 0 && request.layer_count() == 0;
-  if (all_layers) Promote(engine, &plan);
+  if (all_layers) ChoosePromoted(engine, &plan);
   return plan;
 }
 
@@ -280,17 +280,21 @@ absl::StatusOr<FrameInfo> StoredFrameInfo(const StoredBlock& block) {
   return ReadFrameInfo(prefix, block.frame_bytes);
 }
 
-StoredBlockPtr ReadBlock::InMemory(TieredStore& store) const {
-  if (!on_disk()) return block;
-  if (!promote) return nullptr;
-  MutexLock lock(mutex_);
-  if (!std::exchange(tried_, true)) {
-    StoredBlockPtr read = store.Get(block->key);
-    if (read && read->version == block->version && read->tier() == Tier::kMemory) {
-      promoted_ = std::move(read);
-    }
-  }
-  return promoted_;
+StoredBlockPtr LoadBlock(TieredStore& store, const ReadBlock& block) {
+  StoredBlockPtr read = store.Get(block.block->key);
+  const bool same = read && read->version == block.block->version && read->tier() == Tier::kMemory;
+  return same ? read : nullptr;
+}
+
+absl::StatusOr<StoredBytes> ReadStored(CacheEngine& engine, const ReadBlock& block,
+                                       std::optional<uint32_t> layer) {
+  StoredBytes out;
+  out.read.resize(layer ? block.decoder->info().layer_bytes[*layer] : block.block->frame_bytes);
+  const absl::Status read =
+      block.block->ReadFrame(layer ? block.decoder->layer_offset(*layer) : 0, out.read);
+  if (read.ok()) return out;
+  if (absl::IsDataLoss(read)) engine.DropCorrupt(block.block, std::string(read.message()));
+  return read;
 }
 
 void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out) {
@@ -330,51 +334,37 @@ bool DecodeOnGpu(CacheEngine& engine, const ReadBlock& block, const StoredBlockP
 
 // `out` has the layer's planes, contiguous.
 absl::Status DecodeInto(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
-                        std::span<const MutableByteSpan> out) {
-  const StoredBlockPtr in_memory = block.InMemory(engine.store());
-  {
-    const BusyTimer timer(engine.metrics().decode_busy_ns);
-    if (DecodeOnGpu(engine, block, in_memory, layer, out)) return absl::OkStatus();
-  }
+                        const StoredBytes& stored, std::span<const MutableByteSpan> out) {
+  const BusyTimer timer(engine.metrics().decode_busy_ns);
+  if (DecodeOnGpu(engine, block, stored.in_memory, layer, out)) return absl::OkStatus();
   ++engine.metrics().cpu_decodes;
   std::vector<MutablePlaneView> views;
   for (size_t p = 0; p < out.size(); ++p) {
     views.push_back(ContiguousPlane(block.layout->layers[layer].planes[p], out[p].data()));
   }
-  if (!block.on_disk()) {
-    const BusyTimer timer(engine.metrics().decode_busy_ns);
-    return block.decoder->DecodeLayer(layer, views);
-  }
-  const uint64_t offset = block.decoder->layer_offset(layer);
-  const size_t size = block.decoder->info().layer_bytes[layer];
-  ByteVector read;
-  ByteSpan bytes;
-  if (in_memory) {
-    bytes = ByteSpan(in_memory->frame).subspan(offset, size);
-  } else {
-    read.resize(size);
-    LKV_RETURN_IF_ERROR(block.block->ReadFrame(offset, read));
-    bytes = read;
-  }
-  const BusyTimer timer(engine.metrics().decode_busy_ns);
+  if (!block.on_disk()) return block.decoder->DecodeLayer(layer, views);
+  const ByteSpan bytes = stored.in_memory ? ByteSpan(stored.in_memory->frame)
+                                                .subspan(block.decoder->layer_offset(layer),
+                                                         block.decoder->info().layer_bytes[layer])
+                                          : ByteSpan(stored.read);
   return block.decoder->DecodeLayerBytes(layer, bytes, views);
 }
 
 }  // namespace
 
 absl::Status DecodeLayer(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
-                         std::span<const MutableByteSpan> out) {
-  const absl::Status decoded = DecodeInto(engine, block, layer, out);
+                         const StoredBytes& stored, std::span<const MutableByteSpan> out) {
+  const absl::Status decoded = DecodeInto(engine, block, layer, stored, out);
   if (decoded.ok()) {
     engine.metrics().decode_bytes += LayerBytes(block, layer);
-  } else if (!absl::IsUnavailable(decoded)) {
+  } else {
     engine.DropCorrupt(block.block, std::string(decoded.message()));
   }
   return decoded;
 }
 
 absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
-                                                   uint32_t layer) {
+                                                   uint32_t layer, const StoredBytes& stored) {
   const uint32_t tokens = block.metadata.tokens;
   const auto& planes = block.layout->layers[layer].planes;
   std::vector<std::string> buffers(planes.size());
@@ -383,7 +373,7 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
     buffers[p].resize(planes[p].token_bytes() * tokens);
     out.push_back({reinterpret_cast<std::byte*>(buffers[p].data()), buffers[p].size()});
   }
-  LKV_RETURN_IF_ERROR(DecodeLayer(engine, block, layer, out));
+  LKV_RETURN_IF_ERROR(DecodeLayer(engine, block, layer, stored, out));
   std::vector<v1::GetPart> parts;
   uint64_t offset = block.layer_offsets[layer];
   for (size_t p = 0; p < planes.size(); ++p) {
@@ -407,17 +397,11 @@ absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const Re
   return parts;
 }
 
-absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block) {
-  StoredFrame stored;
-  stored.in_memory = block.InMemory(engine.store());
-  if (!stored.in_memory) {
-    stored.read.resize(block.block->frame_bytes);
-    LKV_RETURN_IF_ERROR(block.block->ReadFrame(0, stored.read));
-  }
+absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block, const StoredBytes& stored) {
   GpuDecodeRequest request;
   request.layout = block.layout;
   request.profile = block.profile;
-  request.frame = stored.bytes();
+  request.frame = stored.frame();
   request.frame_owner = stored.in_memory;
   request.preset = block.decoder->info().preset;
   request.tokens = block.metadata.tokens;
@@ -431,7 +415,7 @@ absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block) {
   if (absl::IsDataLoss(placed)) {
     // What the device refused is for a CPU to judge.
     ByteVector raw(block.metadata.raw_bytes);
-    auto decoder = FrameDecoder::Open(stored.bytes(), *block.layout, block.profile.get());
+    auto decoder = FrameDecoder::Open(stored.frame(), *block.layout, block.profile.get());
     const absl::Status sound =
         decoder.ok() ? DecodeFrame(*decoder, *block.layout, raw) : decoder.status();
     if (!sound.ok()) {
@@ -442,17 +426,10 @@ absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block) {
   return WithReason(absl::FailedPreconditionError(placed.message()), v1::REASON_GPU);
 }
 
-absl::StatusOr<StoredFrame> CheckStoredFrame(CacheEngine& engine, const ReadBlock& block) {
-  StoredFrame out;
-  out.in_memory = block.InMemory(engine.store());
-  absl::Status status;
-  if (!out.in_memory) {
-    out.read.resize(block.block->frame_bytes);
-    status = block.block->ReadFrame(0, out.read);
-    if (absl::IsUnavailable(status)) return status;
-  }
-  if (status.ok() && Crc32c(out.bytes()) == block.metadata.frame_crc32c) return out;
-  engine.DropCorrupt(out.in_memory ? out.in_memory : block.block, "frame checksum");
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block,
+                              const StoredBytes& stored) {
+  if (Crc32c(stored.frame()) == block.metadata.frame_crc32c) return absl::OkStatus();
+  engine.DropCorrupt(stored.in_memory ? stored.in_memory : block.block, "frame checksum");
   return absl::DataLossError("the stored frame's checksum is wrong");
 }
 
@@ -475,7 +452,8 @@ absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& stored) {
   ReadBlock block;
   block.block = stored;
   block.metadata = *std::move(metadata);
-  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block).status());
+  const StoredBytes in_memory{stored, {}};
+  LKV_RETURN_IF_ERROR(CheckStoredFrame(engine, block, in_memory));
   OpenBlock(engine, &block);
   if (!block.block) {
     return block.miss.reason() == v1::REASON_CORRUPT
@@ -483,7 +461,7 @@ absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& stored) {
                : absl::FailedPreconditionError(block.miss.message());
   }
   for (uint32_t layer = 0; layer < block.layout->layers.size(); ++layer) {
-    LKV_RETURN_IF_ERROR(ReadLayer(engine, block, layer).status());
+    LKV_RETURN_IF_ERROR(ReadLayer(engine, block, layer, in_memory).status());
   }
   return absl::OkStatus();
 }

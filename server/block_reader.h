@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "core/base/mutex.h"
 #include "latticekv/v1/blocks.pb.h"
 #include "server/engine.h"
 
@@ -18,7 +17,7 @@ struct ReadBlock {
   uint32_t index = 0;
   Digest content_hash{};
   StoredBlockPtr block;  // null: `miss` says why
-  bool promote = false;  // on disk, and to be brought into memory when it is first decoded
+  bool promote = false;  // on disk, and to be brought into memory before it is decoded
   BlockMetadata metadata;
   bool pinned = false;
   v1::ErrorDetail miss;
@@ -30,20 +29,13 @@ struct ReadBlock {
   std::vector<uint64_t> layer_offsets;  // of raw reads, within the block's raw payload; layers + 1
 
   bool on_disk() const { return block && block->tier() == Tier::kDisk; }
-  // The block in memory, read from disk on the first call if it is to be promoted and there is
-  // room; null: read its layers with ReadFrame. Thread-safe.
-  StoredBlockPtr InMemory(TieredStore& store) const;
-
- private:
-  mutable Mutex mutex_;
-  mutable bool tried_ LKV_GUARDED_BY(mutex_) = false;
-  mutable StoredBlockPtr promoted_ LKV_GUARDED_BY(mutex_);
 };
 
 struct ReadPlan {
   std::vector<std::unique_ptr<ReadBlock>> blocks;
   bool frames = false;
   std::shared_ptr<const GpuCacheRegion> target;  // of reads into GPU memory
+  Reservation promoted;                          // of the engine's promotions
   uint32_t first_layer = 0;
   uint32_t end_layer = 0;  // over all blocks
 };
@@ -58,39 +50,49 @@ absl::StatusOr<FrameInfo> StoredFrameInfo(const StoredBlock& block);
 // The message that precedes the parts.
 void FillBlockOpen(const ReadBlock& block, v1::BlockOpen* out);
 
-// Raw bytes of one layer of a block.
-size_t LayerBytes(const ReadBlock& block, uint32_t layer);
-// Memory that decoding the layer takes, its raw bytes included.
-size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
-
-// Decodes one layer, each plane into its span of `out`. DATA_LOSS when the frame is damaged: it was
-// counted and dropped from the store then. Thread-safe for different layers.
-absl::Status DecodeLayer(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
-                         std::span<const MutableByteSpan> out);
-
-// Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. DATA_LOSS when
-// the frame is damaged: it was counted and dropped from the store then. Thread-safe for different
-// layers.
-absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
-                                                   uint32_t layer);
-
-// Decodes the whole block into its place in GPU memory. DATA_LOSS as above; UNAVAILABLE with
-// REASON_DISK or any other error with REASON_GPU when the block is there and could not be placed.
-absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block);
-
-// A whole frame: that of a block in memory, or read from disk.
-struct StoredFrame {
+// Stored bytes of a block: those of one layer or of the frame, read from disk; or none, where the
+// block is in memory.
+struct StoredBytes {
   StoredBlockPtr in_memory;
   ByteVector read;
-  ByteSpan bytes() const { return in_memory ? ByteSpan(in_memory->frame) : ByteSpan(read); }
+  ByteSpan frame() const { return in_memory ? ByteSpan(in_memory->frame) : ByteSpan(read); }
 };
-// The frame, compared with the checksum taken when it was stored; DATA_LOSS as above.
-absl::StatusOr<StoredFrame> CheckStoredFrame(CacheEngine& engine, const ReadBlock& block);
+// Brings a block on disk into memory; null when there is no room, or it is damaged or gone by now:
+// what is open still reads.
+StoredBlockPtr LoadBlock(TieredStore& store, const ReadBlock& block);
+// Reads one layer of a block on disk, or its whole frame. DATA_LOSS when they are not there: the
+// block was counted and dropped then; UNAVAILABLE when the disk fails. Thread-safe, as all that
+// follow.
+absl::StatusOr<StoredBytes> ReadStored(CacheEngine& engine, const ReadBlock& block,
+                                       std::optional<uint32_t> layer);
+
+// Raw bytes of one layer of a block.
+size_t LayerBytes(const ReadBlock& block, uint32_t layer);
+// Memory that decoding the layer takes when it is read from disk, its raw bytes included.
+size_t LayerMemoryBytes(const ReadBlock& block, uint32_t layer);
+
+// Decodes one layer, each plane into its span of `out`; `stored` has this layer or the block.
+// DATA_LOSS when the frame is damaged: it was counted and dropped from the store then.
+absl::Status DecodeLayer(CacheEngine& engine, const ReadBlock& block, uint32_t layer,
+                         const StoredBytes& stored, std::span<const MutableByteSpan> out);
+
+// Decodes one layer into parts of at most kMaxPartBytes that do not cross a plane. `stored` and
+// errors as above.
+absl::StatusOr<std::vector<v1::GetPart>> ReadLayer(CacheEngine& engine, const ReadBlock& block,
+                                                   uint32_t layer, const StoredBytes& stored);
+
+// Decodes the whole block into its place in GPU memory. DATA_LOSS as above; any other error with
+// REASON_GPU when the block is there and could not be placed.
+absl::Status PlaceBlock(CacheEngine& engine, const ReadBlock& block, const StoredBytes& stored);
+
+// Compares the frame with the checksum taken when it was stored; DATA_LOSS as above.
+absl::Status CheckStoredFrame(CacheEngine& engine, const ReadBlock& block,
+                              const StoredBytes& stored);
 
 // Bytes [offset, offset + kMaxPartBytes) of block `index`'s frame.
 v1::GetPart FramePart(uint32_t index, ByteSpan frame, uint64_t offset);
 
-// Decodes every layer of a stored block; DATA_LOSS as above. For Verify.
+// Decodes every layer of a block in memory; DATA_LOSS as above. For Verify.
 absl::Status VerifyBlock(CacheEngine& engine, const StoredBlockPtr& block);
 
 }  // namespace latticekv

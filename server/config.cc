@@ -19,6 +19,7 @@ namespace {
 constexpr size_t kMinMemoryBytes = 1 << 20;
 constexpr uint64_t kMinDiskBytes = 1 << 20;
 constexpr int kMaxCodecThreads = 1024;
+constexpr int kMaxReadThreads = 256;
 constexpr size_t kMaxSocketPathBytes = sizeof(sockaddr_un::sun_path) - 1;
 
 }  // namespace
@@ -122,6 +123,10 @@ absl::Status ValidateConfig(const ServerConfig& config) {
     return absl::InvalidArgumentError(absl::StrCat("--codec_threads is ", config.codec_threads,
                                                    "; use 1 to ", kMaxCodecThreads,
                                                    ", or 0 for one per hardware thread"));
+  }
+  if (config.read_threads < 1 || config.read_threads > kMaxReadThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--read_threads is ", config.read_threads, "; use 1 to ", kMaxReadThreads));
   }
   return absl::OkStatus();
 }

@@ -13,6 +13,7 @@
 #include "core/base/limits.h"
 #include "core/codec/gpu/gpu_device.h"
 #include "core/codec/presets.h"
+#include "core/io/file_system.h"
 
 namespace latticekv {
 
@@ -30,13 +31,17 @@ struct GpuConfig {
       OpenCudaDevice;
 };
 
+// Enough to keep one disk busy.
+inline constexpr int kDefaultReadThreads = 8;
+
 struct ServerConfig {
   std::vector<std::string> listen;  // `unix:PATH` or `HOST:PORT`; empty: DefaultListen()
   bool insecure = false;            // allow plaintext TCP on other than loopback addresses
   size_t memory_bytes = size_t{1} << 30;
   std::string disk_dir;  // empty: blocks are kept in memory only
   uint64_t disk_bytes = 0;
-  int codec_threads = 0;  // 0: one per hardware thread
+  int read_threads = kDefaultReadThreads;  // reads from disk under way at once
+  int codec_threads = 0;                   // 0: one per hardware thread
   // Of all regions leased to clients on this host, beside memory_bytes; 0: no shared memory.
   size_t shared_memory_bytes = size_t{1} << 30;
   PresetId default_preset = kDefaultPreset;
@@ -55,6 +60,7 @@ struct ServerConfig {
   int64_t tick_ms = 50;  // of the thread that looks at timeouts
 
   const Clock* clock = Clock::Real();
+  FileSystem* file_system = FileSystem::Default();  // of disk_dir; replaced by tests
   // Called when an operator asks for a drain over the Admin service; must not block.
   std::function<void()> on_drain_requested;
 };

@@ -23,12 +23,15 @@ constexpr size_t kLearningShare = 16;
 // Of unused payload buffers, beside the cap.
 constexpr size_t kStagingShare = 32;
 constexpr size_t kMaxStagingBytes = size_t{64} << 20;
+// Of the memory, for blocks that requests under way bring in from disk whole: others stay.
+constexpr size_t kPromotionsShare = 2;
 
 }  // namespace
 
 CacheEngine::CacheEngine(const ServerConfig& config)
     : config_(config),
       start_ms_(config.clock->MonotonicMs()),
+      promotions_(config.memory_bytes / kPromotionsShare),
       sessions_(config.clock),
       staging_(std::min(config.memory_bytes / kStagingShare, kMaxStagingBytes)) {}
 
@@ -36,6 +39,7 @@ CacheEngine::~CacheEngine() {
   stopping_.store(true);
   monitor_.reset();
   background_.reset();
+  read_pool_.reset();
   codec_pool_.reset();
   learning_.reset();
   if (!journal_) return;  // no disk, or its directory could not be taken
@@ -53,6 +57,7 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   options.clock = config.clock;
   options.disk_dir = config.disk_dir;
   options.disk_bytes = config.disk_bytes;
+  options.file_system = config.file_system;
   LKV_ASSIGN_OR_RETURN(engine->store_, TieredStore::Open(options));
   if (!config.disk_dir.empty() && engine->store_->Health().state == StoreHealth::State::kNoDisk) {
     return absl::UnimplementedError(
@@ -84,6 +89,8 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   learning.reserve = [store = engine->store_.get()](size_t bytes) { return store->Reserve(bytes); };
   engine->learning_ = std::make_unique<ProfileLearning>(&engine->layouts_, learning);
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
+  engine->read_pool_ = std::make_unique<ReadPool>(config.disk_dir.empty() ? 0 : config.read_threads,
+                                                  limits::kMaxCodecQueueJobs);
   engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
     e->admission_->Poke();
@@ -136,7 +143,7 @@ absl::Status CacheEngine::OpenJournal() {
   if (config_.disk_dir.empty()) return absl::OkStatus();
   size_t refused = 0;
   LKV_ASSIGN_OR_RETURN(journal_, Journal::Open(
-                                     FileSystem::Default(), config_.disk_dir,
+                                     config_.file_system, config_.disk_dir,
                                      [&](ByteSpan record) {
                                        const absl::Status applied =
                                            ApplyRecord(record, layouts_, sessions_);
@@ -158,7 +165,7 @@ absl::Status CacheEngine::OpenJournal() {
       "disk tier in {} ({}): {} blocks in {} segments, {} of them without an index and read whole, "
       "{} bytes of {}; {} layouts, {} sessions, {} sessions ended since none of their blocks is "
       "there",
-      config_.disk_dir, FileSystem::Default()->name(), store.recovered_blocks, store.segments,
+      config_.disk_dir, config_.file_system->name(), store.recovered_blocks, store.segments,
       store.scanned_segments, store.disk_used_bytes, store.disk_capacity_bytes, layouts_.size(),
       sessions_.size(), gone);
   damaged_told_ = store.corrupt_dropped;

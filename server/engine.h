@@ -21,6 +21,7 @@
 #include "server/layout_registry.h"
 #include "server/metrics.h"
 #include "server/profile_learning.h"
+#include "server/read_pool.h"
 #include "server/session_registry.h"
 #include "server/staging_pool.h"
 #include "server/start_phases.h"
@@ -50,6 +51,9 @@ class CacheEngine {
   SessionRegistry& sessions() { return sessions_; }
   UploadAdmission& admission() { return *admission_; }
   CodecPool& codec_pool() { return *codec_pool_; }
+  ReadPool& read_pool() { return *read_pool_; }
+  // Of the blocks that requests under way bring in from disk whole.
+  MemoryBudget& promotions() { return promotions_; }
   // Null: CPUs do everything, and gpu_absence() says why.
   GpuExecutor* gpu() { return gpu_.get(); }
   const std::string& gpu_absence() const { return gpu_absence_; }
@@ -125,6 +129,7 @@ class CacheEngine {
   std::atomic<bool> stopping_{false};
   std::atomic<bool> catalog_filled_{false};  // with what was found at the start
   MemoryBudget mass_budget_{limits::kMaxMassBytes};
+  MemoryBudget promotions_;
   Metrics metrics_;
   LayoutRegistry layouts_;
   SessionRegistry sessions_;
@@ -139,6 +144,7 @@ class CacheEngine {
   // Last: their threads use all of the above.
   std::unique_ptr<ProfileLearning> learning_;
   std::unique_ptr<CodecPool> codec_pool_;
+  std::unique_ptr<ReadPool> read_pool_;
   std::unique_ptr<CodecPool> background_;
   std::unique_ptr<StreamMonitor> monitor_;
 };

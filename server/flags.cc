@@ -27,6 +27,8 @@ ABSL_FLAG(
     "blocks are kept in memory only.");
 ABSL_FLAG(uint64_t, disk_bytes, 0,
           "Hard cap on the segments of blocks in --disk_dir; the journal comes on top.");
+ABSL_FLAG(int, read_threads, latticekv::kDefaultReadThreads,
+          "Reads from --disk_dir under way at once, beside those of descriptions.");
 ABSL_FLAG(int, codec_threads, 0,
           "Threads that compress and decompress; 0: one per hardware thread.");
 ABSL_FLAG(uint64_t, shared_memory_bytes, uint64_t{1} << 30,
@@ -108,6 +110,7 @@ absl::StatusOr<DaemonFlags> ParseFlags(int argc, char** argv) {
   flags.server.disk_bytes = absl::GetFlag(FLAGS_disk_bytes);
   flags.server.shared_memory_bytes = absl::GetFlag(FLAGS_shared_memory_bytes);
   LKV_ASSIGN_OR_RETURN(flags.server.gpu, GpuFlags());
+  flags.server.read_threads = absl::GetFlag(FLAGS_read_threads);
   flags.server.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   flags.server.learn_profiles = absl::GetFlag(FLAGS_learn_profiles);
   LKV_ASSIGN_OR_RETURN(flags.server.default_preset,

@@ -19,6 +19,19 @@ absl::Status TooBusy() {
   return LimitError("kMaxCodecQueueJobs", "the codec threads are too far behind; ask again later");
 }
 
+absl::Status DiskTooBusy() {
+  return LimitError("kMaxCodecQueueJobs", "the disk is too far behind; ask again later");
+}
+
+// Of the memory, for what one stream may decode ahead, where that is more than kLeastWindowBytes.
+constexpr size_t kWindowShare = 32;
+constexpr size_t kLeastWindowBytes = 4 << 20;
+
+size_t WindowBytes(const ServerConfig& config) {
+  return std::min(config.decode_ahead_bytes,
+                  std::max(config.memory_bytes / kWindowShare, kLeastWindowBytes));
+}
+
 }  // namespace
 
 GetStream::GetStream(CacheEngine& engine, const RegionRegistry& regions,
@@ -62,11 +75,48 @@ void GetStream::Prepare() {
   }
   window_ = *std::move(window);
   plan_ = *std::move(plan);
-  for (const auto& block : plan_.blocks) dead_.push_back(block->block == nullptr);
+  for (const auto& block : plan_.blocks) {
+    dead_.push_back(block->block == nullptr);
+    sources_.push_back(!block->on_disk() ? Source::kMemory
+                       : block->promote  ? Source::kComing
+                                         : Source::kDisk);
+    in_memory_.push_back(block->on_disk() ? nullptr : block->block);
+  }
+  StartLoadsLocked();
+  if (finished_) return;
   next_layer_ = plan_.first_layer;
   prepared_ = true;
   ScheduleLocked();
   PumpLocked();
+}
+
+void GetStream::StartLoadsLocked() {
+  const int64_t turn = ReadPool::TurnOf(engine_.clock().MonotonicMs(), plan_.promoted.bytes());
+  for (uint32_t i = 0; i < sources_.size(); ++i) {
+    if (sources_[i] != Source::kComing) continue;
+    if (!engine_.read_pool().Submit(turn, [self = shared_from_this(), i] { self->Load(i); })) {
+      FinishLocked(DiskTooBusy());
+      return;
+    }
+  }
+}
+
+void GetStream::Load(uint32_t block) {
+  const ReadBlock* read;
+  {
+    MutexLock lock(mutex_);
+    if (finished_) return;
+    read = plan_.blocks[block].get();
+  }
+  StoredBlockPtr loaded = LoadBlock(engine_.store(), *read);
+  MutexLock lock(mutex_);
+  if (finished_) return;
+  sources_[block] = loaded ? Source::kMemory : Source::kDisk;
+  in_memory_[block] = std::move(loaded);
+  for (size_t i = 0; !finished_ && i < items_.size(); ++i) {
+    const ItemPtr item = items_[i];
+    if (item->waiting && item->block == block) StartLocked(item);
+  }
 }
 
 bool GetStream::AdvanceLocked() {
@@ -86,10 +136,12 @@ void GetStream::ScheduleLocked() {
     const ReadBlock& block = *plan_.blocks[next_block_];
     // One on disk may have to be read whole, to be checked before its first byte is sent.
     const size_t frame_bytes = block.block->frame_bytes;
-    const size_t bytes = !WholeBlocks()    ? LayerMemoryBytes(block, next_layer_)
-                         : block.on_disk() ? frame_bytes
-                                           : std::min(limits::kMaxPartBytes, frame_bytes);
-    if (!items_.empty() && window_bytes_ + bytes > engine_.config().decode_ahead_bytes) return;
+    const bool in_memory = sources_[next_block_] == Source::kMemory;
+    const size_t bytes =
+        WholeBlocks() ? (in_memory ? std::min(limits::kMaxPartBytes, frame_bytes) : frame_bytes)
+        : in_memory   ? LayerBytes(block, next_layer_)
+                      : LayerMemoryBytes(block, next_layer_);
+    if (!items_.empty() && window_bytes_ + bytes > WindowBytes(engine_.config())) return;
     auto reservation = engine_.store().Reserve(bytes);
     if (!reservation.ok()) {
       if (!items_.empty()) return;  // tried again when an item was sent
@@ -109,15 +161,59 @@ void GetStream::ScheduleLocked() {
     ++next_block_;
     item->window_bytes = bytes;
     item->reservation = *std::move(reservation);
-    const bool taken = engine_.codec_pool().Submit(
-        CodecPool::Kind::kDecode, [self = shared_from_this(), item] { self->Decode(item); });
-    if (!taken) {
-      FinishLocked(TooBusy());
-      return;
-    }
     window_bytes_ += bytes;
-    items_.push_back(std::move(item));
+    items_.push_back(item);
+    StartLocked(item);
   }
+}
+
+void GetStream::StartLocked(const ItemPtr& item) {
+  const Source source = sources_[item->block];
+  item->waiting = source == Source::kComing;
+  if (item->waiting) return;
+  if (source == Source::kDisk) {
+    const int64_t turn = ReadPool::TurnOf(engine_.clock().MonotonicMs(), item->window_bytes);
+    if (!engine_.read_pool().Submit(turn,
+                                    [self = shared_from_this(), item] { self->Read(item); })) {
+      FinishLocked(DiskTooBusy());
+    }
+    return;
+  }
+  item->stored.in_memory = in_memory_[item->block];
+  SubmitDecodeLocked(item);
+}
+
+void GetStream::SubmitDecodeLocked(const ItemPtr& item) {
+  if (!engine_.codec_pool().Submit(CodecPool::Kind::kDecode,
+                                   [self = shared_from_this(), item] { self->Decode(item); })) {
+    FinishLocked(TooBusy());
+  }
+}
+
+void GetStream::Read(const ItemPtr& item) {
+  const ReadBlock* block;
+  std::optional<uint32_t> layer;
+  {
+    MutexLock lock(mutex_);
+    if (finished_) return;
+    block = plan_.blocks[item->block].get();
+    if (!WholeBlocks()) layer = item->layer;
+  }
+  auto read = ReadStored(engine_, *block, layer);
+  MutexLock lock(mutex_);
+  if (finished_) return;
+  if (!read.ok()) {
+    FailLocked(*item, read.status());
+    return;
+  }
+  item->stored = *std::move(read);
+  SubmitDecodeLocked(item);
+}
+
+void GetStream::FailLocked(Item& item, absl::Status status) {
+  item.status = std::move(status);
+  item.ready = true;
+  PumpLocked();
 }
 
 void GetStream::Decode(const ItemPtr& item) {
@@ -129,29 +225,24 @@ void GetStream::Decode(const ItemPtr& item) {
     block = plan_.blocks[item->block].get();
     window = window_.get();
     if (dead_[item->block]) {
-      item->ready = true;
-      item->status = absl::DataLossError("failed in an earlier layer");
-      PumpLocked();
+      FailLocked(*item, absl::DataLossError("failed in an earlier layer"));
       return;
     }
   }
   absl::Status status;
   std::deque<v1::GetPart> parts;
-  StoredFrame frame;
   if (request_.has_target()) {
-    status = PlaceBlock(engine_, *block);
+    status = PlaceBlock(engine_, *block, item->stored);
   } else if (request_.encoding() == v1::ENCODING_FRAME) {
-    auto checked = CheckStoredFrame(engine_, *block);
-    status = checked.status();
-    if (checked.ok()) frame = *std::move(checked);
+    status = CheckStoredFrame(engine_, *block, item->stored);
   } else if (!item->placed.empty()) {
     std::vector<MutableByteSpan> out;
     for (const v1::GetPart& part : item->placed) {
       out.emplace_back(window->at(part.window_position()), part.window_bytes());
     }
-    status = DecodeLayer(engine_, *block, item->layer, out);
+    status = DecodeLayer(engine_, *block, item->layer, item->stored, out);
   } else {
-    auto decoded = ReadLayer(engine_, *block, item->layer);
+    auto decoded = ReadLayer(engine_, *block, item->layer, item->stored);
     status = decoded.status();
     if (decoded.ok()) {
       parts.assign(std::make_move_iterator(decoded->begin()),
@@ -160,7 +251,7 @@ void GetStream::Decode(const ItemPtr& item) {
   }
   MutexLock lock(mutex_);
   item->parts = std::move(parts);
-  item->frame = std::move(frame);
+  if (!plan_.frames) item->stored = {};
   item->status = status;
   item->ready = true;
   PumpLocked();
@@ -219,7 +310,7 @@ void GetStream::SetInlineLocked(v1::GetPart part) {
 bool GetStream::NextPartLocked(Item& item) {
   const ReadBlock& block = *plan_.blocks[item.block];
   if (plan_.frames) {
-    const ByteSpan frame = item.frame.bytes();
+    const ByteSpan frame = item.stored.frame();
     if (item.frame_offset >= frame.size()) return false;
     v1::GetPart part = FramePart(block.index, frame, item.frame_offset);
     item.frame_offset += part.data().size();

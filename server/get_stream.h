@@ -21,7 +21,9 @@ namespace latticekv {
 
 // Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The
 // codec threads decode ahead of the one write in flight, within a window of bytes reserved from the
-// budget. Owns itself until gRPC is done with it; codec jobs share the ownership.
+// budget. What lies on disk is read before that by threads of its own: the blocks that come into
+// memory all at once, ahead of the window, others by layers within it. Owns itself until gRPC is
+// done with it; jobs share the ownership.
 class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                         public MonitoredStream,
                         public std::enable_shared_from_this<GetStream> {
@@ -43,21 +45,34 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     uint32_t layer = 0;
     size_t window_bytes = 0;
     Reservation reservation;
+    bool waiting = false;  // for its block to come into memory
     bool ready = false;
     absl::Status status;
+    StoredBytes stored;
     std::deque<v1::GetPart> parts;    // of raw reads
     std::vector<v1::GetPart> placed;  // of raw reads into the window: one for each plane
-    StoredFrame frame;                // of frame reads
     uint64_t frame_offset = 0;        // of frame reads: next byte to send
     bool told = false;                // of reads into GPU memory: that the block is placed
   };
   using ItemPtr = std::shared_ptr<Item>;
+  // Where a block of the plan is read from.
+  enum class Source : uint8_t { kMemory, kDisk, kComing };
 
   GetStream(CacheEngine& engine, const RegionRegistry& regions,
             grpc::CallbackServerContext* context, const v1::GetBlocksRequest& request);
 
   void Prepare();
+  // On the threads that read: brings a block into memory.
+  void Load(uint32_t block);
+  // On the threads that read: what one item needs of a block that stays on disk.
+  void Read(const ItemPtr& item);
   void Decode(const ItemPtr& item);
+  // Begins to bring into memory what is to come there.
+  void StartLoadsLocked() LKV_REQUIRES(mutex_);
+  // Hands the item to the threads that read or decode, unless its block is still to come.
+  void StartLocked(const ItemPtr& item) LKV_REQUIRES(mutex_);
+  void SubmitDecodeLocked(const ItemPtr& item) LKV_REQUIRES(mutex_);
+  void FailLocked(Item& item, absl::Status status) LKV_REQUIRES(mutex_);
   // Starts decoding as far ahead as the window allows.
   void ScheduleLocked() LKV_REQUIRES(mutex_);
   // Frames and reads into GPU memory go block by block, not layer by layer.
@@ -89,6 +104,8 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool prepared_ LKV_GUARDED_BY(mutex_) = false;
   size_t opens_sent_ LKV_GUARDED_BY(mutex_) = 0;
   std::vector<bool> dead_ LKV_GUARDED_BY(mutex_);  // blocks missing or failed
+  std::vector<Source> sources_ LKV_GUARDED_BY(mutex_);
+  std::vector<StoredBlockPtr> in_memory_ LKV_GUARDED_BY(mutex_);  // of Source::kMemory
   uint32_t next_layer_ LKV_GUARDED_BY(mutex_) = 0;
   uint32_t next_block_ LKV_GUARDED_BY(mutex_) = 0;
   std::deque<ItemPtr> items_ LKV_GUARDED_BY(mutex_);

@@ -229,16 +229,19 @@ absl::Status BenchDisk(const Arguments& arguments) {
   LKV_ASSIGN_OR_RETURN(const std::vector<DiskBenchRow> rows, RunDiskBench(settings));
   Json list = Json::array();
   std::vector<std::vector<std::string>> table = {
-      {"ROUND", "WHAT", "MB/s", "CPU s/GB", "OF THE FASTEST RAW READS"}};
+      {"ROUND", "WHAT", "MB/s", "CPU s/GB", "FROM DISK", "OF RAW BESIDE IT", "OF THE FASTEST RAW"}};
+  const auto percent = [](double share) { return absl::StrCat(Fixed(share * 100, 0), " %"); };
   for (const DiskBenchRow& row : rows) {
     list.push_back({{"round", row.round},
                     {"what", row.what},
                     {"mb_per_s", row.mb_per_s},
                     {"cpu_s_per_gb", row.cpu_s_per_gb},
-                    {"share_of_raw", row.share_of_raw}});
+                    {"read_share", row.read_share},
+                    {"share_of_raw", row.share_of_raw},
+                    {"share_of_fastest", row.share_of_fastest}});
     table.push_back({absl::StrCat(row.round), row.what, Fixed(row.mb_per_s, 0),
-                     Fixed(row.cpu_s_per_gb, 3),
-                     absl::StrCat(Fixed(row.share_of_raw * 100, 0), " %")});
+                     Fixed(row.cpu_s_per_gb, 3), row.raw ? "" : percent(row.read_share),
+                     row.raw ? "" : percent(row.share_of_raw), percent(row.share_of_fastest)});
   }
   if (arguments.Has("json")) {
     PrintJson({{"record_bytes", 1 << 20}, {"bytes", settings.bytes}, {"rows", std::move(list)}});

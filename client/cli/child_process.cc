@@ -106,6 +106,16 @@ double CpuSecondsOf(pid_t pid) {
   return (user_ticks + system_ticks) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
+uint64_t DiskBytesReadBy(pid_t pid) {
+  std::ifstream in(absl::StrCat("/proc/", pid, "/io"));
+  std::string name;
+  uint64_t bytes = 0;
+  while (in >> name >> bytes) {
+    if (name == "read_bytes:") return bytes;
+  }
+  return 0;
+}
+
 absl::StatusOr<std::unique_ptr<ScratchFolder>> ScratchFolder::Make() {
   const char* base = std::getenv("TMPDIR");
   std::string path = absl::StrCat(base == nullptr ? "/tmp" : base, "/latticekv_bench_XXXXXX");

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,6 +39,8 @@ class ChildProcess {
 // User and system time so far, of this process and of another one (0 when it cannot be read).
 double OwnCpuSeconds();
 double CpuSecondsOf(pid_t pid);
+// What a process had the disk read so far, by the kernel's count (0 when it cannot be read).
+uint64_t DiskBytesReadBy(pid_t pid);
 
 // A fresh folder, removed with all that is in it.
 class ScratchFolder {

@@ -33,6 +33,8 @@ constexpr uint32_t kChunkTokens = 256;
 constexpr uint32_t kSessionBlocks = 32;
 constexpr uint32_t kSessionTokens = kSessionBlocks * kChunkTokens;
 constexpr size_t kDaemonMemoryBytes = size_t{512} << 20;
+// That stay in memory while others of them are read.
+constexpr uint32_t kMemorySessions = kDaemonMemoryBytes / 2 / (kSessionBlocks * kRecordBytes);
 constexpr int kRawReads[] = {1, 4, 8};
 constexpr auto kStartTimeout = std::chrono::seconds(60);
 
@@ -48,22 +50,25 @@ absl::Status FailedTo(const std::string& what) {
 
 struct Measured {
   double seconds = 0, cpu_seconds = 0;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0, disk_bytes = 0;  // served; read from the disk for it by the other process
 };
 
 // Starts at construction.
 class Stopwatch {
  public:
-  explicit Stopwatch(pid_t other = 0) : other_(other), cpu_(Cpu()), start_(SteadyClock::now()) {}
+  explicit Stopwatch(pid_t other = 0)
+      : other_(other), cpu_(Cpu()), disk_bytes_(DiskBytes()), start_(SteadyClock::now()) {}
   Measured Stop(uint64_t bytes) const {
-    return {std::chrono::duration<double>(SteadyClock::now() - start_).count(), Cpu() - cpu_,
-            bytes};
+    return {std::chrono::duration<double>(SteadyClock::now() - start_).count(), Cpu() - cpu_, bytes,
+            DiskBytes() - disk_bytes_};
   }
 
  private:
   double Cpu() const { return OwnCpuSeconds() + (other_ != 0 ? CpuSecondsOf(other_) : 0); }
+  uint64_t DiskBytes() const { return other_ != 0 ? DiskBytesReadBy(other_) : 0; }
   const pid_t other_;
   const double cpu_;
+  const uint64_t disk_bytes_;
   const SteadyClock::time_point start_;
 };
 
@@ -164,29 +169,43 @@ class DiskBench {
 
   absl::StatusOr<std::vector<DiskBenchRow>> Round(uint32_t round) {
     std::vector<DiskBenchRow> rows;
-    double fastest = 0;
+    std::vector<double> fastest;  // of each group of raw reads
+    std::vector<size_t> groups;   // of each row: raw reads before it
     const auto add = [&](std::string what, bool raw, const Measured& m) {
       DiskBenchRow row;
       row.round = round;
       row.what = std::move(what);
       row.raw = raw;
+      row.read_share = static_cast<double>(m.disk_bytes) / static_cast<double>(m.bytes);
       row.mb_per_s = static_cast<double>(m.bytes) / 1e6 / m.seconds;
       row.cpu_s_per_gb = m.cpu_seconds / (static_cast<double>(m.bytes) / 1e9);
-      if (raw) fastest = std::max(fastest, row.mb_per_s);
+      if (raw) fastest.back() = std::max(fastest.back(), row.mb_per_s);
+      groups.push_back(fastest.size());
       rows.push_back(std::move(row));
     };
-    daemon_.reset();
-    for (const int threads : kRawReads) {
-      LKV_ASSIGN_OR_RETURN(const Measured m, ReadRaw(threads));
-      add(absl::StrCat("raw reads, ", threads, " at a time"), true, m);
-    }
+    const auto add_raw = [&]() -> absl::Status {
+      daemon_.reset();
+      fastest.push_back(0);
+      for (const int threads : kRawReads) {
+        LKV_ASSIGN_OR_RETURN(const Measured m, ReadRaw(threads));
+        add(absl::StrCat("raw reads, ", threads, " at a time"), true, m);
+      }
+      return absl::OkStatus();
+    };
+    LKV_RETURN_IF_ERROR(add_raw());
     for (const uint32_t workers : settings_.workers) {
       LKV_ASSIGN_OR_RETURN(const Measured disk, GetAll(workers));
       add(absl::StrCat("service, disk, ", workers, " workers"), false, disk);
       LKV_ASSIGN_OR_RETURN(const Measured memory, GetFromMemory(workers));
       add(absl::StrCat("service, memory, ", workers, " workers"), false, memory);
+      LKV_RETURN_IF_ERROR(add_raw());
     }
-    for (DiskBenchRow& row : rows) row.share_of_raw = row.mb_per_s / fastest;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      DiskBenchRow& row = rows[i];
+      row.share_of_fastest = row.mb_per_s / *std::max_element(fastest.begin(), fastest.end());
+      if (row.raw) continue;
+      row.share_of_raw = row.mb_per_s / ((fastest[groups[i] - 1] + fastest[groups[i]]) / 2);
+    }
     return rows;
   }
 
@@ -300,11 +319,12 @@ class DiskBench {
     return Get(workers, sessions_, [](uint32_t n) { return n; });
   }
 
-  // One session for each worker, time and again.
+  // A session for each worker, time and again, as far as they fit into memory together.
   absl::StatusOr<Measured> GetFromMemory(uint32_t workers) {
-    LKV_RETURN_IF_ERROR(
-        Get(workers, 2 * workers, [&](uint32_t n) { return n % workers; }).status());
-    return Get(workers, sessions_, [&](uint32_t n) { return n % workers % sessions_; });
+    const uint32_t sessions = std::min({workers, sessions_, kMemorySessions});
+    const auto session_of = [&](uint32_t n) { return n % sessions; };
+    LKV_RETURN_IF_ERROR(Get(workers, 2 * workers, session_of).status());
+    return Get(workers, sessions_, session_of);
   }
 
   absl::StatusOr<Measured> Get(uint32_t workers, uint32_t gets,

@@ -25,11 +25,16 @@ struct DiskBenchRow {
   bool raw = false;
   double mb_per_s = 0;      // 10^6 bytes of records
   double cpu_s_per_gb = 0;  // of all processes
-  double share_of_raw = 0;  // of the fastest raw reads of the round
+  double read_share = 0;    // bytes that the daemon read from the disk, of those served
+  // Of the fastest raw reads right before it and those right after it, the mean of both; 0 of raw
+  // reads themselves.
+  double share_of_raw = 0;
+  double share_of_fastest = 0;  // of the fastest raw reads of the round
 };
 
 // Blocks of 1 MiB, `exact` and incompressible, put and flushed; before each measurement the daemon
-// is started anew and its files leave the page cache.
+// is started anew and its files leave the page cache. Raw reads are measured before and after each
+// of the service, since the speed of a disk drifts and what lies below it may have caches.
 absl::StatusOr<std::vector<DiskBenchRow>> RunDiskBench(const DiskBenchSettings& settings);
 
 }  // namespace latticekv

@@ -1,7 +1,11 @@
 // Lossless coding of planes: the bytes of equal significance together, then zstd.
 #include <zstd.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include <algorithm>
+#include <array>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
@@ -15,13 +19,20 @@ namespace {
 // matches.
 constexpr int kZstdLevel = 1;
 
-// Calls `visit` with the bytes of every vector, in order of token and head.
+// Calls `visit` with every run of elements that lie side by side and their number, in order of
+// token and head.
 template <typename Byte, typename Visit>
-void ForEachVector(const PlaneSpec& plane, uint32_t tokens, const BasicPlaneView<Byte>& view,
-                   Visit visit) {
+void ForEachRun(const PlaneSpec& plane, uint32_t tokens, const BasicPlaneView<Byte>& view,
+                Visit visit) {
+  const size_t head_bytes = plane.head_dim * DTypeBytes(plane.dtype);
+  const bool rows_whole = plane.heads == 1 || view.head_stride == head_bytes;
+  if (rows_whole && view.token_stride == plane.token_bytes()) {
+    visit(view.data, size_t{tokens} * plane.heads * plane.head_dim);
+    return;
+  }
   for (uint32_t t = 0; t < tokens; ++t) {
     for (uint32_t h = 0; h < plane.heads; ++h) {
-      visit(view.data + t * view.token_stride + h * view.head_stride);
+      visit(view.data + t * view.token_stride + h * view.head_stride, plane.head_dim);
     }
   }
 }
@@ -37,19 +48,53 @@ void AppendBytePlane(ByteSpan bytes, ByteVector& packed, ByteWriter& out) {
   out.PutBytes(body);
 }
 
-absl::Status ReadBytePlane(ByteReader& in, MutableByteSpan bytes) {
-  const size_t size = in.Get<uint32_t>();
-  const ByteSpan body = in.GetBytes(size);
-  if (!in.ok() || size > bytes.size()) return absl::DataLossError("frame: damaged exact plane");
-  if (size == bytes.size()) {
-    std::copy(body.begin(), body.end(), bytes.begin());
-    return absl::OkStatus();
+// The `size` bytes of a plane: where they lie in the frame, or unpacked into `unpacked`.
+absl::StatusOr<ByteSpan> ReadBytePlane(ByteReader& in, size_t size, ByteVector& unpacked) {
+  const size_t packed = in.Get<uint32_t>();
+  const ByteSpan body = in.GetBytes(packed);
+  if (!in.ok() || packed > size) return absl::DataLossError("frame: damaged exact plane");
+  if (packed == size) return body;
+  unpacked.resize(size);
+  const size_t got = ZSTD_decompress(unpacked.data(), size, body.data(), body.size());
+  if (ZSTD_isError(got) || got != size) return absl::DataLossError("frame: damaged zstd data");
+  return unpacked;
+}
+
+constexpr size_t kMaxWidth = 4;
+using BytePlanes = std::array<const std::byte*, kMaxWidth>;
+
+// Joins `count` elements from their planes, beginning with element `from`.
+template <size_t kWidth>
+void JoinBytes(const BytePlanes& planes, size_t from, size_t count, std::byte* out) {
+  size_t i = 0;
+#if defined(__SSE2__)
+  for (; kWidth == 2 && i + 16 <= count; i += 16) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(planes[0] + from + i));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(planes[1] + from + i));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm_unpacklo_epi8(low, high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i + 16), _mm_unpackhi_epi8(low, high));
   }
-  const size_t got = ZSTD_decompress(bytes.data(), bytes.size(), body.data(), body.size());
-  if (ZSTD_isError(got) || got != bytes.size()) {
-    return absl::DataLossError("frame: damaged zstd data");
+#endif
+  for (; i < count; ++i) {
+    for (size_t b = 0; b < kWidth; ++b) out[i * kWidth + b] = planes[b][from + i];
   }
-  return absl::OkStatus();
+}
+
+// Byte `b` of each of `count` elements of `width` bytes.
+void SplitByte(const std::byte* src, size_t width, size_t b, size_t count, std::byte* out) {
+  size_t i = 0;
+#if defined(__SSE2__)
+  const __m128i low_bytes = _mm_set1_epi16(0xff);
+  for (; width == 2 && i + 16 <= count; i += 16) {
+    const auto load = [&](size_t at) {
+      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + at));
+      return b == 0 ? _mm_and_si128(v, low_bytes) : _mm_srli_epi16(v, 8);
+    };
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                     _mm_packus_epi16(load(2 * i), load(2 * i + 16)));
+  }
+#endif
+  for (; i < count; ++i) out[i] = src[i * width + b];
 }
 
 }  // namespace
@@ -63,8 +108,9 @@ void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& 
   ByteVector bytes(elements), packed;
   for (size_t b = 0; b < width; ++b) {
     std::byte* at = bytes.data();
-    ForEachVector(plane, tokens, view, [&](const std::byte* src) {
-      for (uint32_t d = 0; d < plane.head_dim; ++d) *at++ = src[d * width + b];
+    ForEachRun(plane, tokens, view, [&](const std::byte* src, size_t count) {
+      SplitByte(src, width, b, count, at);
+      at += count;
     });
     AppendBytePlane(bytes, packed, out);
   }
@@ -74,14 +120,18 @@ absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader&
                             const MutablePlaneView& view) {
   const ScopedStage timer(CodecStage::kExact);
   const size_t width = DTypeBytes(plane.dtype);
-  ByteVector bytes(plane.token_bytes() * tokens / width);
+  const size_t elements = plane.token_bytes() * tokens / width;
+  std::array<ByteVector, kMaxWidth> unpacked;
+  BytePlanes planes{};
   for (size_t b = 0; b < width; ++b) {
-    LKV_RETURN_IF_ERROR(ReadBytePlane(in, bytes));
-    const std::byte* at = bytes.data();
-    ForEachVector(plane, tokens, view, [&](std::byte* dst) {
-      for (uint32_t d = 0; d < plane.head_dim; ++d) dst[d * width + b] = *at++;
-    });
+    LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, ReadBytePlane(in, elements, unpacked[b]));
+    planes[b] = bytes.data();
   }
+  size_t at = 0;
+  ForEachRun(plane, tokens, view, [&](std::byte* dst, size_t count) {
+    (width == 2 ? JoinBytes<2> : JoinBytes<4>)(planes, at, count, dst);
+    at += count;
+  });
   return absl::OkStatus();
 }
 

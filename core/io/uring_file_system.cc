@@ -19,9 +19,15 @@ namespace {
 
 // Of offsets, sizes and buffers: enough for every disk there is.
 constexpr uint64_t kAlignment = 4096;
-constexpr size_t kSlots = 8;  // reads under way in a ring
-constexpr size_t kSlotBytes = 256 << 10;
-constexpr int kMaxRings = 8;  // so that buffers take 16 MiB at most
+// A read costs the disk more the more pieces it comes in, above all a virtual one, so pieces are as
+// large as the buffer allows with the next one under way.
+constexpr size_t kMaxPieceBytes = 1280 << 10;
+constexpr size_t kBufferBytes = 4 << 20;
+constexpr size_t kMaxUnderWay = 32;  // reads in a ring
+// More than there are threads that read blocks, so that descriptions do not wait for them; buffers
+// take 48 MiB at most.
+constexpr int kMaxRings = 12;
+constexpr size_t kHugePage = 2 << 20;
 
 struct AlignedRead {
   int fd = -1;
@@ -32,6 +38,13 @@ struct AlignedRead {
 uint64_t AlignDown(uint64_t n) { return n / kAlignment * kAlignment; }
 uint64_t AlignUp(uint64_t n) { return AlignDown(n + kAlignment - 1); }
 
+// The size of the pieces of a read from `begin`, which is aligned, to `end`: as few as can be, of
+// one size.
+size_t PieceBytes(uint64_t begin, uint64_t end) {
+  const uint64_t count = std::max<uint64_t>((end - begin + kMaxPieceBytes - 1) / kMaxPieceBytes, 1);
+  return std::max<size_t>(AlignUp((end - begin + count - 1) / count), kAlignment);
+}
+
 }  // namespace
 
 // A ring and the buffers that its reads go into. One thread at a time.
@@ -39,35 +52,45 @@ class UringRing {
  public:
   static std::unique_ptr<UringRing> Make() {
     auto out = std::unique_ptr<UringRing>(new UringRing);
-    void* const buffers = mmap(nullptr, kSlots * kSlotBytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (buffers == MAP_FAILED) return nullptr;
-    out->buffers_ = static_cast<std::byte*>(buffers);
-    out->made_ = io_uring_queue_init(kSlots, &out->ring_, 0) == 0;
+    void* const mapped = mmap(nullptr, kBufferBytes + kHugePage, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return nullptr;
+    out->mapped_ = mapped;
+    // On huge pages, where there are any, a read is few stretches of memory for the disk.
+    const auto at = reinterpret_cast<uintptr_t>(mapped);
+    out->buffer_ =
+        static_cast<std::byte*>(mapped) + ((at + kHugePage - 1) / kHugePage * kHugePage - at);
+    static_cast<void>(madvise(out->buffer_, kBufferBytes, MADV_HUGEPAGE));
+    out->made_ = io_uring_queue_init(kMaxUnderWay, &out->ring_, 0) == 0;
     if (!out->made_) return nullptr;
     return out;
   }
   ~UringRing() {
     if (made_) io_uring_queue_exit(&ring_);
-    if (buffers_ != nullptr) munmap(buffers_, kSlots * kSlotBytes);
+    if (mapped_ != nullptr) munmap(mapped_, kBufferBytes + kHugePage);
   }
 
-  // Does `count` reads, several at a time, and gives their bytes to `done` in order: fewer than
-  // asked for where the file ends or the read failed. False from `done` ends it.
+  // Does `count` reads of at most `piece_bytes`, several at a time, and gives their bytes to `done`
+  // in order: fewer than asked for where the file ends or the read failed. False from `done` ends
+  // it.
   template <typename ReadOf, typename Done>
-  void Read(size_t count, const ReadOf& read_of, const Done& done) {
+  void Read(size_t count, size_t piece_bytes, const ReadOf& read_of, const Done& done) {
+    piece_bytes_ = piece_bytes;
+    slot_count_ = std::min(kBufferBytes / piece_bytes, kMaxUnderWay);
     size_t issued = 0;
     for (size_t next = 0; next < count;) {
-      for (; issued < count && issued < next + kSlots; ++issued) Queue(issued, read_of(issued));
-      while (!slots_[next % kSlots].ready) Submit();
-      const Slot& slot = slots_[next % kSlots];
+      for (; issued < count && issued < next + slot_count_; ++issued) {
+        Queue(issued, read_of(issued));
+      }
+      while (!SlotOf(next).ready) Submit();
+      const Slot& slot = SlotOf(next);
       const ByteSpan bytes(BufferOf(next), static_cast<size_t>(std::max(slot.result, 0)));
       const bool go_on = done(next, bytes);
       ++next;
       if (go_on) continue;
       // What is under way still writes into the buffers.
       for (; next < issued; ++next) {
-        while (!slots_[next % kSlots].ready) Submit();
+        while (!SlotOf(next).ready) Submit();
       }
       return;
     }
@@ -81,15 +104,16 @@ class UringRing {
   };
   UringRing() = default;
 
-  std::byte* BufferOf(size_t n) const { return buffers_ + n % kSlots * kSlotBytes; }
+  Slot& SlotOf(size_t n) { return slots_[n % slot_count_]; }
+  std::byte* BufferOf(size_t n) const { return buffer_ + n % slot_count_ * piece_bytes_; }
 
   void Queue(size_t n, const AlignedRead& read) {
-    Slot& slot = slots_[n % kSlots];
+    Slot& slot = SlotOf(n);
     slot = {broken_, -EIO};
     if (broken_) return;
     io_uring_sqe* const sqe = io_uring_get_sqe(&ring_);  // there are as many as slots
     io_uring_prep_read(sqe, read.fd, BufferOf(n), static_cast<unsigned>(read.bytes), read.offset);
-    io_uring_sqe_set_data64(sqe, n % kSlots);
+    io_uring_sqe_set_data64(sqe, n % slot_count_);
     ++queued_;
   }
 
@@ -126,8 +150,10 @@ class UringRing {
 
   io_uring ring_;
   bool made_ = false, broken_ = false;
-  std::byte* buffers_ = nullptr;
-  std::array<Slot, kSlots> slots_;
+  void* mapped_ = nullptr;
+  std::byte* buffer_ = nullptr;
+  size_t piece_bytes_ = 0, slot_count_ = 1;  // of the reads under way
+  std::array<Slot, kMaxUnderWay> slots_;
   int queued_ = 0, under_way_ = 0;
 };
 
@@ -152,20 +178,21 @@ class UringFile : public PosixFile {
     std::unique_ptr<UringRing> ring = direct_fd_ >= 0 ? system_->Take() : nullptr;
     if (!ring) return PosixFile::ReadPieces(offset, size, each);
     const uint64_t begin = AlignDown(offset), end = offset + size;
-    const size_t count = (end - begin + kSlotBytes - 1) / kSlotBytes;
+    const size_t piece_bytes = PieceBytes(begin, end);
+    const size_t count = (end - begin + piece_bytes - 1) / piece_bytes;
     absl::Status status;
     uint64_t done = 0;
     ByteVector again;
     ring->Read(
-        count,
+        count, piece_bytes,
         [&](size_t n) {
-          const uint64_t at = begin + n * kSlotBytes;
-          return AlignedRead{direct_fd_, at, std::min(kSlotBytes, AlignUp(end - at))};
+          const uint64_t at = begin + n * piece_bytes;
+          return AlignedRead{direct_fd_, at, std::min<size_t>(piece_bytes, AlignUp(end - at))};
         },
         [&](size_t n, ByteSpan bytes) {
-          const uint64_t at = begin + n * kSlotBytes;
+          const uint64_t at = begin + n * piece_bytes;
           const size_t skip = n == 0 ? offset - begin : 0;
-          const size_t wanted = std::min<uint64_t>(kSlotBytes, end - at) - skip;
+          const size_t wanted = std::min<uint64_t>(piece_bytes, end - at) - skip;
           ByteSpan piece = bytes.subspan(std::min(skip, bytes.size()));
           if (piece.size() < wanted) {
             again.resize(wanted);
@@ -259,8 +286,10 @@ void UringFileSystem::ReadBatch(std::span<FileRead> reads) {
   struct Part {
     size_t read;
     uint64_t at;  // aligned
+    size_t bytes;
   };
   std::vector<Part> parts;
+  size_t largest = kAlignment;
   bool direct = false;
   for (size_t i = 0; i < reads.size(); ++i) {
     FileRead& read = reads[i];
@@ -269,19 +298,20 @@ void UringFileSystem::ReadBatch(std::span<FileRead> reads) {
     if (read.out.empty() || static_cast<UringFile*>(read.file)->direct_fd() < 0) continue;
     direct = true;
     const uint64_t end = read.offset + read.out.size();
-    for (uint64_t at = AlignDown(read.offset); at < end; at += kSlotBytes) parts.push_back({i, at});
+    const uint64_t begin = AlignDown(read.offset);
+    const size_t piece_bytes = PieceBytes(begin, end);
+    for (uint64_t at = begin; at < end; at += piece_bytes) {
+      parts.push_back({i, at, std::min<size_t>(piece_bytes, AlignUp(end - at))});
+      largest = std::max(largest, parts.back().bytes);
+    }
   }
   std::unique_ptr<UringRing> ring = direct ? Take() : nullptr;
   if (ring) {
-    const auto bytes_of = [&](const Part& part) {
-      const FileRead& read = reads[part.read];
-      return std::min(kSlotBytes, AlignUp(read.offset + read.out.size() - part.at));
-    };
     ring->Read(
-        parts.size(),
+        parts.size(), largest,
         [&](size_t n) {
           const int fd = static_cast<UringFile*>(reads[parts[n].read].file)->direct_fd();
-          return AlignedRead{fd, parts[n].at, bytes_of(parts[n])};
+          return AlignedRead{fd, parts[n].at, parts[n].bytes};
         },
         [&](size_t n, ByteSpan bytes) {
           FileRead& read = reads[parts[n].read];

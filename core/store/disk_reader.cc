@@ -172,7 +172,7 @@ StoredBlockPtr StoreImpl::Promote(const BlockKey& key, const DiskRef& ref) {
   return out;
 }
 
-StoredBlockPtr StoreImpl::Fetch(const BlockKey& key, bool count) {
+StoredBlockPtr StoreImpl::Get(const BlockKey& key) {
   for (;;) {
     Removed removed;
     StoredBlockPtr out;
@@ -182,7 +182,7 @@ StoredBlockPtr StoreImpl::Fetch(const BlockKey& key, bool count) {
       MutexLock lock(mutex_);
       Advance(removed);
       if (BlockIndex::Entry* entry = index_.Find(key)) {
-        if (count) index_.Use(*entry);
+        index_.Use(*entry);
         out = entry->block;
       } else if (reading_.contains(key)) {
         read_done_.Wait(mutex_);
@@ -191,7 +191,7 @@ StoredBlockPtr StoreImpl::Fetch(const BlockKey& key, bool count) {
         ref = RefOf(slot);
         reading_.insert(key);
       }
-      if (count && !again) ++(out || ref ? counters_.hits : counters_.misses);
+      if (!again) ++(out || ref ? counters_.hits : counters_.misses);
     }
     Announce(removed);
     if (again) continue;
@@ -200,41 +200,12 @@ StoredBlockPtr StoreImpl::Fetch(const BlockKey& key, bool count) {
     MutexLock lock(mutex_);
     reading_.erase(key);
     read_done_.SignalAll();
-    if (count && !out) {
+    if (!out) {
       --counters_.hits;
       ++counters_.misses;
     }
-    if (BlockIndex::Entry* entry = index_.Find(key); entry != nullptr && count) {
-      index_.Use(*entry);
-    }
+    if (BlockIndex::Entry* entry = index_.Find(key)) index_.Use(*entry);
     return out;
-  }
-}
-
-StoredBlockPtr StoreImpl::Get(const BlockKey& key) { return Fetch(key, /*count=*/true); }
-
-void StoreImpl::ReadAhead(std::span<const BlockKey> keys) {
-  MutexLock lock(mutex_);
-  for (const BlockKey& key : keys) {
-    if (read_ahead_.size() >= limits::kMaxReadAheadBlocks) break;
-    if (index_.Find(key) == nullptr && disk_index_.Find(key) != kNone) {
-      read_ahead_.push_back(key);
-    }
-  }
-  if (!read_ahead_.empty()) reader_wake_.SignalAll();
-}
-
-void StoreImpl::ReaderMain() {
-  for (;;) {
-    BlockKey key;
-    {
-      MutexLock lock(mutex_);
-      while (!stop_readers_ && read_ahead_.empty()) reader_wake_.Wait(mutex_);
-      if (stop_readers_) return;
-      key = read_ahead_.front();
-      read_ahead_.pop_front();
-    }
-    Fetch(key, /*count=*/false);
   }
 }
 

@@ -50,12 +50,9 @@ StoreImpl::~StoreImpl() {
   static_cast<void>(Flush());  // a disk that fails was reported when it did
   {
     MutexLock lock(mutex_);
-    stop_readers_ = true;
     stopping_ = true;
-    reader_wake_.SignalAll();
     writer_wake_.Signal();
   }
-  for (std::thread& reader : readers_) reader.join();
   writer_.join();
 }
 
@@ -98,7 +95,6 @@ absl::Status StoreImpl::OpenDisk() {
   // On a read-only file system what is there is served, and nothing is written.
   if (!lock_) SetMemoryOnly(lock.status());
   writer_ = std::thread([this] { WriterMain(); });
-  for (int n = 0; n < options_.read_threads; ++n) readers_.emplace_back([this] { ReaderMain(); });
   return absl::OkStatus();
 }
 

@@ -36,7 +36,6 @@ class StoreImpl : public TieredStore {
   StoredBlockPtr Peek(const BlockKey& key) override;
   std::vector<StoredBlockPtr> PeekMany(std::span<const BlockKey> keys) override;
   StoredBlockPtr Get(const BlockKey& key) override;
-  void ReadAhead(std::span<const BlockKey> keys) override;
   std::vector<StoredBlockPtr> Children(const BlockKey& parent) override;
   bool HasChildren(const BlockKey& parent) const override;
   bool Touch(const BlockKey& key) override;
@@ -163,10 +162,8 @@ class StoreImpl : public TieredStore {
     return Checked(key, ref, ReadDescription(ref));
   }
   StoredBlockPtr Checked(const BlockKey& key, const DiskRef& ref, Description described);
-  StoredBlockPtr Fetch(const BlockKey& key, bool count);
   absl::StatusOr<StoredBlockPtr> ReadWhole(const DiskRef& ref, Reservation reservation);
   StoredBlockPtr Promote(const BlockKey& key, const DiskRef& ref);
-  void ReaderMain();
 
   // --- disk_writer.cc: on the writer's thread, without the lock unless it is said.
   void WriterMain();
@@ -294,11 +291,8 @@ class StoreImpl : public TieredStore {
   int64_t next_probe_ms_ = 0, last_sync_ms_ = 0, last_check_ms_ = 0;
 
   // Of the readers.
-  std::deque<BlockKey> read_ahead_ LKV_GUARDED_BY(mutex_);
   std::set<BlockKey> reading_ LKV_GUARDED_BY(mutex_);
-  bool stop_readers_ LKV_GUARDED_BY(mutex_) = false;
-  CondVar reader_wake_, read_done_;
-  std::vector<std::thread> readers_;
+  CondVar read_done_;
 };
 
 }  // namespace latticekv

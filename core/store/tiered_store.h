@@ -151,7 +151,6 @@ struct StoreOptions {
   FileSystem* file_system = FileSystem::Default();
   // 0: 256 MiB, less for a small `disk_bytes`. A block larger than this gets a segment of its own.
   uint64_t segment_bytes = 0;
-  int read_threads = 4;  // of ReadAhead
   // How often a failed disk is tried again.
   int64_t disk_retry_ms = limits::kDiskRetryMs;
 };
@@ -189,12 +188,9 @@ class TieredStore {
   // Peek of each key; what lies on disk is read at the same time.
   virtual std::vector<StoredBlockPtr> PeekMany(std::span<const BlockKey> keys) = 0;
   // Marks the block as used and brings its frame into memory. When there is no room for it there,
-  // the answer is as Peek's, and ReadFrame reads from disk.
+  // the answer is as Peek's, and ReadFrame reads from disk. One that another thread reads already
+  // is waited for.
   virtual StoredBlockPtr Get(const BlockKey& key) = 0;
-  // Begins to bring these blocks into memory in this order and returns at once; a Get that comes
-  // meanwhile waits for the read under way. At most limits::kMaxReadAheadBlocks wait; the rest of
-  // the list is left out. Absent ones do not matter.
-  virtual void ReadAhead(std::span<const BlockKey> keys) = 0;
 
   // Children of `parent` that are present now, as Peek gives them.
   virtual std::vector<StoredBlockPtr> Children(const BlockKey& parent) = 0;

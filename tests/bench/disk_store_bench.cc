@@ -248,29 +248,27 @@ Usage ReadRaw(const std::vector<Place>& places, int threads) {
   return Usage::Now().Since(start);
 }
 
-// Every block once, through the store, `ahead` blocks before they are asked for.
-Usage ReadStore(const std::string& dir, uint64_t bytes, uint64_t blocks, size_t ahead,
+// Every block once, through the store, by so many threads.
+Usage ReadStore(const std::string& dir, uint64_t bytes, uint64_t blocks, int threads,
                 FileSystem* fs) {
   DropCaches(dir);
   const auto store = OpenStore(dir, bytes, fs);
-  std::vector<BlockKey> keys;
-  for (uint64_t n = 0; n < blocks; ++n) keys.push_back(KeyOf(n));
+  std::atomic<uint64_t> next{0};
   const Usage start = Usage::Now();
-  for (uint64_t n = 0; n < blocks; ++n) {
-    if (ahead > 0) {
-      const std::span<const BlockKey> all(keys);
-      const uint64_t from = n == 0 ? 0 : n + ahead - 1;
-      if (from < blocks) {
-        store->ReadAhead(all.subspan(from, std::min<size_t>(n == 0 ? ahead : 1, blocks - from)));
+  std::vector<std::thread> readers;
+  for (int t = 0; t < threads; ++t) {
+    readers.emplace_back([&] {
+      for (uint64_t n = next++; n < blocks; n = next++) {
+        const StoredBlockPtr block = store->Get(KeyOf(n));
+        std::byte want[8];
+        FillFrame(n, want);
+        if (!block || block->frame.size() < 8 || memcmp(block->frame.data(), want, 8) != 0) {
+          Die("block " + std::to_string(n) + " is missing or another");
+        }
       }
-    }
-    const StoredBlockPtr block = store->Get(keys[n]);
-    std::byte want[8];
-    FillFrame(n, want);
-    if (!block || block->frame.size() < 8 || memcmp(block->frame.data(), want, 8) != 0) {
-      Die("block " + std::to_string(n) + " is missing or another");
-    }
+    });
   }
+  for (std::thread& reader : readers) reader.join();
   return Usage::Now().Since(start);
 }
 
@@ -292,10 +290,10 @@ void Reads(const std::string& dir, uint64_t bytes, uint32_t record_bytes, int ro
     }
     for (FileSystem* fs : {FileSystem::Uring(), FileSystem::Posix()}) {
       if (fs == nullptr) continue;
-      for (const size_t ahead : {0, 16}) {
-        const std::string name = "store, " + std::string(fs->name()) +
-                                 (ahead > 0 ? ", read ahead" : ", one after the other");
-        print(round, name.c_str(), ReadStore(dir, bytes, blocks, ahead, fs), blocks);
+      for (const int threads : {1, 4, 8}) {
+        const std::string name =
+            "store, " + std::string(fs->name()) + ", " + std::to_string(threads) + " at a time";
+        print(round, name.c_str(), ReadStore(dir, bytes, blocks, threads, fs), blocks);
       }
     }
   }

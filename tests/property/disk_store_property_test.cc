@@ -163,7 +163,6 @@ TEST(DiskStorePropertyTest, EveryFlippedByteIsNoticed) {
   const auto options = [&](FileSystem* f) {
     StoreOptions out = Options(f, &clock);
     out.disk_bytes = 4 << 20;
-    out.read_threads = 1;
     return out;
   };
   std::map<uint64_t, uint32_t> blocks;

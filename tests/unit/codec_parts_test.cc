@@ -3,12 +3,15 @@
 
 #include <cmath>
 #include <numeric>
+#include <random>
+#include <utility>
 
 #include "core/base/crc32c.h"
 #include "core/codec/cpu/e8.h"
 #include "core/codec/cpu/float_cast.h"
 #include "core/codec/cpu/rans.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/layer_codec.h"
 #include "core/layout/rope.h"
 #include "tests/support/sample_chunk.h"
 
@@ -243,6 +246,71 @@ TEST(Crc32cTest, KnownValueAndAllVersions) {
     }
   }
   EXPECT_EQ(Crc32c(bytes), Crc32cPortable(bytes));
+}
+
+// Planes of every shape, read from and written to memory with gaps; sign and exponent bytes that
+// zstd packs and bytes that it does not. The split into bytes is that of a plain loop.
+TEST(ExactLayerTest, EveryShapeAndStride) {
+  std::mt19937_64 random(5);
+  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (const uint32_t head_dim : {1u, 3u, 15u, 16u, 17u, 40u, 128u}) {
+      for (const uint32_t heads : {1u, 3u}) {
+        const size_t gap = random() % 3 * 2;
+        LayerSpec layer;
+        PlaneSpec& plane = layer.planes.emplace_back();
+        plane.dtype = dtype;
+        plane.heads = heads;
+        plane.head_dim = head_dim;
+        const uint32_t tokens = 1 + static_cast<uint32_t>(random() % 40);
+        const size_t width = DTypeBytes(dtype), vector = head_dim * width;
+        PlaneView from;
+        from.head_stride = vector + gap;
+        from.token_stride = heads * from.head_stride + gap;
+        ByteVector source(tokens * from.token_stride);
+        const bool packs = random() % 2 == 0;
+        for (size_t i = 0; i < source.size(); ++i) {
+          source[i] = static_cast<std::byte>(packs && i % width == width - 1 ? 60 + random() % 2
+                                                                             : random());
+        }
+        from.data = source.data();
+        const ByteVector coded = EncodeExactLayer(layer, tokens, {from});
+        ByteVector target(source.size(), std::byte{0xEE});
+        MutablePlaneView to{target.data(), from.token_stride, from.head_stride};
+        ASSERT_TRUE(DecodeExactLayer(layer, tokens, coded, {to}).ok());
+        ByteVector whole(tokens * heads * vector);
+        ASSERT_TRUE(
+            DecodeExactLayer(layer, tokens, coded, {ContiguousPlane(plane, whole.data())}).ok());
+        std::vector<bool> used(source.size());
+        for (size_t t = 0, n = 0; t < tokens; ++t) {
+          for (size_t h = 0; h < heads; ++h) {
+            const size_t at = t * from.token_stride + h * from.head_stride;
+            for (size_t i = 0; i < vector; ++i, ++n) {
+              ASSERT_EQ(target[at + i], source[at + i]) << head_dim << " " << t << " " << h;
+              ASSERT_EQ(whole[n], source[at + i]);
+              used[at + i] = true;
+            }
+          }
+        }
+        for (size_t i = 0; i < target.size(); ++i) {
+          if (used[i]) continue;
+          ASSERT_EQ(target[i], std::byte{0xEE}) << "wrote into a gap";
+        }
+        // Contiguous input makes the same bytes.
+        EXPECT_EQ(
+            EncodeExactLayer(layer, tokens, {ContiguousPlane(plane, std::as_const(whole).data())}),
+            coded);
+        // Where nothing packs, the bytes of equal significance lie together as they are.
+        if (packs || tokens * heads * head_dim < 16) continue;
+        ByteReader in(coded);
+        for (size_t b = 0; b < width; ++b) {
+          const size_t size = in.Get<uint32_t>();
+          const ByteSpan body = in.GetBytes(size);
+          if (size != whole.size() / width) continue;  // chance
+          for (size_t i = 0; i < size; ++i) ASSERT_EQ(body[i], whole[i * width + b]);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

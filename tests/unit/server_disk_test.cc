@@ -1,5 +1,9 @@
 // A running server with a disk tier: durable puts, restarts, reads from disk, health.
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
 #include <filesystem>
+#include <sstream>
 
 #include "core/base/crc32c.h"
 #include "core/store/segment_format.h"
@@ -8,6 +12,22 @@
 
 namespace latticekv::testing {
 namespace {
+
+// What the daemon logs while this lives.
+class LogCapture {
+ public:
+  LogCapture() : before_(spdlog::default_logger()) {
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(out_)));
+  }
+  ~LogCapture() { spdlog::set_default_logger(before_); }
+  // While nothing logs.
+  std::string text() const { return out_.str(); }
+
+ private:
+  std::ostringstream out_;
+  const std::shared_ptr<spdlog::logger> before_;
+};
 
 class ServerDiskTest : public ServiceFixture {
  protected:
@@ -191,6 +211,34 @@ TEST_F(ServerDiskTest, DamageIsFoundByVerifyAndNeverServed) {
     }
   }
   EXPECT_EQ(missing, 1u);
+}
+
+TEST_F(ServerDiskTest, WhatRecoveryLostIsCountedAndLogged) {
+  const auto blocks = MakeBlocks(Ids(1, 4 * kTestChunk));
+  Put(Durable("s"), blocks);
+  // Without the segment's index every record is looked at, and one has another byte in its frame.
+  Damage(1, [&](ByteVector& bytes) {
+    const auto trailer = DecodeTrailer(ByteSpan(bytes).last(kTrailerBytes), 1, bytes.size());
+    ASSERT_TRUE(trailer.ok()) << trailer.status();
+    std::fill(bytes.begin() + static_cast<ptrdiff_t>(trailer->footer_offset), bytes.end(),
+              std::byte{0});
+    bytes[kSegmentHeaderBytes + blocks[0].payload.size() * 5 / 2] ^= std::byte{4};
+  });
+  {
+    const LogCapture log;
+    Restart();
+    EXPECT_NE(log.text().find("lost at recovery: 1 damaged records of blocks; 0 damaged bytes and "
+                              "0 records of the journal"),
+              std::string::npos)
+        << log.text();
+  }
+  EXPECT_EQ(Stats().recovered_blocks(), 3u);
+  EXPECT_EQ(Stats().damaged_records(), 1u);
+  // Nothing more to tell.
+  const LogCapture log;
+  Restart();
+  EXPECT_EQ(log.text().find("lost at recovery"), std::string::npos) << log.text();
+  EXPECT_EQ(Stats().recovered_blocks(), 3u);
 }
 
 TEST_F(ServerDiskTest, AnUnknownFormatIsRefusedWithASentence) {

@@ -13,6 +13,7 @@
 #include "server/codec_pool.h"
 #include "server/config.h"
 #include "server/error_detail.h"
+#include "server/read_pool.h"
 #include "server/session_registry.h"
 #include "server/upload_admission.h"
 
@@ -201,6 +202,51 @@ TEST(CodecPoolTest, BoundedQueue) {
   EXPECT_FALSE(pool.Submit(CodecPool::Kind::kDecode, [&] { ++ran; }));
   release = true;
   while (ran < 3) std::this_thread::yield();
+}
+
+TEST(ReadPoolTest, JobsRunByTurnAndTheQueueIsBounded) {
+  std::atomic<bool> release{false}, started{false};
+  std::atomic<int> ran{0};
+  std::vector<int> order;  // of the pool's one thread
+  ReadPool pool(1, 4);
+  const auto job = [&](int n) {
+    return [&, n] {
+      order.push_back(n);
+      ++ran;
+    };
+  };
+  ASSERT_TRUE(pool.Submit(0, [&] {
+    started = true;
+    while (!release) std::this_thread::yield();
+  }));
+  while (!started) std::this_thread::yield();
+  // 32 MB that came first, 32 MB that came 5 ms later in two parts, and 1 MB at last.
+  EXPECT_TRUE(pool.Submit(ReadPool::TurnOf(1000, 32'000'000), job(1)));
+  EXPECT_TRUE(pool.Submit(ReadPool::TurnOf(1005, 32'000'000), job(2)));
+  EXPECT_TRUE(pool.Submit(ReadPool::TurnOf(1005, 32'000'000), job(3)));
+  EXPECT_TRUE(pool.Submit(ReadPool::TurnOf(1010, 1'000'000), job(0)));
+  EXPECT_FALSE(pool.Submit(0, job(4)));
+  release = true;
+  while (ran < 4) std::this_thread::yield();
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3}));
+}
+
+TEST(ReadPoolTest, WaitingJobsAreDroppedAtTheEnd) {
+  std::atomic<bool> release{false}, started{false};
+  auto pool = std::make_unique<ReadPool>(1, 4);
+  const auto held = std::make_shared<int>(7);
+  ASSERT_TRUE(pool->Submit(0, [&] {
+    started = true;
+    while (!release) std::this_thread::yield();
+  }));
+  while (!started) std::this_thread::yield();
+  ASSERT_TRUE(pool->Submit(1, [held] { FAIL() << *held; }));
+  ReadPool* const ending = pool.release();
+  std::thread ends([&] { delete ending; });
+  while (ending->Submit(2, [] {})) std::this_thread::yield();  // until it ends or is full
+  release = true;
+  ends.join();
+  EXPECT_EQ(held.use_count(), 1);
 }
 
 SessionBlock BlockAt(uint64_t start, uint8_t hash, std::optional<uint8_t> parent) {
