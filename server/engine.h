@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/base/buffer_pool.h"
 #include "core/base/limits.h"
 #include "core/codec/gpu/gpu_executor.h"
 #include "core/store/journal.h"
@@ -23,7 +24,6 @@
 #include "server/profile_learning.h"
 #include "server/read_pool.h"
 #include "server/session_registry.h"
-#include "server/staging_pool.h"
 #include "server/start_phases.h"
 #include "server/stream_monitor.h"
 #include "server/upload_admission.h"
@@ -59,7 +59,8 @@ class CacheEngine {
   const std::string& gpu_absence() const { return gpu_absence_; }
   GpuRegionRegistry& gpu_regions() { return gpu_regions_; }
   ProfileLearning& learning() { return *learning_; }
-  StagingPool& staging() { return staging_; }
+  // Buffers that payloads lie in until they are encoded.
+  BufferPool& staging() { return staging_; }
   StreamMonitor& monitor() { return *monitor_; }
   // Of the attention mass that waits with its blocks for their payload.
   MemoryBudget& mass_budget() { return mass_budget_; }
@@ -136,7 +137,7 @@ class CacheEngine {
   std::unique_ptr<Journal> journal_;  // after what it says, before the store, whose threads call it
   std::unique_ptr<TieredStore> store_;
   std::unique_ptr<BlockCatalog> catalog_;
-  StagingPool staging_;
+  BufferPool staging_;
   std::unique_ptr<UploadAdmission> admission_;
   std::unique_ptr<GpuExecutor> gpu_;
   std::string gpu_absence_;

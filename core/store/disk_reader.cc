@@ -9,6 +9,8 @@ namespace {
 
 // Descriptions read in one batch: a few MiB of buffers.
 constexpr size_t kDescribeAtOnce = 256;
+// Of a block's description.
+constexpr size_t kUsualMetadataBytes = 4096;
 
 StoredBlock BlockOf(const RecordHeader& header, ByteVector metadata) {
   StoredBlock block;
@@ -124,25 +126,42 @@ uint32_t StoreImpl::VisitDisk(uint32_t cursor, uint32_t count,
   return cursor;
 }
 
-absl::StatusOr<StoredBlockPtr> StoreImpl::ReadWhole(const DiskRef& ref, Reservation reservation) {
+absl::StatusOr<StoredBlockPtr> StoreImpl::ReadWhole(const DiskRef& ref, ByteVector buffer,
+                                                    Reservation reservation) {
   read_bytes_ += ref.place.bytes;
-  LKV_ASSIGN_OR_RETURN(WholeRecord record, ReadRecord(*ref.segment->file, ref.segment->id,
-                                                      ref.place.offset, ref.place.bytes));
+  LKV_ASSIGN_OR_RETURN(WholeRecord record,
+                       ReadRecord(*ref.segment->file, ref.segment->id, ref.place.offset,
+                                  ref.place.bytes, std::move(buffer)));
   if (record.header.type != RecordType::kBlock) {
     return absl::DataLossError("the record is of another type");
   }
   StoredBlock block = BlockOf(record.header, std::move(record.metadata));
   block.frame = std::move(record.frame);
-  reservation.ShrinkTo(EntryBytes(block.frame_bytes, block.metadata.size()));
+  // The cap counts what the frame's buffer has, used or not.
+  size_t bytes = EntryBytes(block.frame.capacity(), block.metadata.size());
+  if (bytes > reservation.bytes()) {
+    block.frame.shrink_to_fit();
+    bytes = EntryBytes(block.frame.capacity(), block.metadata.size());
+  }
+  reservation.ShrinkTo(bytes);
   block.reservation = std::move(reservation);
-  return std::make_shared<const StoredBlock>(std::move(block));
+  return Share(std::move(block));
 }
 
 StoredBlockPtr StoreImpl::Promote(const BlockKey& key, const DiskRef& ref) {
   // What is read is at most the record, and the share of the index.
-  auto reservation = Reserve(EntryBytes(ref.place.bytes, 0));
-  if (!reservation.ok()) return Describe(key, ref);
-  auto read = ReadWhole(ref, *std::move(reservation));
+  ByteVector buffer;
+  size_t needed = EntryBytes(ref.place.bytes, 0);
+  if (ref.place.bytes >= BufferPool::kLeastBytes) {
+    buffer = frames_.Take(ref.place.bytes);
+    needed = EntryBytes(buffer.capacity(), kUsualMetadataBytes);
+  }
+  auto reservation = Reserve(needed);
+  if (!reservation.ok()) {
+    frames_.Give(std::move(buffer));
+    return Describe(key, ref);
+  }
+  auto read = ReadWhole(ref, std::move(buffer), *std::move(reservation));
   if (read.ok() && (*read)->key != key) read = absl::DataLossError("the record has another key");
   Removed removed;
   StoredBlockPtr out;

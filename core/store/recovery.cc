@@ -12,6 +12,9 @@ namespace {
 
 constexpr uint64_t kMinSegmentBytes = 64 << 10;
 constexpr size_t kMinBufferBytes = 4096, kMaxBufferBytes = 1 << 20;
+// Of unused frame buffers, beside the cap.
+constexpr size_t kFramesShare = 32;
+constexpr size_t kMaxFrameBytes = size_t{64} << 20;
 
 uint64_t SegmentBytes(const StoreOptions& options, uint64_t disk_bytes) {
   if (options.segment_bytes != 0)
@@ -42,6 +45,7 @@ StoreImpl::StoreImpl(const StoreOptions& options)
       segment_bytes_(SegmentBytes(options, options.disk_bytes)),
       budget_(options.memory_bytes),
       disk_budget_(options.disk_bytes),
+      frames_(std::min(options.memory_bytes / kFramesShare, kMaxFrameBytes)),
       index_(options.memory_bytes),
       disk_index_(&budget_) {}
 

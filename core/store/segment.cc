@@ -155,8 +155,9 @@ absl::StatusOr<RecordStart> ReadRecordStart(File& file, uint32_t segment_id, uin
 }
 
 absl::StatusOr<WholeRecord> ReadRecord(File& file, uint32_t segment_id, uint64_t offset,
-                                       uint64_t record_bytes) {
+                                       uint64_t record_bytes, ByteVector buffer) {
   WholeRecord out;
+  out.frame = std::move(buffer);
   ByteVector start;  // until the header is whole
   bool have_header = false;
   uint32_t frame_crc = 0;

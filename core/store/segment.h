@@ -95,8 +95,9 @@ struct WholeRecord {
   RecordHeader header;
   ByteVector metadata, frame;
 };
+// The frame comes into `buffer`, which is empty.
 absl::StatusOr<WholeRecord> ReadRecord(File& file, uint32_t segment_id, uint64_t offset,
-                                       uint64_t record_bytes);
+                                       uint64_t record_bytes, ByteVector buffer = {});
 
 // Reads metadata, frame and padding of a record and checks them; `each`, if set, gets the bytes
 // piece by piece, in order, before it is known whether they are sound. DATA_LOSS when they are not.

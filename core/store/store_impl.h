@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/buffer_pool.h"
 #include "core/base/mutex.h"
 #include "core/store/block_index.h"
 #include "core/store/disk_index.h"
@@ -126,6 +127,13 @@ class StoreImpl : public TieredStore {
   int64_t Deadline(int64_t ttl_ms) const;
   int64_t WallOf(int64_t monotonic_ms) const;
   int64_t MonotonicOf(int64_t wall_ms) const;
+  // The block for the index and for readers; its frame's memory comes back when the last lets go.
+  std::shared_ptr<StoredBlock> Share(StoredBlock block) {
+    return {new StoredBlock(std::move(block)), [this](StoredBlock* gone) {
+              frames_.Give(std::move(gone->frame));
+              delete gone;
+            }};
+  }
   BlockIndex::Entry& InsertInMemory(StoredBlockPtr block) LKV_REQUIRES(mutex_);
   // Takes a block out of memory; it stays on disk where it is there.
   StoredBlockPtr RemoveFromMemory(const BlockKey& key) LKV_REQUIRES(mutex_);
@@ -162,7 +170,8 @@ class StoreImpl : public TieredStore {
     return Checked(key, ref, ReadDescription(ref));
   }
   StoredBlockPtr Checked(const BlockKey& key, const DiskRef& ref, Description described);
-  absl::StatusOr<StoredBlockPtr> ReadWhole(const DiskRef& ref, Reservation reservation);
+  absl::StatusOr<StoredBlockPtr> ReadWhole(const DiskRef& ref, ByteVector buffer,
+                                           Reservation reservation);
   StoredBlockPtr Promote(const BlockKey& key, const DiskRef& ref);
 
   // --- disk_writer.cc: on the writer's thread, without the lock unless it is said.
@@ -252,6 +261,7 @@ class StoreImpl : public TieredStore {
   const Clock* const clock_;
   uint64_t segment_bytes_, reserve_bytes_ = 0;  // constant after OpenDisk
   MemoryBudget budget_, disk_budget_;           // before what holds their reservations
+  BufferPool frames_;                           // of blocks that left memory, for the next ones
   std::atomic<uint64_t> read_bytes_{0};
   bool has_disk_ = false;  // constant after OpenDisk
 

@@ -101,7 +101,7 @@ absl::StatusOr<PutResult> StoreImpl::Put(StoredBlock block, PutOptions options) 
   block.metadata.shrink_to_fit();
   block.frame_bytes = block.frame.size();
   block.source.reset();
-  const auto stored = std::make_shared<StoredBlock>(std::move(block));
+  const auto stored = Share(std::move(block));
   const BlockKey key = stored->key;
   const bool durable = options.durability == Durability::kDurable;
   for (;;) {

@@ -316,7 +316,9 @@ TEST_P(DiskStoreTest, ABlockThatSeveralThreadsAskForIsReadOnce) {
       for (int n = 0; n < 60; ++n) {
         const StoredBlockPtr block = store_->Get(KeyOf(n));
         EXPECT_EQ(block != nullptr, n < 50) << n;
-        if (block) EXPECT_EQ(block->tier(), Tier::kMemory);
+        if (block) {
+          EXPECT_EQ(block->tier(), Tier::kMemory);
+        }
       }
     });
   }

@@ -1,6 +1,6 @@
-// Buffers that payloads lie in until they are encoded, used again and again.
-#ifndef LATTICEKV_SERVER_STAGING_POOL_H_
-#define LATTICEKV_SERVER_STAGING_POOL_H_
+// Large buffers that are used again and again.
+#ifndef LATTICEKV_CORE_BASE_BUFFER_POOL_H_
+#define LATTICEKV_CORE_BASE_BUFFER_POOL_H_
 
 #include <cstddef>
 #include <utility>
@@ -11,20 +11,22 @@
 
 namespace latticekv {
 
-// Without it the kernel makes, clears and takes back the pages of every payload, which costs more
-// than copying it. Thread-safe.
-class StagingPool {
+// Without it the kernel makes, clears and takes back the pages of every payload and every frame,
+// which costs more than copying it. Thread-safe.
+class BufferPool {
  public:
-  // Keeps unused buffers of at most `max_bytes` together.
-  explicit StagingPool(size_t max_bytes) : max_bytes_(max_bytes) {}
+  // Below, malloc keeps its pages anyway: such buffers are made anew.
+  static constexpr size_t kLeastBytes = 64 << 10;
 
-  // An empty buffer with room for `bytes`.
+  // Keeps unused buffers of at most `max_bytes` together.
+  explicit BufferPool(size_t max_bytes) : max_bytes_(max_bytes) {}
+
+  // An empty buffer with room for `bytes`, and at most a sixteenth more.
   ByteVector Take(size_t bytes) {
     ByteVector out;
-    {
+    if (bytes >= kLeastBytes) {
       MutexLock lock(mutex_);
       for (ByteVector& buffer : free_) {
-        // Not much more than asked for: uploads reserved memory for what they announced.
         if (buffer.capacity() < bytes || buffer.capacity() - bytes > bytes / 16) continue;
         free_bytes_ -= buffer.capacity();
         std::swap(out, buffer);
@@ -54,8 +56,6 @@ class StagingPool {
   }
 
  private:
-  // Below, malloc keeps its pages anyway.
-  static constexpr size_t kLeastBytes = 64 << 10;
   const size_t max_bytes_;
   Mutex mutex_;
   std::vector<ByteVector> free_ LKV_GUARDED_BY(mutex_);
@@ -64,4 +64,4 @@ class StagingPool {
 
 }  // namespace latticekv
 
-#endif  // LATTICEKV_SERVER_STAGING_POOL_H_
+#endif  // LATTICEKV_CORE_BASE_BUFFER_POOL_H_
