@@ -39,13 +39,10 @@ double Rms(uint64_t sum, uint32_t vectors) {
   return std::sqrt(static_cast<double>(sum) / vectors / std::exp2(kErrorFractionBits));
 }
 
-uint64_t SaturatingAdd(uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; }
-
-void AddErrors(const ErrorSums& e, ErrorSums& to) {
-  to.key_error_sum = SaturatingAdd(to.key_error_sum, e.key_error_sum);
-  to.value_error_sum = SaturatingAdd(to.value_error_sum, e.value_error_sum);
-  to.key_vectors += e.key_vectors;
-  to.value_vectors += e.value_vectors;
+// The mean squared error that a preset's target allows, units of 2^-28.
+uint64_t MostError(double target) {
+  const double most = kContractSlack * target;
+  return static_cast<uint64_t>(most * most * (1 << kErrorFractionBits));
 }
 
 absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
@@ -150,10 +147,11 @@ void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
 
 // Encodes all layers to `bytes`, filling the header's table and errors. `planes` has the rows of
 // the tokens that are kept, `tokens` counts all. With memory for a `copy` every byte is read once;
-// the planes of a layer are contiguous then.
+// the planes of a layer are contiguous then. `bounded`: no unit's errors are more than the preset
+// allows.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, ByteVector* copy, FrameHeader& header,
+                  const CpuKernels& kernels, ByteVector* copy, bool bounded, FrameHeader& header,
                   ByteVector& bytes) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
@@ -162,6 +160,10 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
   const bool mass = header.stages & kStageMass;
   LatticeChoices choices{preset.logit_noise, options.stats,
                          KeptOnly(RawTokens(tokens, options), header.keep)};
+  if (bounded) {
+    if (header.flags & kFlagProfiled) choices.most_key_error = MostError(preset.logit_noise);
+    choices.most_value_error = MostError(preset.value_error);
+  }
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     std::vector<PlaneView> input = planes[l];
     if (copy != nullptr && !exact) CopyPlanes(layout.layers[l], rows, *copy, input);
@@ -310,6 +312,18 @@ std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options) {
   return out;
 }
 
+bool MissesContract(const FrameHeader& header) {
+  if (!(header.stages & kStageLattice) || header.stages & kStageMass) return false;
+  const Preset& preset = GetPreset(static_cast<PresetId>(header.preset));
+  const auto misses = [](uint64_t sum, uint32_t vectors, double target) {
+    return vectors > 0 && sum / vectors > MostError(target);
+  };
+  const ErrorSums& e = header.errors;
+  return (header.flags & kFlagProfiled &&
+          misses(e.key_error_sum, e.key_vectors, preset.logit_noise)) ||
+         misses(e.value_error_sum, e.value_vectors, preset.value_error);
+}
+
 void UseProfile(const ModelProfile& profile, FrameHeader& header) {
   header.stages |= kStageProfile;
   header.profile_hash = profile.decoding_hash;
@@ -317,8 +331,8 @@ void UseProfile(const ModelProfile& profile, FrameHeader& header) {
 
 void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& e,
                       FrameHeader& header) {
-  AddErrors(e.within, header.errors);
-  AddErrors(e.coarse, header.coarse);
+  header.errors.Add(e.within);
+  header.coarse.Add(e.coarse);
   header.layers.push_back({static_cast<uint32_t>(size_bytes), crc32c,
                            RmsQ15(e.within.key_error_sum, e.within.key_vectors),
                            RmsQ15(e.within.value_error_sum, e.within.value_vectors)});
@@ -334,9 +348,15 @@ absl::StatusOr<ByteVector> Encode(const Layout& layout, uint32_t tokens,
   ByteVector& layers = ThreadLayers();
   ByteVector kept;
   if (!header.keep.empty()) copy = nullptr;  // gathering is copying
-  EncodeLayers(layout, tokens,
-               header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept),
-               options, *kernels, copy, header, layers);
+  const std::vector<std::vector<PlaneView>> rows =
+      header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept);
+  const FrameHeader start = header;
+  EncodeLayers(layout, tokens, rows, options, *kernels, copy, false, header, layers);
+  if (MissesContract(header)) {
+    header = start;
+    layers.clear();
+    EncodeLayers(layout, tokens, rows, options, *kernels, copy, true, header, layers);
+  }
   ByteVector frame = SerializeFrameHeader(header);
   frame.reserve(frame.size() + layers.size());
   frame.insert(frame.end(), layers.begin(), layers.end());

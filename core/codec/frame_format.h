@@ -57,6 +57,15 @@ struct ErrorSums {
   uint64_t value_error_sum = 0;
   uint32_t key_vectors = 0;
   uint32_t value_vectors = 0;
+
+  // Sums saturate.
+  void Add(const ErrorSums& e) {
+    const auto add = [](uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; };
+    key_error_sum = add(key_error_sum, e.key_error_sum);
+    value_error_sum = add(value_error_sum, e.value_error_sum);
+    key_vectors += e.key_vectors;
+    value_vectors += e.value_vectors;
+  }
 };
 
 struct FrameHeader {

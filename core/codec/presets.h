@@ -23,6 +23,12 @@ enum class PresetId : uint8_t {
   kSeed = 8,  // the published stages that this codec grew from (docs/seed.md); has no contract
 };
 
+// What a frame's measured errors may be over what its preset names: steps are quarter octaves, and
+// small chunks are few draws of the lattice's error. Where they are more (vectors that are all
+// alike share one draw), encoders choose finer steps; without attention mass, and of keys with
+// query energy.
+inline constexpr double kContractSlack = 1.05;
+
 struct Preset {
   PresetId id;
   std::string_view name;

@@ -114,9 +114,6 @@ Measured RoundTrip(const SampleChunk& chunk, EncodeOptions options) {
 struct Case {
   const char* name;
   Value value;
-  // All tokens alike: their error is one draw of the lattice's, not a mean over many. E8's covering
-  // radius is 1.32 times its rms error.
-  bool one_draw = false;
 };
 
 std::vector<Case> Cases(Random& random) {
@@ -156,8 +153,11 @@ std::vector<Case> Cases(Random& random) {
       {"many scales",
        [=](int, uint32_t t, uint32_t, uint32_t) { return std::ldexp(bell(), int(t % 60) - 30); }},
       {"large means",
-       [=](int, uint32_t, uint32_t, uint32_t c) { return 1000.0f * (c % 5) + 0.01f * bell(); },
-       true},
+       [=](int, uint32_t, uint32_t, uint32_t c) { return 1000.0f * (c % 5) + 0.01f * bell(); }},
+      // All tokens alike share one draw of the lattice's error instead of a mean over many.
+      {"tokens alike", [](int, uint32_t, uint32_t, uint32_t c) { return 0.37f * (c * 7 % 64); }},
+      {"tokens alike in steps of eight",
+       [](int, uint32_t t, uint32_t, uint32_t c) { return 1.0f + 0.21f * (t / 8 * 5 + c % 3); }},
   };
 }
 
@@ -186,10 +186,11 @@ TEST(HardInputTest, TheContractHoldsForWhatIsNotExactAndFramesNeverGrow) {
             EXPECT_EQ(m.exact, m.vectors);
             continue;
           }
-          const double slack = c.one_draw ? 1.32 : 1.1;
-          EXPECT_LE(m.value, slack * preset.value_error + Cast(dtype));
+          // What the encoder itself counts are errors with the cast, rounded to 1/256 step.
+          constexpr double kMost = kContractSlack + 0.001;
+          EXPECT_LE(m.value, kMost * preset.value_error);
           if (mode > 0) {
-            EXPECT_LE(m.noise, slack * preset.logit_noise + m.cast_noise);
+            EXPECT_LE(m.noise, kMost * preset.logit_noise);
           }
         }
       }

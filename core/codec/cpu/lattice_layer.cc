@@ -175,8 +175,7 @@ EncodedLayer EncodeLatticeLayer(const LatticeContext& layer_context, const Latti
     std::vector<CodedUnit> units;
     for (const UnitRef& ref : rest.first(count)) {
       LoadUnit(context, choices, ref, planes[ref.plane], memory.data);
-      units.push_back(EncodeUnit(context, choices, ref, memory.data, memory.points));
-      MeasureUnit(context, memory.data, units.back(), out.errors);
+      units.push_back(EncodeUnit(context, choices, ref, memory.data, memory.points, out.errors));
       out.uses_profile |= UsesProfile(units.back().plan.header);
     }
     bodies.push_back(AssembleTile(context.kernels, units, planes, memory.coder));

@@ -84,20 +84,9 @@ void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, cons
   data.all_zero = !(found & kRowNotZero);
 }
 
-CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, UnitData& data, PointBuffers& buffers) {
-  if (data.all_zero) {
-    CodedUnit zero;
-    zero.plan.unit = unit;
-    zero.plan.header.all_zero = true;
-    ResolveRows(context.tokens, zero.plan);
-    return zero;
-  }
-  const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
-  const StepPlan steps = PlanSteps(context, choices, unit, profile, data);
-  return ChooseCoding(context, choices.stats, unit, profile, data, steps, buffers);
-}
+namespace {
 
+// Adds the unit's squared errors, measured on what a decoder will write.
 void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
                  LayerErrors& errors) {
   const ScopedStage timer(CodecStage::kMeasure);
@@ -168,6 +157,67 @@ void MeasureUnit(const LatticeContext& context, const UnitData& data, const Code
   };
   add(sum, within, errors.within);
   add(coarse_sum, coarse_vectors, errors.coarse);
+}
+
+// Steps finer by so many quarter octaves.
+void MakeFiner(const HeadProfile* profile, int quarter_octaves, StepPlan& steps) {
+  if (quarter_octaves == 0) return;
+  if (steps.key_from_energy) {
+    steps.key_base = static_cast<int16_t>(steps.key_base - 4 * quarter_octaves);
+    steps.key = KeyStepsFromEnergy(steps.key_base, *profile);
+  }
+  for (int16_t& step : steps.value) step = static_cast<int16_t>(ClampStep(step - quarter_octaves));
+}
+
+CodedUnit EncodeWithSteps(const LatticeContext& context, const LatticeChoices& choices,
+                          const UnitRef& unit, int finer, UnitData& data, PointBuffers& buffers) {
+  const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
+  StepPlan steps = PlanSteps(context, choices, unit, profile, data);
+  MakeFiner(profile, finer, steps);
+  return ChooseCoding(context, choices.stats, unit, profile, data, steps, buffers);
+}
+
+// Whether the errors of a unit are within the choices' bounds. Keys without query energy have none:
+// they are measured otherwise.
+bool AreWithin(const ErrorSums& errors, const LatticeChoices& choices, bool key_from_energy) {
+  const auto holds = [](uint64_t sum, uint32_t vectors, uint64_t most) {
+    return vectors == 0 || sum / vectors <= most;
+  };
+  return (!key_from_energy ||
+          holds(errors.key_error_sum, errors.key_vectors, choices.most_key_error)) &&
+         holds(errors.value_error_sum, errors.value_vectors, choices.most_value_error);
+}
+
+// A point of E8 is at most 1.32 times the rms away and steps are rounded by 1.09: three are enough,
+// but for what the cast to the dtype does.
+constexpr int kMostFiner = 8;
+
+}  // namespace
+
+CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
+                     const UnitRef& unit, UnitData& data, PointBuffers& buffers,
+                     LayerErrors& errors) {
+  if (data.all_zero) {
+    CodedUnit zero;
+    zero.plan.unit = unit;
+    zero.plan.header.all_zero = true;
+    ResolveRows(context.tokens, zero.plan);
+    return zero;
+  }
+  const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
+  const bool key_from_energy = profile != nullptr && !profile->query_energy.empty();
+  for (int finer = 0;; ++finer) {
+    if (finer > kMostFiner) std::fill(data.raw.begin(), data.raw.end(), 1);
+    CodedUnit coded = EncodeWithSteps(context, choices, unit, finer, data, buffers);
+    LayerErrors own;
+    MeasureUnit(context, data, coded, own);
+    if (AreWithin(own.within, choices, key_from_energy)) {
+      errors.within.Add(own.within);
+      errors.coarse.Add(own.coarse);
+      return coded;
+    }
+    buffers.Give(std::move(coded.q2));
+  }
 }
 
 }  // namespace latticekv

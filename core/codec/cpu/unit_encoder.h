@@ -28,14 +28,12 @@ struct UnitData {
 void LoadUnit(const LatticeContext& context, const LatticeChoices& choices, const UnitRef& unit,
               const PlaneView& view, UnitData& data);
 
-// Quantises and picks sources of steps, means and spreads by coded size. Marks vectors of `data`
-// raw that have no norm.
-CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
-                     const UnitRef& unit, UnitData& data, PointBuffers& buffers);
-
+// Quantises and picks sources of steps, means and spreads by coded size, with finer steps than the
+// contract's where the choices bound the errors. Marks vectors of `data` raw that have no norm.
 // Adds the unit's squared errors, measured on what a decoder will write.
-void MeasureUnit(const LatticeContext& context, const UnitData& data, const CodedUnit& unit,
-                 LayerErrors& errors);
+CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choices,
+                     const UnitRef& unit, UnitData& data, PointBuffers& buffers,
+                     LayerErrors& errors);
 
 // True when decoding the unit needs the model profile.
 bool UsesProfile(const UnitHeader& header);
