@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <set>
 
+#include "core/codec/cpu/float_cast.h"
 #include "core/codec/cuda/cuda_encoder.h"
 #include "tests/gpu/device_batch.h"
 #include "tests/gpu/gpu_layouts.h"
@@ -204,50 +205,96 @@ TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
   EXPECT_GT(sizes.size(), 3u);
 }
 
-// Sources in a paged cache in pinned memory, [blocks, heads, block_tokens, head_dim] (HND) or
-// [blocks, block_tokens, heads, head_dim] (NHD).
-TEST_F(CudaEncodeTest, PagedSourcesInBothOrders) {
-  const Layout layout =
-      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
-  const uint32_t tokens = 50, first = 7, block_tokens = 16;
-  const uint32_t blocks[] = {5, 0, 3, 6};
-  const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);
-  EncodeOptions options;
-  options.preset = PresetId::kBalanced;
-  options.start_position = 256;
-  const auto expected = EncodeFrame(layout, tokens, chunk.views(), options);
-  ASSERT_TRUE(expected.ok());
-  const size_t vector = 128, block_stride = block_tokens * 3 * vector, cache = 8 * block_stride;
-  for (const bool hnd : {false, true}) {
-    const size_t token_stride = hnd ? vector : 3 * vector;
-    const size_t head_stride = hnd ? block_tokens * vector : vector;
-    const PinnedBuffer source(2 * cache);
+// One chunk whose tokens are all alike: under another's statistics they share one draw of the
+// lattice's error.
+SampleChunk MakeAlikeChunk(const Layout& layout, uint32_t tokens, float scale) {
+  SampleChunk chunk{layout, tokens, ByteVector(layout.token_bytes() * tokens)};
+  for (size_t i = 0; i < chunk.raw.size() / 2; ++i) {
+    const float value = scale * static_cast<float>(i % 64 * 7 % 64);
+    StoreRow(DType::kF16, &value, 1, &chunk.raw[2 * i]);
+  }
+  return chunk;
+}
+
+// A chunk's two planes in a paged cache in pinned memory, [blocks, heads, block_tokens, head_dim]
+// (HND) or [blocks, block_tokens, heads, head_dim] (NHD).
+struct PagedChunk {
+  static constexpr uint32_t kFirst = 7, kBlockTokens = 16, kHeads = 3;
+  static constexpr uint32_t kBlocks[] = {5, 0, 3, 6};
+  static constexpr size_t kVector = 128, kBlockStride = kBlockTokens * kHeads * kVector;
+  PinnedBuffer source{2 * 8 * kBlockStride};
+  CudaEncodeChunk task;
+
+  PagedChunk(const SampleChunk& chunk, bool hnd)
+      : task{chunk.tokens, 256, {}, {{}}, {kBlocks, kBlockTokens, kFirst}} {
+    const size_t token_stride = hnd ? kVector : kHeads * kVector;
+    const size_t head_stride = hnd ? kBlockTokens * kVector : kVector;
     std::fill_n(source.data(), source.size(), std::byte{0x5A});
-    CudaEncodeChunk task{tokens, 256, {}, {{}}, {blocks, block_tokens, first}};
     for (size_t p = 0; p < 2; ++p) {
-      task.planes[0].push_back(
-          {source.data() + p * cache, token_stride, head_stride, block_stride});
-      for (uint32_t t = 0; t < tokens; ++t) {
-        for (size_t h = 0; h < 3; ++h) {
-          const uint32_t at = first + t;
-          std::copy_n(&chunk.raw[((p * tokens + t) * 3 + h) * vector], vector,
-                      source.data() + p * cache + blocks[at / block_tokens] * block_stride +
-                          at % block_tokens * token_stride + h * head_stride);
+      std::byte* plane = source.data() + p * 8 * kBlockStride;
+      task.planes[0].push_back({plane, token_stride, head_stride, kBlockStride});
+      for (uint32_t t = 0; t < chunk.tokens; ++t) {
+        for (size_t h = 0; h < kHeads; ++h) {
+          const uint32_t at = kFirst + t;
+          std::copy_n(&chunk.raw[((p * chunk.tokens + t) * kHeads + h) * kVector], kVector,
+                      plane + kBlocks[at / kBlockTokens] * kBlockStride +
+                          at % kBlockTokens * token_stride + h * head_stride);
         }
       }
     }
-    const auto plan =
-        CudaEncodePlan::Make(layout, {PresetId::kBalanced, StatsMode::kAuto, nullptr}, {&task, 1});
-    ASSERT_TRUE(plan.ok()) << plan.status();
-    const OwnedArena owned(*plan);
-    const auto frames = plan->Encode(owned.arena(), nullptr);
-    ASSERT_TRUE(frames.ok()) << frames.status();
-    EXPECT_TRUE(frames->front() == *expected)
-        << (hnd ? "HND: " : "NHD: ") << Difference(*expected, frames->front());
-    task.table.blocks = std::span(blocks).first(3);
-    EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&task, 1}).status().code(),
-              absl::StatusCode::kInvalidArgument);
   }
+};
+
+// Whether the host encoded the chunk. Its frame has to be the scalar encoder's.
+bool EncodedByHost(const SampleChunk& chunk, const CudaEncodeSettings& settings, bool hnd) {
+  EncodeOptions options;
+  options.preset = settings.preset;
+  options.stats = settings.stats;
+  options.profile = settings.profile;
+  options.start_position = 256;
+  const auto expected = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
+  EXPECT_TRUE(expected.ok());
+  const PagedChunk paged(chunk, hnd);
+  const auto plan = CudaEncodePlan::Make(chunk.layout, settings, {&paged.task, 1});
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  EXPECT_TRUE(plan->EncodeAsync(owned.arena(), nullptr).ok());
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+  const auto batch = plan->Collect(owned.arena());
+  EXPECT_TRUE(batch.ok()) << batch.status();
+  ByteVector frame(batch->frame_bytes(0));
+  EXPECT_TRUE(batch->DownloadAsync(owned.arena(), 0, frame, nullptr).ok());
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+  EXPECT_TRUE(frame == *expected) << (hnd ? "HND: " : "NHD: ") << Difference(*expected, frame);
+  return batch->encoded_by_host(0);
+}
+
+TEST_F(CudaEncodeTest, PagedSourcesInBothOrders) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const SampleChunk chunk = MakeSampleChunk(layout, 50, 4);
+  const CudaEncodeSettings settings{PresetId::kBalanced, StatsMode::kAuto, nullptr};
+  for (const bool hnd : {false, true}) EXPECT_FALSE(EncodedByHost(chunk, settings, hnd));
+  PagedChunk paged(chunk, false);
+  paged.task.table.blocks = std::span(PagedChunk::kBlocks).first(3);
+  EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&paged.task, 1}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CudaEncodeTest, TheHostEncodesWhatMissesTheContract) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+  int by_host = 0;
+  constexpr int kChunks = 12;
+  for (int i = 0; i < kChunks; ++i) {
+    const SampleChunk chunk = MakeAlikeChunk(layout, 50, 0.1f + 0.037f * static_cast<float>(i));
+    by_host += EncodedByHost(chunk, {PresetId::kTiny, StatsMode::kProfile, &profile}, i % 2 == 0);
+    by_host += EncodedByHost(chunk, {PresetId::kTiny, StatsMode::kProfile, &profile}, i % 2 != 0);
+  }
+  // Both ways there are, or this shows little.
+  EXPECT_GT(by_host, 0);
+  EXPECT_LT(by_host, 2 * kChunks);
 }
 
 TEST_F(CudaEncodeTest, WrongBatchesAreRefused) {

@@ -160,8 +160,32 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
     at += exact.bytes().size();
     frame.host.push_back({part_at, exact.Take()});
   }
+  if (MissesContract(header)) return EncodeByHost(chunk);
   frame.size_bytes = at;
   frame.host.push_back({0, SerializeFrameHeader(header)});
+  return frame;
+}
+
+absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::EncodeByHost(size_t chunk) const {
+  const Chunk& c = chunks_[chunk];
+  const uint32_t tokens = c.header.tokens;
+  ByteVector raw(layout_->token_bytes() * tokens);
+  size_t at = 0, plane = 0;
+  for (const LayerSpec& layer : layout_->layers) {
+    for (const PlaneSpec& spec : layer.planes) {
+      const size_t bytes = spec.token_bytes() * tokens;
+      LKV_RETURN_IF_ERROR(DownloadPlane(spec, c.sources[plane++], c.places,
+                                        MutableByteSpan(raw).subspan(at, bytes)));
+      at += bytes;
+    }
+  }
+  CudaEncodedBatch::Frame frame;
+  LKV_ASSIGN_OR_RETURN(
+      ByteVector bytes,
+      EncodeFrame(*layout_, tokens, RawChunkViews(*layout_, tokens, raw), c.options));
+  frame.size_bytes = bytes.size();
+  frame.by_host = true;
+  frame.host.push_back({0, std::move(bytes)});
   return frame;
 }
 

@@ -11,7 +11,9 @@
 //   LKV_RETURN_IF_ERROR(batch.DownloadAsync(arena, i, memory, stream));
 //
 // Only compressed bytes cross the bus. What has no lattice stage (opaque planes, the preset exact)
-// is gathered by the device and coded by Collect on the host.
+// is gathered by the device and coded by Collect on the host. So is, whole, a chunk whose frame
+// misses its preset's contract, which hard input alone does: its sources must be there until
+// Collect.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 
@@ -50,6 +52,8 @@ class CudaEncodedBatch {
  public:
   size_t frames() const { return frames_.size(); }
   size_t frame_bytes(size_t frame) const { return frames_[frame].size_bytes; }
+  // The frame missed the contract on the device.
+  bool encoded_by_host(size_t frame) const { return frames_[frame].by_host; }
 
   // Writes what the host made of a frame into `out`, which has frame_bytes(frame), and enqueues the
   // copies of the rest. `out` should be pinned; it is whole once the stream has come so far. Until
@@ -70,6 +74,7 @@ class CudaEncodedBatch {
   };
   struct Frame {
     size_t size_bytes = 0;
+    bool by_host = false;
     std::vector<HostPart> host;
     std::vector<DevicePart> device;
   };
@@ -108,12 +113,15 @@ class CudaEncodePlan {
   friend class EncodePlanBuilder;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectFrame(const CudaArena& arena, size_t chunk) const;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectExact(const CudaArena& arena, size_t chunk) const;
+  absl::StatusOr<CudaEncodedBatch::Frame> EncodeByHost(size_t chunk) const;
 
   // What Collect needs of a chunk.
   struct Chunk {
     FrameHeader header;
     EncodeOptions options;
     uint64_t gathered_at = 0;  // of the pinned copy: planes that the host codes, one behind another
+    std::vector<DevicePlane> sources;      // of all layers
+    std::vector<cuda::TokenPlace> places;  // [tokens]
   };
   const Layout* layout_ = nullptr;
   CudaEncodeSettings settings_;

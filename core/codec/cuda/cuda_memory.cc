@@ -1,5 +1,6 @@
 #include "core/codec/cuda/cuda_memory.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <string>
@@ -113,6 +114,34 @@ absl::Status AppendPlaces(const BlockTable& table, uint32_t tokens,
       places.push_back(
           {table.blocks[at / table.block_tokens], static_cast<uint32_t>(at % table.block_tokens)});
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DownloadPlane(const PlaneSpec& spec, const DevicePlane& plane,
+                           std::span<const cuda::TokenPlace> places, MutableByteSpan out) {
+  const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
+  const size_t row_bytes = spec.heads * vector_bytes;
+  const bool heads_follow = spec.heads == 1 || plane.head_stride == vector_bytes;
+  const size_t pieces = heads_follow ? 1 : spec.heads;
+  const size_t piece_bytes = row_bytes / pieces;
+  for (size_t t = 0; t < places.size();) {
+    // As many tokens of a block as follow one another.
+    size_t end = t + 1;
+    while (end < places.size() && plane.token_stride >= piece_bytes &&
+           places[end].block == places[t].block && places[end].slot == places[t].slot + (end - t)) {
+      ++end;
+    }
+    const std::byte* from =
+        plane.data_dev + places[t].block * plane.block_stride + places[t].slot * plane.token_stride;
+    for (size_t p = 0; p < pieces; ++p) {
+      LKV_RETURN_IF_ERROR(CudaStatus(
+          cudaMemcpy2D(out.data() + t * row_bytes + p * piece_bytes, row_bytes,
+                       from + p * plane.head_stride, std::max(plane.token_stride, piece_bytes),
+                       piece_bytes, end - t, cudaMemcpyDefault),
+          "download of a plane"));
+    }
+    t = end;
   }
   return absl::OkStatus();
 }

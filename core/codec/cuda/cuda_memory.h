@@ -58,6 +58,9 @@ absl::Status CheckDevicePlanes(const Layout& layout,
 // them.
 absl::Status AppendPlaces(const BlockTable& table, uint32_t tokens,
                           std::vector<cuda::TokenPlace>& places);
+// Copies a plane's vectors at `places` to `out`, one behind the other as [token][head], and waits.
+absl::Status DownloadPlane(const PlaneSpec& spec, const DevicePlane& plane,
+                           std::span<const cuda::TokenPlace> places, MutableByteSpan out);
 
 }  // namespace latticekv
 

@@ -118,7 +118,11 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));
   const std::vector<uint8_t> raw_tokens = RawTokens(chunk.tokens, options);
   asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
-  chunks_.push_back({std::move(header), std::move(options), gathered_bytes_});
+  chunks_.push_back({std::move(header), std::move(options), gathered_bytes_, {}, {}});
+  for (const auto& layer : chunk.planes) {
+    chunks_.back().sources.insert(chunks_.back().sources.end(), layer.begin(), layer.end());
+  }
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, chunks_.back().places));
   const bool exact = settings_.preset == PresetId::kExact;
   for (uint32_t l = 0; l < layout_.layers.size(); ++l) {
     for (size_t p = 0; p < layout_.layers[l].planes.size(); ++p) {
