@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "client/cli/bench_gpu.h"
 #include "client/cli/codec_flags.h"
 #include "client/cli/command.h"
 #include "client/cli/output.h"
@@ -83,20 +83,6 @@ double CpuSeconds() {
   timespec now{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-absl::StatusOr<std::vector<PresetId>> ReadPresets(const Arguments& arguments) {
-  std::vector<PresetId> out;
-  if (!arguments.Has("presets")) {
-    for (const Preset& preset : AllPresets()) out.push_back(preset.id);
-    return out;
-  }
-  for (absl::string_view part : absl::StrSplit(arguments.Get("presets"), ',')) {
-    const absl::StatusOr<PresetId> preset = ParsePreset(std::string(part));
-    if (!preset.ok()) return UsageError(std::string(preset.status().message()));
-    out.push_back(*preset);
-  }
-  return out;
 }
 
 absl::StatusOr<Workload> MakeWorkload(const Arguments& arguments) {
@@ -384,6 +370,7 @@ void PrintBenchText(const Workload& work, const std::vector<PresetResult>& resul
 }
 
 absl::Status BenchCodec(const Arguments& arguments) {
+  if (arguments.Get("backend") == "cuda") return BenchCodecOnGpu(arguments, MakeSyntheticModel);
   LKV_ASSIGN_OR_RETURN(const CodecBackend backend, ReadBackend(arguments));
   LKV_ASSIGN_OR_RETURN(const StatsMode stats, ReadStats(arguments, "auto"));
   const bool has_profile = arguments.Has("profile") || !arguments.Has("input");
@@ -424,7 +411,7 @@ Command BenchCodecCommand() {
            "",
            0,
            0,
-           "Measure encoding and decoding a core, in CPU time, stage by stage.",
+           "Measure encoding and decoding a core, in CPU time, stage by stage, or on a GPU.",
            {{"presets", "A,B", "presets to measure (default: all)"},
             {"input", "IN.safetensors", "measure on this cache instead of a made-up one"},
             ProfileFlag("model profile for --input"),
@@ -434,9 +421,11 @@ Command BenchCodecCommand() {
             {"tokens", "N", "tokens (default 1024)"},
             {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
             {"seconds", "N", "time for each preset and direction (default 1)"},
-            {"stats", "own|profile|auto", "channel statistics (default auto)"},
+            {"stats", "own|profile|auto", "channel statistics (default auto; with cuda profile)"},
             {"threads", "N", "threads at once (default 1)"},
-            BackendFlag(),
+            {"runs", "N", "round trips and restores with --backend cuda (default 6)"},
+            {"backend", "NAME",
+             "auto, scalar, avx2, avx512, or cuda: the GPU beside plain copies (default auto)"},
             JsonFlag()}},
           BenchCodec};
 }

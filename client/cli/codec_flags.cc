@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "client/src/profile_file.h"
 #include "core/base/status_macros.h"
 #include "core/codec/token_eviction.h"
@@ -54,6 +55,20 @@ absl::StatusOr<PresetId> ReadPreset(const Arguments& arguments) {
   return preset;
 }
 
+absl::StatusOr<std::vector<PresetId>> ReadPresets(const Arguments& arguments) {
+  std::vector<PresetId> out;
+  if (!arguments.Has("presets")) {
+    for (const Preset& preset : AllPresets()) out.push_back(preset.id);
+    return out;
+  }
+  for (absl::string_view part : absl::StrSplit(arguments.Get("presets"), ',')) {
+    const absl::StatusOr<PresetId> preset = ParsePreset(std::string(part));
+    if (!preset.ok()) return UsageError(std::string(preset.status().message()));
+    out.push_back(*preset);
+  }
+  return out;
+}
+
 std::vector<FlagSpec> SeedFlags() {
   return {
       {"key-bits", "N", "preset seed: bits of keys (default 3)"},
@@ -100,8 +115,8 @@ absl::StatusOr<CodecBackend> ReadBackend(const Arguments& arguments) {
   const std::string name = arguments.Get("backend", "auto");
   if (name == "cuda") {
     return absl::UnimplementedError(
-        "the command line lacks the backend cuda; use --backend auto, which reads and writes the "
-        "same bytes");
+        "this command lacks the backend cuda, which bench codec and the daemon have; use --backend "
+        "auto, which reads and writes the same bytes");
   }
   const absl::StatusOr<CodecBackend> backend = ParseCodecBackend(name);
   if (!backend.ok()) return UsageError(std::string(backend.status().message()));

@@ -22,6 +22,8 @@ FlagSpec ThreadsFlag();
 
 // --preset, kDefaultPreset without it. UsageError for a name that does not exist.
 absl::StatusOr<PresetId> ReadPreset(const Arguments& arguments);
+// --presets, names between commas; all without it.
+absl::StatusOr<std::vector<PresetId>> ReadPresets(const Arguments& arguments);
 // Flags of the preset seed, and what they say; UsageError when one comes with another preset.
 std::vector<FlagSpec> SeedFlags();
 absl::StatusOr<SeedOptions> ReadSeed(const Arguments& arguments, PresetId preset);

@@ -112,6 +112,7 @@ absl::StatusOr<UnitHeader> ReadUnitHeader(uint32_t tokens, const UnitRef& unit,
           h.step_base <= 4 * kMaxStepIndex;
   good &= !(h.all_raw && h.all_zero) && !((h.all_raw || h.all_zero) && raw_count != 0);
   good &= raw_count <= tokens && SourcesAreValid(h, unit, profile);
+  if (good) h.raw_tokens.reserve(raw_count);
   for (size_t i = 0; i < raw_count && good; ++i) {
     const uint8_t t = in.Get<uint8_t>();
     good &= t < tokens && (i == 0 || t > h.raw_tokens.back());

@@ -248,6 +248,58 @@ TEST_F(CudaDecodeTest, ArenasThatAreTooSmallAreRefused) {
   EXPECT_EQ(plan->Decode(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
 }
 
+// Batches of different sizes and kinds through planners that are kept, two of them in turns over
+// one arena: what one leaves there must not serve the other. Frames are uploaded before they are
+// checked; one that is refused then does not run.
+TEST_F(CudaDecodeTest, PlannersAndArenasAreUsedAgain) {
+  const Layout layout =
+      MakeUniformLayout("test", 2, 2, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const ModelProfile profiles[] = {MakeSampleProfile(layout, 3, true),
+                                   MakeSampleProfile(layout, 4, true)};
+  std::vector<CudaDecodePlanner> planners;
+  for (const ModelProfile& profile : profiles) {
+    auto planner = CudaDecodePlanner::Make(layout, &profile);
+    ASSERT_TRUE(planner.ok()) << planner.status();
+    planners.push_back(*std::move(planner));
+  }
+  const DeviceBuffer device(64 << 20);
+  const testing::PinnedBuffer pinned(16 << 20);
+  uint64_t tables_id = 0;
+  const CudaArena arena{device.data(), device.size(), pinned.data(), pinned.size(), &tables_id};
+  CudaDecodePlan plan;
+  EXPECT_EQ(plan.LaunchAsync(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  for (const size_t turn : {0, 0, 1, 0, 1, 1}) {
+    const uint32_t tokens[] = {static_cast<uint32_t>(20 + 50 * turn), 7};
+    std::vector<ByteVector> frames = AllFrames(layout, profiles[turn], tokens, 5 + turn);
+    if (turn == 1) frames.resize(5);
+    std::vector<DeviceBuffer> outputs;
+    std::vector<CudaDecodeChunk> chunks;
+    for (const ByteVector& frame : frames) {
+      const uint32_t n = ReadFrameInfo(frame)->tokens;
+      outputs.emplace_back(layout.token_bytes() * n);
+      chunks.push_back({frame, ContiguousPlanes(layout, n, outputs.back().data()), {}});
+    }
+    std::byte& last = frames.back().back();
+    last ^= std::byte{1};
+    ASSERT_TRUE(planners[turn].Begin(chunks, plan).ok());
+    ASSERT_TRUE(plan.UploadFramesAsync(arena, nullptr).ok());
+    EXPECT_EQ(planners[turn].Finish(plan).code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(plan.LaunchAsync(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(plan.UploadTasksAsync(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
+    ASSERT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+    last ^= std::byte{1};
+    const absl::Status planned = planners[turn].Plan(chunks, plan);
+    ASSERT_TRUE(planned.ok()) << planned;
+    const absl::Status decoded = plan.Decode(arena, nullptr);
+    ASSERT_TRUE(decoded.ok()) << decoded;
+    EXPECT_NE(tables_id, 0u);
+    for (size_t i = 0; i < frames.size(); ++i) {
+      EXPECT_TRUE(ToHost(outputs[i]) == ScalarDecode(layout, &profiles[turn], frames[i]))
+          << "turn " << turn << ", chunk " << i;
+    }
+  }
+}
+
 // Mutants whose checksums are right: the device and the scalar decoder agree on which are damaged,
 // and on the bytes of those that are not; guards around destinations stay as they were. Under
 // compute-sanitizer this shows that no mutant reads or writes out of bounds.

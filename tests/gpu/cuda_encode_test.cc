@@ -107,6 +107,57 @@ TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
   }
 }
 
+// Batches of different chunks through planners that are kept, two of them in turns over one arena.
+TEST_F(CudaEncodeTest, PlannersAndArenasAreUsedAgain) {
+  const Layout layout =
+      MakeUniformLayout("test", 2, 2, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+  const CudaEncodeSettings settings[] = {{PresetId::kBalanced, StatsMode::kProfile, &profile},
+                                         {PresetId::kNear, StatsMode::kAuto, &profile}};
+  std::vector<CudaEncodePlanner> planners;
+  for (const CudaEncodeSettings& s : settings) {
+    auto planner = CudaEncodePlanner::Make(layout, s);
+    ASSERT_TRUE(planner.ok()) << planner.status();
+    planners.push_back(*std::move(planner));
+  }
+  const DeviceBuffer device(64 << 20);
+  const testing::PinnedBuffer pinned(16 << 20);
+  uint64_t tables_id = 0;
+  const CudaArena arena{device.data(), device.size(), pinned.data(), pinned.size(), &tables_id};
+  CudaEncodePlan plan;
+  EXPECT_EQ(plan.EncodeAsync(arena, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  size_t round = 0;
+  for (const size_t turn : {0, 0, 1, 0, 1, 1}) {
+    EncodeOptions options;
+    options.preset = settings[turn].preset;
+    options.stats = settings[turn].stats;
+    options.profile = &profile;
+    options.start_position = 1000 * round;
+    options.exact_tokens = {static_cast<uint32_t>(round)};
+    const auto tokens = static_cast<uint32_t>(9 + 40 * round++);
+    const SampleChunk chunk = MakeSampleChunk(layout, tokens, 7 + round);
+    const DeviceBuffer source(chunk.raw.size());
+    cudaMemcpy(source.data(), chunk.raw.data(), chunk.raw.size(), cudaMemcpyHostToDevice);
+    const std::vector<CudaEncodeChunk> chunks(1 + round % 3,
+                                              {tokens,
+                                               options.start_position,
+                                               options.exact_tokens,
+                                               ContiguousPlanes(layout, tokens, source.data()),
+                                               {}});
+    EXPECT_EQ(planners[turn].Plan({}, plan).code(), absl::StatusCode::kInvalidArgument);
+    const absl::Status planned = planners[turn].Plan(chunks, plan);
+    ASSERT_TRUE(planned.ok()) << planned;
+    const auto frames = plan.Encode(arena, nullptr);
+    ASSERT_TRUE(frames.ok()) << frames.status();
+    const auto expected = EncodeFrame(layout, tokens, chunk.views(), options);
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    ASSERT_EQ(frames->size(), chunks.size());
+    for (const ByteVector& frame : *frames) {
+      EXPECT_TRUE(frame == *expected) << "round " << round << ": " << Difference(*expected, frame);
+    }
+  }
+}
+
 TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
   const uint64_t seed = FromEnvironment("LATTICEKV_SEED", 20260105);
   printf("seed %llu\n", static_cast<unsigned long long>(seed));

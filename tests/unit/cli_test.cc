@@ -14,6 +14,7 @@
 #include "client/src/cache_file.h"
 #include "client/src/profile_file.h"
 #include "client/src/safetensors.h"
+#include "core/codec/gpu/gpu_bench.h"
 #include "tests/support/temp_dir.h"
 
 namespace latticekv {
@@ -410,6 +411,26 @@ TEST_F(CliTest, BenchCodecPrintsStages) {
   EXPECT_GT(presets[1]["encode_stage_seconds"]["exact"], 0);
   EXPECT_THAT(Cli({"bench", "codec", "--input", kSample, "--presets=tiny", "--seconds=0"}).out,
               HasSubstr("entropy decode"));
+}
+
+// Where there is a device the command measures it, which is no matter of tests.
+TEST_F(CliTest, BenchCodecOnAGpuSaysWhatItNeeds) {
+  const auto usage = Cli({"bench", "codec", "--backend=cuda", "--threads", "2"});
+  EXPECT_EQ(usage.code, 2);
+  EXPECT_THAT(usage.err, HasSubstr("--threads does not go with --backend cuda"));
+  const auto exact = Cli({"bench", "codec", "--backend=cuda", "--presets", "high,exact"});
+  EXPECT_EQ(exact.code, 2);
+  EXPECT_THAT(exact.err, HasSubstr("presets near to tiny"));
+  if (OpenCudaBench().ok()) return;
+  const auto run = Cli({"bench", "codec", "--backend", "cuda"});
+  EXPECT_EQ(run.code, 1);
+  EXPECT_EQ(run.out, "");
+#ifdef LATTICEKV_HAVE_CUDA
+  EXPECT_THAT(run.err, HasSubstr("there is no CUDA device here"));
+#else
+  EXPECT_THAT(run.err, HasSubstr("this build knows no CUDA; build it where a CUDA compiler is"));
+#endif
+  EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
 }
 
 }  // namespace

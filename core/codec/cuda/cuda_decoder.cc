@@ -22,18 +22,18 @@ CudaDecodePlanner::CudaDecodePlanner(CudaDecodePlanner&&) noexcept = default;
 CudaDecodePlanner& CudaDecodePlanner::operator=(CudaDecodePlanner&&) noexcept = default;
 CudaDecodePlanner::~CudaDecodePlanner() = default;
 
+absl::Status CudaDecodePlanner::Begin(std::span<const CudaDecodeChunk> chunks,
+                                      CudaDecodePlan& plan) {
+  if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
+  return builder_->Begin(chunks, plan);
+}
+
+absl::Status CudaDecodePlanner::Finish(CudaDecodePlan& plan) { return builder_->Finish(plan); }
+
 absl::Status CudaDecodePlanner::Plan(std::span<const CudaDecodeChunk> chunks,
                                      CudaDecodePlan& plan) {
-  if (chunks.empty()) return absl::InvalidArgumentError("a batch needs at least one chunk");
-  builder_->Start(chunks.size());
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    if (absl::Status status = builder_->AddChunk(chunks[i]); !status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat("chunk ", i, " of the batch: ", status.message()));
-    }
-  }
-  builder_->Finish(plan);
-  return absl::OkStatus();
+  LKV_RETURN_IF_ERROR(Begin(chunks, plan));
+  return Finish(plan);
 }
 
 absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
@@ -46,13 +46,17 @@ absl::StatusOr<CudaDecodePlan> CudaDecodePlan::Make(const Layout& layout,
 }
 
 absl::Status CudaDecodePlan::CheckRun(const CudaArena& arena) const {
-  if (tables_ == nullptr) return absl::InvalidArgumentError("the plan is empty; have one made");
+  if (!checked_) return absl::InvalidArgumentError("the plan was not made; have a planner do it");
   return CheckArena(arena, device_bytes_, pinned_bytes_);
 }
 
-absl::Status CudaDecodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
+absl::Status CudaDecodePlan::UploadTasksAsync(const CudaArena& arena, cudaStream_t stream) const {
   LKV_RETURN_IF_ERROR(CheckRun(arena));
-  LKV_RETURN_IF_ERROR(UploadTasks(arena, *tables_, tasks_, stream));
+  return UploadTasks(arena, *tables_, tasks_, tasks_at_, stream);
+}
+
+absl::Status CudaDecodePlan::UploadFramesAsync(const CudaArena& arena, cudaStream_t stream) const {
+  LKV_RETURN_IF_ERROR(CheckArena(arena, tasks_at_, 0));
   for (const FrameCopy& copy : frames_) {
     LKV_RETURN_IF_ERROR(
         CudaStatus(cudaMemcpyAsync(arena.device_dev + copy.at, copy.frame.data(), copy.frame.size(),
@@ -82,7 +86,8 @@ absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
 
 absl::Status CudaDecodePlan::DecodeAsync(const CudaArena& arena, cudaStream_t stream,
                                          uint32_t max_multiprocessors) const {
-  LKV_RETURN_IF_ERROR(UploadAsync(arena, stream));
+  LKV_RETURN_IF_ERROR(UploadFramesAsync(arena, stream));
+  LKV_RETURN_IF_ERROR(UploadTasksAsync(arena, stream));
   return LaunchAsync(arena, stream, max_multiprocessors);
 }
 

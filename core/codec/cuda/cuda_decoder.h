@@ -1,8 +1,8 @@
 // Decodes frames on a CUDA device, byte for byte as FrameDecoder does, from host memory into device
 // memory, many chunks and all their layers at once.
 //
-// The host checks a whole frame before any of it reaches the device: header, checksums, tables,
-// unit headers, sizes. What only decoding can tell (a damaged symbol stream) is bounded in the
+// The host checks a whole frame before a kernel sees any of it: header, checksums, tables, unit
+// headers, sizes. What only decoding can tell (a damaged symbol stream) is bounded in the
 // kernel and reported for each chunk afterwards.
 //
 //   LKV_ASSIGN_OR_RETURN(CudaDecodePlan plan, CudaDecodePlan::Make(layout, profile, chunks));
@@ -11,6 +11,14 @@
 //
 //   LKV_ASSIGN_OR_RETURN(CudaDecodePlanner planner, CudaDecodePlanner::Make(layout, profile));
 //   LKV_RETURN_IF_ERROR(planner.Plan(chunks, plan));
+//
+// and, so that the bus has work while the host checks, Plan in two parts:
+//
+//   LKV_RETURN_IF_ERROR(planner.Begin(chunks, plan));
+//   LKV_RETURN_IF_ERROR(plan.UploadFramesAsync(arena, stream));
+//   LKV_RETURN_IF_ERROR(planner.Finish(plan));
+//   LKV_RETURN_IF_ERROR(plan.UploadTasksAsync(arena, stream));
+//   LKV_RETURN_IF_ERROR(plan.LaunchAsync(arena, stream));
 //
 //   ... arena with plan.device_bytes() and plan.pinned_bytes() ...
 //   LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream));
@@ -62,8 +70,9 @@ class CudaDecodePlan {
   // Enqueues upload and kernels. At most `max_multiprocessors` are used, 0: all there are.
   absl::Status DecodeAsync(const CudaArena& arena, cudaStream_t stream,
                            uint32_t max_multiprocessors = 0) const;
-  // The two parts of DecodeAsync: copies frames and tasks; runs the kernels on them.
-  absl::Status UploadAsync(const CudaArena& arena, cudaStream_t stream) const;
+  // The parts of DecodeAsync: copy frames and tasks; run the kernels on them.
+  absl::Status UploadFramesAsync(const CudaArena& arena, cudaStream_t stream) const;
+  absl::Status UploadTasksAsync(const CudaArena& arena, cudaStream_t stream) const;
   absl::Status LaunchAsync(const CudaArena& arena, cudaStream_t stream,
                            uint32_t max_multiprocessors = 0) const;
   // Once the stream is through: DATA_LOSS when a chunk's symbols were damaged (what its
@@ -85,12 +94,15 @@ class CudaDecodePlan {
   // In the arena's pinned memory: counters that the kernels leave.
   size_t results_at() const { return tables_->bytes.size() + tasks_.size(); }
 
+  // In the arena: tables, frames, tasks, scratch.
   std::shared_ptr<const ArenaTables> tables_;
-  ByteVector tasks_;  // behind the tables in the arena; the frames follow
+  ByteVector tasks_;
   std::vector<FrameCopy> frames_;
   cuda::DecodeLaunch launch_{};
   size_t chunks_ = 0;
+  size_t tasks_at_ = 0;  // where the frames end
   size_t device_bytes_ = 0, pinned_bytes_ = 0;
+  bool checked_ = false;  // else only the frames' places are known
 };
 
 class PlanBuilder;
@@ -106,8 +118,14 @@ class CudaDecodePlanner {
   CudaDecodePlanner& operator=(CudaDecodePlanner&&) noexcept;
   ~CudaDecodePlanner();
 
-  // Replaces what `plan` was, as CudaDecodePlan::Make; after an error it is what it was.
+  // Replaces what `plan` was, as CudaDecodePlan::Make; after an error it may not be run.
   absl::Status Plan(std::span<const CudaDecodeChunk> chunks, CudaDecodePlan& plan);
+  // The two parts of Plan. Begin reads the frames' headers and finds their places in the arena;
+  // until Finish has checked the rest, nothing but UploadFramesAsync may be called of the plan.
+  // The chunks must stay as they are in between. When Finish fails after an upload, wait for the
+  // stream before the frames' memory is used otherwise.
+  absl::Status Begin(std::span<const CudaDecodeChunk> chunks, CudaDecodePlan& plan);
+  absl::Status Finish(CudaDecodePlan& plan);
 
  private:
   explicit CudaDecodePlanner(std::unique_ptr<PlanBuilder> builder);

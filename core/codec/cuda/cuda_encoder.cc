@@ -81,7 +81,7 @@ absl::Status CudaEncodePlan::CheckRun(const CudaArena& arena) const {
 
 absl::Status CudaEncodePlan::UploadAsync(const CudaArena& arena, cudaStream_t stream) const {
   LKV_RETURN_IF_ERROR(CheckRun(arena));
-  return UploadTasks(arena, *tables_, tasks_, stream);
+  return UploadTasks(arena, *tables_, tasks_, tables_->bytes.size(), stream);
 }
 
 absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t stream,

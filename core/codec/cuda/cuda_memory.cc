@@ -54,18 +54,19 @@ std::shared_ptr<const ArenaTables> MakeArenaTables(ByteVector bytes) {
 }
 
 absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
-                         cudaStream_t stream) {
-  const bool there = arena.tables_id != nullptr && *arena.tables_id == tables.id;
-  const size_t tables_bytes = tables.bytes.size();
-  if (!there) std::memcpy(arena.pinned, tables.bytes.data(), tables_bytes);
-  std::memcpy(arena.pinned + tables_bytes, tasks.data(), tasks.size());
-  const size_t from = there ? tables_bytes : 0;
-  const absl::Status status = CudaStatus(
-      cudaMemcpyAsync(arena.device_dev + from, arena.pinned + from,
-                      tables_bytes + tasks.size() - from, cudaMemcpyHostToDevice, stream),
-      "upload of tasks");
-  if (arena.tables_id != nullptr) *arena.tables_id = status.ok() ? tables.id : 0;
-  return status;
+                         uint64_t tasks_at, cudaStream_t stream) {
+  const auto upload = [&](uint64_t to, ByteSpan bytes, std::byte* pinned) {
+    std::memcpy(pinned, bytes.data(), bytes.size());
+    return CudaStatus(cudaMemcpyAsync(arena.device_dev + to, pinned, bytes.size(),
+                                      cudaMemcpyHostToDevice, stream),
+                      "upload of tasks");
+  };
+  if (arena.tables_id == nullptr || *arena.tables_id != tables.id) {
+    if (arena.tables_id != nullptr) *arena.tables_id = 0;
+    LKV_RETURN_IF_ERROR(upload(0, tables.bytes, arena.pinned));
+    if (arena.tables_id != nullptr) *arena.tables_id = tables.id;
+  }
+  return upload(tasks_at, tasks, arena.pinned + tables.bytes.size());
 }
 
 absl::Status CheckDevicePlanes(const Layout& layout,

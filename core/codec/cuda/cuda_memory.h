@@ -44,10 +44,10 @@ absl::StatusOr<uint32_t> Multiprocessors();
 // INVALID_ARGUMENT unless `arena` has that much, aligned.
 absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinned_bytes);
 
-// Enqueues the upload of a plan's tables, unless the arena has them, and of `tasks` behind them, by
-// way of the arena's pinned memory.
+// Enqueues the upload of a plan's tables, unless the arena has them, and of `tasks` to `tasks_at`,
+// by way of the arena's pinned memory, where the tasks lie behind the tables.
 absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
-                         cudaStream_t stream);
+                         uint64_t tasks_at, cudaStream_t stream);
 
 // INVALID_ARGUMENT unless `planes` [layer][plane] fit the layout; those of layers outside
 // [first_layer, end_layer) are not looked at.

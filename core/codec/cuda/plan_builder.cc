@@ -23,6 +23,12 @@ absl::Status Damaged(const char* what) {
   return absl::DataLossError(absl::StrCat("frame: ", what));
 }
 
+absl::Status OfChunk(size_t chunk, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat("chunk ", chunk, " of the batch: ", status.message()));
+}
+
 // What a plane's units have in every chunk.
 cuda::UnitTask NewUnit(const PlaneSpec& spec) {
   cuda::UnitTask unit{};
@@ -81,29 +87,21 @@ PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
   tables_ = MakeArenaTables(std::move(tables));
 }
 
-void PlanBuilder::Start(size_t chunks) {
-  size_t units = 0;
-  for (const LayerShape& layer : shapes_) units += layer.units.size();
-  units_.clear();
-  raw_in_.clear();
-  tiles_.clear();
-  places_.clear();
-  exact_.clear();
-  frames_.clear();
-  units_.reserve(chunks * units);
-  raw_in_.reserve(chunks * units);
-  tiles_.reserve(chunks * units);
-  places_.reserve(chunks * limits::kMaxChunkTokens);
-  ropes_.StartPlan();
-  // The first list is for units without raw vectors.
-  orders_.resize(limits::kMaxChunkTokens);
-  std::iota(orders_.begin(), orders_.end(), uint8_t{0});
-  chunks_ = 0;
-  staged_ = false;
-  frames_bytes_ = resolved_bytes_ = 0;
+absl::Status PlanBuilder::Begin(std::span<const CudaDecodeChunk> chunks, CudaDecodePlan& plan) {
+  plan.checked_ = false;
+  plan.tasks_at_ = ~size_t{0};  // no arena is so large, should this fail
+  plan.tables_ = tables_;
+  plan.frames_.clear();
+  chunks_.clear();
+  frames_end_ = tables_->bytes.size();
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    LKV_RETURN_IF_ERROR(OfChunk(i, Open(chunks[i], plan)));
+  }
+  plan.tasks_at_ = frames_end_;
+  return absl::OkStatus();
 }
 
-absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
+absl::Status PlanBuilder::Open(const CudaDecodeChunk& chunk, CudaDecodePlan& plan) {
   LKV_ASSIGN_OR_RETURN(ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
@@ -128,27 +126,53 @@ absl::Status PlanBuilder::AddChunk(const CudaDecodeChunk& chunk) {
   const uint64_t upload_at =
       chunk.layers == 0 ? 0 : parsed.layer_offsets[first] / kArenaAlignment * kArenaAlignment;
   const ByteSpan upload = chunk.frame.subspan(upload_at, parsed.layer_offsets[end] - upload_at);
-  now_ = {&chunk, std::move(parsed.header), frames_bytes_ - upload_at, 0};
+  const uint64_t frame_at = frames_end_ - upload_at;
+  if (header.stages & kStageLattice) {
+    plan.frames_.push_back({upload, frames_end_});
+    frames_end_ += RoundUp(upload.size() + kFramePadding, kArenaAlignment);
+  }
+  chunks_.push_back(
+      {&chunk, std::move(parsed.header), std::move(parsed.layer_offsets), first, end, frame_at, 0});
+  return absl::OkStatus();
+}
+
+void PlanBuilder::StartTasks() {
+  size_t units = 0;
+  for (const LayerShape& layer : shapes_) units += layer.units.size();
+  units_.clear();
+  raw_in_.clear();
+  tiles_.clear();
+  places_.clear();
+  exact_.clear();
+  units_.reserve(chunks_.size() * units);
+  raw_in_.reserve(chunks_.size() * units);
+  tiles_.reserve(chunks_.size() * units);
+  places_.reserve(chunks_.size() * limits::kMaxChunkTokens);
+  ropes_.StartPlan();
+  // The first list is for units without raw vectors.
+  orders_.resize(limits::kMaxChunkTokens);
+  std::iota(orders_.begin(), orders_.end(), uint8_t{0});
+  staged_ = false;
+  resolved_bytes_ = 0;
+}
+
+absl::Status PlanBuilder::AddChunk(ChunkState& chunk) {
+  now_ = &chunk;
   ropes_.StartChunk();
-  now_.places_at = places_.size() * sizeof(cuda::TokenPlace);
-  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, now_.header.tokens, places_));
-  for (uint32_t l = first; l < end; ++l) {
-    LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.frame, parsed.layer_offsets, l,
-                                                            now_.header.layers[l].crc32c));
+  chunk.places_at = places_.size() * sizeof(cuda::TokenPlace);
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.chunk->table, chunk.header.tokens, places_));
+  for (uint32_t l = chunk.first_layer; l < chunk.end_layer; ++l) {
+    LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.chunk->frame, chunk.layer_offsets,
+                                                            l, chunk.header.layers[l].crc32c));
     LKV_RETURN_IF_ERROR(AddLayer(l, bytes));
   }
-  if (now_.header.stages & kStageLattice) {
-    frames_.push_back({upload, frames_bytes_});
-    frames_bytes_ += RoundUp(upload.size() + kFramePadding, kArenaAlignment);
-  }
-  ++chunks_;
   return absl::OkStatus();
 }
 
 absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   ByteReader in(bytes);
   const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
-  const bool exact = now_.header.stages & kStageExact;
+  const bool exact = now_->header.stages & kStageExact;
   if (!exact) {
     LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(shapes_[layer].refs, in));
     size_t unit = 0;
@@ -167,11 +191,11 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
 
 absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileSpan& span) {
   ByteReader in(span.bytes);
-  const uint32_t tokens = now_.header.tokens;
+  const uint32_t tokens = now_->header.tokens;
   const uint64_t begin =
-      now_.frame_at + static_cast<uint64_t>(span.bytes.data() - now_.chunk->frame.data());
+      now_->frame_at + static_cast<uint64_t>(span.bytes.data() - now_->chunk->frame.data());
   cuda::TileTask tile = NewTile(static_cast<uint32_t>(span.units.size()));
-  const bool profiled = now_.header.stages & kStageProfile;
+  const bool profiled = now_->header.stages & kStageProfile;
   const UnitShape* shape = &shapes_[layer].units[first_unit];
   for (const UnitRef& ref : span.units) {
     LKV_ASSIGN_OR_RETURN(const UnitHeader header,
@@ -195,7 +219,7 @@ absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileS
 
 absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader& in) {
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
-  const uint32_t tokens = now_.header.tokens;
+  const uint32_t tokens = now_->header.tokens;
   const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
   const size_t at = RoundUp(exact_.size(), 16);
   exact_.resize(at + spec.token_bytes() * tokens);
@@ -208,7 +232,7 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
     cuda::UnitTask unit = NewUnit(spec);
     unit.pairs = 0;  // of vectors that are coded
     unit.interleaved = 0;
-    SetPlace(now_.chunk->planes[layer][plane], h, unit);
+    SetPlace(now_->chunk->planes[layer][plane], h, unit);
     unit.raw_count = static_cast<uint16_t>(tokens);
     unit.raw_at = at + size_t{h} * tokens * vector_bytes;
     units_.push_back(unit);
@@ -219,21 +243,21 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
 
 cuda::TileTask PlanBuilder::NewTile(uint32_t units) const {
   cuda::TileTask tile{};
-  tile.places_at = now_.places_at;
+  tile.places_at = now_->places_at;
   tile.first_unit = static_cast<uint32_t>(units_.size());
   tile.units = units;
-  tile.chunk = chunks_;
-  tile.tokens = now_.header.tokens;
-  tile.value_unit_16 = now_.header.value_unit_16;
+  tile.chunk = static_cast<uint32_t>(now_ - chunks_.data());
+  tile.tokens = now_->header.tokens;
+  tile.value_unit_16 = now_->header.value_unit_16;
   return tile;
 }
 
 void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& shape,
                           const UnitHeader& header, uint32_t& groups) {
-  const uint32_t tokens = now_.header.tokens;
+  const uint32_t tokens = now_->header.tokens;
   cuda::UnitTask& unit = units_.emplace_back(shape.task);
   raw_in_.push_back(RawIn::kFrames);
-  SetPlace(now_.chunk->planes[layer][ref.plane], ref.head, unit);
+  SetPlace(now_->chunk->planes[layer][ref.plane], ref.head, unit);
   const size_t raw = header.all_raw ? tokens : header.raw_tokens.size();
   unit.raw_count = static_cast<uint16_t>(raw);
   unit.coded_count = static_cast<uint16_t>(header.all_zero ? 0 : tokens - raw);
@@ -244,7 +268,7 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& s
   groups += unit.coded_count * row_groups;
   unit.group_end = groups;
   if (unit.pairs > 0 && unit.coded_count > 0) {
-    unit.rope_at = ropes_.TableAt(shape.rope, now_.header.start_position, tokens);
+    unit.rope_at = ropes_.TableAt(shape.rope, now_->header.start_position, tokens);
     // Rows within a round and pairs of whole groups: partners meet in one instruction.
     const bool meets = kLanes % row_groups == 0 && unit.group_begin % row_groups == 0;
     unit.rope_mode = !meets || unit.pairs % 8 != 0 ? cuda::kStaged
@@ -279,66 +303,57 @@ uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
   if (header.raw_tokens.empty()) return 0;
   const uint64_t at = orders_.size();
   orders_.resize(at + tokens);
-  uint8_t* raw_out = orders_.data() + at;
-  uint8_t* coded_out = raw_out + header.raw_tokens.size();
-  auto raw = header.raw_tokens.begin();
-  for (uint32_t t = 0; t < tokens; ++t) {
-    if (raw != header.raw_tokens.end() && *raw == t) {
-      *raw_out++ = *raw++;
-    } else {
-      *coded_out++ = static_cast<uint8_t>(t);
-    }
+  uint8_t* out = std::copy(header.raw_tokens.begin(), header.raw_tokens.end(), orders_.data() + at);
+  uint32_t next = 0;
+  for (const uint32_t raw : header.raw_tokens) {
+    out = std::copy_n(orders_.data() + next, raw - next, out);
+    next = raw + 1;
   }
+  std::copy_n(orders_.data() + next, tokens - next, out);
   return at;
 }
 
-// Regions one behind the other: the tables, what is uploaded with the plan, frames, scratch.
+// Behind the frames: what is uploaded with the plan, scratch.
 void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
-  const uint64_t tables_bytes = tables_->bytes.size();
   ByteVector& tasks = plan.tasks_;
   cuda::DecodeLaunch& launch = plan.launch_;
   tasks.clear();
   tasks.reserve(units_.size() * sizeof(cuda::UnitTask) + tiles_.size() * sizeof(cuda::TileTask) +
                 places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + exact_.size() +
                 ropes_.tasks.size() * sizeof(cuda::RopeTask) + 16 * kArenaAlignment);
-  const uint64_t places_at = tables_bytes + Place(places_, tasks);
-  const uint64_t orders_at = tables_bytes + Place(orders_, tasks);
-  const uint64_t exact_at = tables_bytes + Place(exact_, tasks);
+  const uint64_t places_at = frames_end_ + Place(places_, tasks);
+  const uint64_t orders_at = frames_end_ + Place(orders_, tasks);
+  const uint64_t exact_at = frames_end_ + Place(exact_, tasks);
   // Copied once their offsets count from the arena's start.
   const uint64_t units_in = MakeRoom(units_, tasks);
   const uint64_t tiles_in = MakeRoom(tiles_, tasks);
   const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
-  const uint64_t frames_at = tables_bytes + tasks.size();
-  const uint64_t rope_at = frames_at + frames_bytes_;
+  const uint64_t rope_at = frames_end_ + tasks.size();
   const uint64_t resolved_at = rope_at + ropes_.bytes;
-  launch.units_at = tables_bytes + units_in;
-  launch.tiles_at = tables_bytes + tiles_in;
-  launch.rope_tasks_at = tables_bytes + ropes_in;
+  launch.units_at = frames_end_ + units_in;
+  launch.tiles_at = frames_end_ + tiles_in;
+  launch.rope_tasks_at = frames_end_ + ropes_in;
   launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kArenaAlignment);
   for (size_t i = 0; i < units_.size(); ++i) {
     cuda::UnitTask& unit = units_[i];
-    unit.raw_at += raw_in_[i] == RawIn::kExact ? exact_at : frames_at;
+    if (raw_in_[i] == RawIn::kExact) unit.raw_at += exact_at;
     unit.order_at += orders_at;
     unit.resolved_at += resolved_at;
     unit.rope_at += rope_at;
   }
-  for (cuda::TileTask& tile : tiles_) {
-    tile.states_at += frames_at;
-    tile.places_at += places_at;
-  }
+  for (cuda::TileTask& tile : tiles_) tile.places_at += places_at;
   ropes_.Move(frequencies_at_, rope_at);
   CopyTo(units_, units_in, tasks);
   CopyTo(tiles_, tiles_in, tasks);
   CopyTo(ropes_.tasks, ropes_in, tasks);
-  plan.frames_.clear();
-  for (const CudaDecodePlan::FrameCopy& copy : frames_) {
-    plan.frames_.push_back({copy.frame, static_cast<size_t>(copy.at + frames_at)});
-  }
 }
 
-void PlanBuilder::Finish(CudaDecodePlan& plan) {
-  plan.tables_ = tables_;
+absl::Status PlanBuilder::Finish(CudaDecodePlan& plan) {
+  StartTasks();
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    LKV_RETURN_IF_ERROR(OfChunk(i, AddChunk(chunks_[i])));
+  }
   plan.launch_ = {};
   PlaceTasks(plan);
   cuda::DecodeLaunch& launch = plan.launch_;
@@ -348,10 +363,12 @@ void PlanBuilder::Finish(CudaDecodePlan& plan) {
   launch.counter_at = launch.staging_at + staging_bytes;
   launch.tiles = static_cast<uint32_t>(tiles_.size());
   launch.rope_tasks = static_cast<uint32_t>(ropes_.tasks.size());
-  plan.chunks_ = chunks_;
-  const uint64_t counter_bytes = 4 * (1 + uint64_t{chunks_});
+  plan.chunks_ = chunks_.size();
+  const uint64_t counter_bytes = 4 * (1 + uint64_t{chunks_.size()});
   plan.device_bytes_ = launch.counter_at + counter_bytes;
   plan.pinned_bytes_ = plan.results_at() + counter_bytes;
+  plan.checked_ = true;
+  return absl::OkStatus();
 }
 
 }  // namespace latticekv

@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_CODEC_CUDA_PLAN_BUILDER_H_
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/codec/cuda/cuda_decoder.h"
@@ -13,16 +14,16 @@
 
 namespace latticekv {
 
-// One plan after the other: Start, AddChunk for each chunk, Finish. Memory is used again. Offsets
-// in tasks count from the start of their region until Finish knows where regions begin.
+// One plan after the other: Begin, Finish. Memory is used again. Offsets into regions of the arena
+// behind the frames count from the region's start until Finish knows where that is.
 class PlanBuilder {
  public:
   // The layout must be valid.
   PlanBuilder(const Layout& layout, const ModelProfile* profile);
-  // Makes room for that many chunks and forgets those added before.
-  void Start(size_t chunks);
-  absl::Status AddChunk(const CudaDecodeChunk& chunk);
-  void Finish(CudaDecodePlan& plan);
+  // Reads headers and gives `plan` the frames' places. The chunks must outlive Finish.
+  absl::Status Begin(std::span<const CudaDecodeChunk> chunks, CudaDecodePlan& plan);
+  // Checks the rest and completes the plan.
+  absl::Status Finish(CudaDecodePlan& plan);
 
  private:
   // Where a unit's raw vectors lie.
@@ -38,14 +39,18 @@ class PlanBuilder {
     std::vector<UnitRef> refs;
     std::vector<UnitShape> units;
   };
-  // What the units of the chunk at hand share.
   struct ChunkState {
     const CudaDecodeChunk* chunk = nullptr;
     FrameHeader header;
-    uint64_t frame_at = 0;   // of the frame's first byte in the frames' region, uploaded or not
-    uint64_t places_at = 0;  // in the tasks' region of places
+    std::vector<uint64_t> layer_offsets;
+    uint32_t first_layer = 0, end_layer = 0;
+    uint64_t frame_at = 0;   // of the frame's first byte in the arena, uploaded or not
+    uint64_t places_at = 0;  // in the region of places
   };
 
+  absl::Status Open(const CudaDecodeChunk& chunk, CudaDecodePlan& plan);
+  void StartTasks();
+  absl::Status AddChunk(ChunkState& chunk);
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
   absl::Status AddTile(uint32_t layer, size_t first_unit, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
@@ -61,8 +66,9 @@ class PlanBuilder {
   std::vector<LayerShape> shapes_;  // [layer]
   std::shared_ptr<const ArenaTables> tables_;
   uint64_t frequencies_at_ = 0;  // in the arena
-  ChunkState now_;
-  uint32_t chunks_ = 0;
+  std::vector<ChunkState> chunks_;
+  const ChunkState* now_ = nullptr;  // the one at hand
+  uint64_t frames_end_ = 0;          // in the arena
   bool staged_ = false;
 
   std::vector<cuda::UnitTask> units_;
@@ -72,8 +78,7 @@ class PlanBuilder {
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> orders_;
   ByteVector exact_;
-  std::vector<CudaDecodePlan::FrameCopy> frames_;
-  uint64_t frames_bytes_ = 0, resolved_bytes_ = 0;
+  uint64_t resolved_bytes_ = 0;
 };
 
 }  // namespace latticekv
