@@ -178,30 +178,40 @@ __device__ void DecodeRound(WarpCoder& coder, const LaneGroup& lane, bool active
 
 // The same where some lanes have channels whose lowest bits are sent as they are. Apart, and all by
 // value but for copies, so that it costs the common round no registers.
-struct SlowRound {
+struct LowBitsRound {
   WarpCoder coder;
   int q[8];
 };
-__device__ __noinline__ void DecodeRoundWithLowBits(SlowRound& round, const uint8_t* table_of,
-                                                    const uint8_t* low_bits_of,
-                                                    uint32_t half_frequency, bool active) {
-  WarpCoder& coder = round.coder;
-  coder.Reserve(32);
+__device__ __noinline__ void DecodeRoundWithLowBits(LowBitsRound& round, uint2 tables,
+                                                    uint2 low_bits, uint32_t half_frequency,
+                                                    bool active) {
+  WarpCoder coder = round.coder;
+  // Where no lane has any, the coordinate is as in the common round.
+  const uint2 any = {__reduce_or_sync(kAllLanes, low_bits.x),
+                     __reduce_or_sync(kAllLanes, low_bits.y)};
+  coder.Reserve(288);
   const bool half = coder.Coset(half_frequency, active);
+  const int half_step = half ? int{kValueOne} / 2 : 0;
   uint32_t parity = 0;
+#pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint32_t split = low_bits_of[i];
-    uint32_t id = table_of[i] + (half || split > 0 ? 3 : 0);
-    if (i == 7 && split == 0) id += 1 + (parity & 1);
-    coder.Reserve(64);
-    int k = coder.Symbol(id, active);
-    const uint32_t count = split - (i == 7 && split > 0);
-    const uint32_t bits = coder.Bits(count, active && count > 0);
-    k = k * (1 << count) + static_cast<int>(bits);
-    if (i == 7 && split > 0) k = 2 * k + static_cast<int>(parity & 1);
-    parity ^= static_cast<uint32_t>(k);
-    round.q[i] = (k + kValueOffset) * static_cast<int>(kValueOne) + (half ? int{kValueOne} / 2 : 0);
+    const uint32_t split = ByteOf(low_bits, i);
+    uint32_t id = ByteOf(tables, i) + (half || split > 0 ? 3 : 0);
+    if (i == 7 && split == 0) id += 1 + (parity & kValueOne) / kValueOne;
+    uint32_t q = coder.Packed(id, active) & kValueMask;
+    if (ByteOf(any, i) != 0) {
+      coder.Reserve(32 * (8 - i));  // the bits and the coordinates that are left
+      const uint32_t count = split - (i == 7 && split > 0);
+      const uint32_t bits = coder.Bits(count, active && count > 0);
+      int k = static_cast<int>(q / kValueOne) - kValueOffset;
+      k = k * (1 << count) + static_cast<int>(bits);
+      if (i == 7 && split > 0) k = 2 * k + static_cast<int>((parity & kValueOne) / kValueOne);
+      q = static_cast<uint32_t>((k + kValueOffset) * static_cast<int>(kValueOne));
+    }
+    parity ^= q;
+    round.q[i] = static_cast<int>(q) + half_step;
   }
+  round.coder = coder;
 }
 
 // Rotates groups whose partner is in another lane.
@@ -324,11 +334,12 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     const RowRecord record = *lane.record;
     int q[8];
     if (low_bits) {
-      SlowRound round{coder};
+      LowBitsRound round{coder};
       const Resolved numbers(arena, *lane.unit);
-      const auto group =
+      const auto channel =
           static_cast<uint32_t>(reinterpret_cast<const int32_t*>(lane.mean) - numbers.mean);
-      DecodeRoundWithLowBits(round, numbers.table + group, numbers.low_bits + group,
+      DecodeRoundWithLowBits(round, lane.tables,
+                             *reinterpret_cast<const uint2*>(numbers.low_bits + channel),
                              lane.half_frequency, active);
       coder = round.coder;
 #pragma unroll

@@ -74,9 +74,8 @@ struct alignas(16) UnitResult {
   uint8_t mean_spread, mean_bits, sigma_spread, sigma_bits, step_spread, step_bits;
   uint8_t any_low_bits;
   uint8_t uses_profile;
-  uint8_t pending;  // Pending: which kernels still may do it
+  uint8_t pending;  // left to the kernel of several passes
 };
-enum Pending : uint8_t { kPendingNone = 0, kPendingAny = 1, kPendingOnePass = 2 };
 inline constexpr uint32_t kUnitOrderBytes = 256;
 // Step values of a unit: one a channel or one a token.
 constexpr uint32_t StepRoom(uint32_t dim) { return dim > 256 ? dim : 256; }

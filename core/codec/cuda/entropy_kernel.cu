@@ -227,10 +227,11 @@ __device__ int PointOf(uint4 points, int i) {
   return i % 2 ? static_cast<int32_t>(word) >> 16 : static_cast<int16_t>(word & 0xFFFF);
 }
 
-// A round: a group a lane, last coordinate first.
+// A round: a group a lane, last coordinate first. `low_bits`: the bytes of all lanes together, so
+// that no lane has raw low bits where one is zero.
 template <bool kLowBits, bool kAll>
 __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool active,
-                            WarpEncoder& coder) {
+                            WarpEncoder& coder, uint2 low_bits = {0, 0}) {
   const uint4 points = group.points;
   const int half = points.x & 1;
   const uint32_t shift = half ? 0x03030303u : 0u;
@@ -242,7 +243,7 @@ __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool a
     uint32_t id = ByteOf(tables, i);
     if (kLowBits && bits > 0 && !half) id += 3;
     if (i == 7 && bits == 0) id += 1 + (k & 1);
-    if (kLowBits) {
+    if (kLowBits && ByteOf(low_bits, i) != 0) {
       const int sent = bits > 0 ? bits - (i == 7) : 0;
       coder.Bits(static_cast<uint32_t>(k >> (i == 7)) & ((1u << sent) - 1), sent, active);
     }
@@ -270,8 +271,13 @@ __device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, E
     const uint32_t at = (end - 1) / 32 * 32;
     const bool active = at + lane < end;
     if (active) walk.MoveTo(at + lane);
+    uint2 low_bits = {0, 0};
     if (any_low_bits) {
-      EncodeRound<true, false>(entries, walk, active, coder);
+      low_bits.x = __reduce_or_sync(kEveryLane, walk.low_bits.x);
+      low_bits.y = __reduce_or_sync(kEveryLane, walk.low_bits.y);
+    }
+    if ((low_bits.x | low_bits.y) != 0) {
+      EncodeRound<true, false>(entries, walk, active, coder, low_bits);
     } else if (at + 32 <= end) {
       EncodeRound<false, true>(entries, walk, true, coder);
     } else {

@@ -1,7 +1,7 @@
 // The common case of quantising, lean: 16-bit elements, whole slices of a row in one lane, the
-// profile's statistics and steps known beforehand, no channel with raw low bits. Everything between
-// loading a row and its measured error happens in registers. What it cannot do it leaves to the
-// kernels of unit_kernel.cuh, whose results it gives bit for bit.
+// profile's statistics and steps known beforehand. Everything between loading a row and its
+// measured error happens in registers. What it cannot do it leaves to the kernels of
+// unit_kernel.cuh, whose results it gives bit for bit.
 //
 // Scaling by powers of two is exact, and so is an integer in the low bits of 1.5 * 2^23 + integer:
 // steps come multiplied by 256, means by 64, and numbers stay in that form as long as they can.
@@ -28,7 +28,7 @@ struct SliceConstants {
   float4* inverse;  // 256 / step
   float4* offset;   // 64 * mean
   float4* step;     // step / 256
-  float4* bound;    // largest |q2|
+  float4* bound;    // largest |q2|; negative where low bits are raw, and minus it is no point then
   __device__ SliceConstants(unsigned char* at, uint32_t dim) {
     inverse = reinterpret_cast<float4*>(at);
     offset = inverse + dim / 4;
@@ -112,8 +112,13 @@ class FusedRows {
  public:
   // `row_at` is where rows begin, counted from the head's first element.
   __device__ FusedRows(const EncodeLaunch& launch, const EncodeUnit& u, UnitShared& shared,
-                       const SliceConstants& constants, const uint64_t* row_at)
-      : arena_(launch.arena_dev), u_(u), shared_(shared), c_(constants), row_at_(row_at) {
+                       const SliceConstants& constants, const uint64_t* row_at, bool low_bits)
+      : arena_(launch.arena_dev),
+        u_(u),
+        shared_(shared),
+        c_(constants),
+        row_at_(row_at),
+        low_bits_(low_bits) {
     lanes_ = u.row_lanes;
     sub_ = threadIdx.x % lanes_;
     tokens_ = u.tokens;
@@ -339,8 +344,19 @@ class FusedRows {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float q = __fsub_rn(__uint_as_float(q2[4 * quad + i]), kMagic);
-        out |= fabsf(q) > Part(bound, i);
+        out |= fabsf(q) > fabsf(Part(bound, i));
         number[4 * quad + i] = __fmul_rn(__fmaf_rn(q, 128.0f, Part(offset, i)), Part(step, i));
+      }
+    }
+    if (!low_bits_) return;
+      // Halves of two's complement: the largest point of a channel with raw low bits has no twin.
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad) {
+      const float4 bound = c_.bound[quad * u_.slices + slice];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float q = __fsub_rn(__uint_as_float(q2[4 * quad + i]), kMagic);
+        out |= q > 0 && q == -Part(bound, i);
       }
     }
   }
@@ -424,6 +440,7 @@ class FusedRows {
   UnitShared& shared_;
   const SliceConstants& c_;
   const uint64_t* row_at_;
+  const bool low_bits_;  // of some channel; the same for the whole block
   Slice<true> slice_;
   uint32_t lanes_, sub_, tokens_;
   bool active_, woven_;
@@ -434,7 +451,7 @@ class FusedRows {
   uint32_t any_ = 0, halves_ = 0;
 };
 
-// The channels' constants out of `channels`. False when some channel has raw low bits.
+// The channels' constants out of `channels`. True when some channel has raw low bits.
 __device__ bool FillSlices(const EncodeUnit& u, const ChannelArrays& channels,
                            const SliceConstants& out) {
   int low_bits = 0;
@@ -448,10 +465,12 @@ __device__ bool FillSlices(const EncodeUnit& u, const ChannelArrays& channels,
     reinterpret_cast<float*>(out.offset)[at] = channels.offset[c];
     reinterpret_cast<float*>(out.step)[at] = 0.015625f * channels.step[c];
     const uint32_t bound = channels.bound[c];
-    reinterpret_cast<float*>(out.bound)[at] = static_cast<float>(bound & 0xFFFF);
-    low_bits |= (bound >> 16) != 2 * (bound & 0xFFFF);
+    const bool low = (bound >> 16) != 2 * (bound & 0xFFFF);
+    const float largest = static_cast<float>(bound & 0xFFFF);
+    reinterpret_cast<float*>(out.bound)[at] = low ? -largest : largest;
+    low_bits |= low;
   }
-  return !__syncthreads_or(low_bits);
+  return __syncthreads_or(low_bits) != 0;
 }
 
 template <bool kKey, bool kBf16>
@@ -478,18 +497,18 @@ __global__ void __launch_bounds__(kUnitThreads, kFusedBlocks<kKey>)
   const SliceConstants constants(channel_bytes + ChannelArrayBytes(unit.dim), unit.dim);
   UnitChoice choice(kConstants, launch, unit, shared, channels);
   UnitResult& result = *reinterpret_cast<UnitResult*>(arena + unit.result_at);
-  const auto leave = [&](uint8_t to) {
+  const auto leave = [&] {
     if (threadIdx.x != 0) return;
-    result.pending = to;
+    result.pending = 1;
     *left = 1;
   };
-  if (!choice.has_statistics() || (kKey && !choice.from_energy())) return leave(kPendingAny);
+  if (!choice.has_statistics() || (kKey && !choice.from_energy())) return leave();
   choice.ClearSums();
   if (kKey) choice.ModelSteps();
   choice.ProfileStatistics();
-  if (!FillSlices(unit, channels, constants)) return leave(kPendingOnePass);
+  const bool low_bits = FillSlices(unit, channels, constants);
 
-  FusedRows<kKey, kBf16> rows(launch, unit, shared, constants, row_at);
+  FusedRows<kKey, kBf16> rows(launch, unit, shared, constants, row_at, low_bits);
   if constexpr (!kKey) rows.FindSteps(launch.value_unit_16);
   uint32_t sums[16] = {};
   rows.Run(sums);
@@ -503,7 +522,7 @@ __global__ void __launch_bounds__(kUnitThreads, kFusedBlocks<kKey>)
     return;
   }
   const uint32_t before = choice.CountRaw(shared.given_raw), after = choice.CountRaw(shared.raw);
-  if (after - before > unit.tokens / 16u) return leave(kPendingAny);
+  if (after - before > unit.tokens / 16u) return leave();
   choice.MakeCandidate({kSourceProfile, kStepProfile});
   choice.Publish(shared.coded > 0 ? choice.ErrorSum() : 0);
 }

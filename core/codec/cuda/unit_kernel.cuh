@@ -114,7 +114,7 @@ __device__ inline bool IsPending(const EncodeLaunch& launch, uint32_t index, boo
   const unsigned char* arena = launch.arena_dev;
   const EncodeUnit& unit = reinterpret_cast<const EncodeUnit*>(arena + launch.units_at)[index];
   const uint8_t pending = reinterpret_cast<const UnitResult*>(arena + unit.result_at)->pending;
-  return one_pass ? !unit.fused || pending == kPendingOnePass : pending == kPendingAny;
+  return one_pass ? !unit.fused : pending != 0;
 }
 
 // The units of a list that the fused kernel takes first are looked at by few blocks, which have
@@ -143,7 +143,7 @@ __device__ void EncodeInOnePass(const EncodeLaunch& launch, uint32_t index, Unit
   UnitBlock<kPaired, kSingle> block(launch, index, shared);
   UnitChoice& choice = block.choice;
   if (!choice.has_statistics() || (block.unit.is_key && !choice.from_energy())) {
-    if (threadIdx.x == 0) block.result(launch).pending = kPendingAny;
+    if (threadIdx.x == 0) block.result(launch).pending = 1;
     return;
   }
   block.Start(shared);
@@ -156,7 +156,7 @@ __device__ void EncodeInOnePass(const EncodeLaunch& launch, uint32_t index, Unit
   }
   const uint32_t before = choice.CountRaw(shared.given_raw), after = choice.CountRaw(shared.raw);
   if (after - before > block.unit.tokens / 16u) {
-    if (threadIdx.x == 0) block.result(launch).pending = kPendingAny;
+    if (threadIdx.x == 0) block.result(launch).pending = 1;
     return;
   }
   choice.MakeCandidate(kProfileSources);
