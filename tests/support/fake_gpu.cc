@@ -5,8 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "core/base/clock.h"
-
 namespace latticekv::testing {
 namespace {
 
@@ -198,11 +196,6 @@ void FakeGpuScript::Open() {
   changed_.SignalAll();
 }
 
-void FakeGpuScript::Hang(int64_t ms) {
-  MutexLock lock(mutex_);
-  hang_ms_ = ms;
-}
-
 void FakeGpuScript::SpoilFrames() {
   MutexLock lock(mutex_);
   spoil_ = true;
@@ -234,13 +227,6 @@ absl::Status FakeGpuScript::Begin(size_t jobs, size_t raw_bytes) {
   most_at_once_ = std::max(most_at_once_, ++at_once_);
   changed_.SignalAll();
   while (closed_) changed_.Wait(mutex_);
-  if (hang_ms_ > 0) {
-    const int64_t end = Clock::Real()->MonotonicMs() + hang_ms_;
-    for (int64_t left = hang_ms_; left > 0; left = end - Clock::Real()->MonotonicMs()) {
-      changed_.WaitFor(mutex_, left);
-    }
-    return absl::DeadlineExceededError("the fake device hangs");
-  }
   if (!failures_.empty()) {
     const absl::Status status = failures_.front();
     failures_.erase(failures_.begin());

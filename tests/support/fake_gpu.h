@@ -21,8 +21,6 @@ class FakeGpuScript {
   // Batches wait until Open; they are counted before they wait.
   void Close();
   void Open();
-  // Batches wait for good, as far as the test's patience goes, and leave with DEADLINE_EXCEEDED.
-  void Hang(int64_t ms);
   // Frames come out wrong.
   void SpoilFrames();
 
@@ -43,7 +41,6 @@ class FakeGpuScript {
   std::vector<absl::Status> failures_ LKV_GUARDED_BY(mutex_);
   size_t capacity_ LKV_GUARDED_BY(mutex_) = 0;
   bool closed_ LKV_GUARDED_BY(mutex_) = false;
-  int64_t hang_ms_ LKV_GUARDED_BY(mutex_) = 0;
   bool spoil_ LKV_GUARDED_BY(mutex_) = false;
   std::vector<size_t> batch_sizes_ LKV_GUARDED_BY(mutex_);
   int at_once_ LKV_GUARDED_BY(mutex_) = 0;

@@ -477,6 +477,7 @@ GpuStats GpuExecutor::stats() const {
     MutexLock lock(mutex_);
     out.on = on_;
     out.off_reason = std::string(off_reason_.message());
+    out.waiting = encodes_.size() + decodes_.size();
   }
   out.device = device_->Description();
   out.encodes = encodes_done_.load();

@@ -43,6 +43,7 @@ struct GpuStats {
   std::string device;
   uint64_t encodes = 0, decodes = 0;  // done by the device
   uint64_t batches = 0;
+  size_t waiting = 0;   // jobs that no lane has taken yet
   uint64_t errors = 0;  // of the device
   // CPU time of the lanes' threads, which prepare batches and wait for them.
   uint64_t encode_cpu_ns = 0, decode_cpu_ns = 0;
