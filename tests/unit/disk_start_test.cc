@@ -75,10 +75,7 @@ class DiskStartTest : public ::testing::Test {
     EXPECT_EQ(frame, FrameOf(n)) << n;
   }
   void WaitUntilSettled() {
-    for (int i = 0; i < 1000 && !store_->Stats().settled; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    ASSERT_TRUE(store_->Stats().settled);
+    while (!store_->Stats().settled) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   // Opens blocks in a segment whose index is whole and was never synced: sealing it failed at the
   // last. The first that is there.
