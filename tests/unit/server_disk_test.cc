@@ -1,9 +1,9 @@
 // A running server with a disk tier: durable puts, restarts, reads from disk, health.
-#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 
 #include <filesystem>
-#include <sstream>
+#include <mutex>
 
 #include "core/base/crc32c.h"
 #include "core/store/segment_format.h"
@@ -13,19 +13,32 @@
 namespace latticekv::testing {
 namespace {
 
-// What the daemon logs while this lives.
+// What the daemon logs while this lives. No server may run, and so log, when it begins or ends.
 class LogCapture {
  public:
   LogCapture() : before_(spdlog::default_logger()) {
-    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
-        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(out_)));
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", sink_));
   }
   ~LogCapture() { spdlog::set_default_logger(before_); }
-  // While nothing logs.
-  std::string text() const { return out_.str(); }
+  std::string text() const { return sink_->text(); }
 
  private:
-  std::ostringstream out_;
+  class Sink : public spdlog::sinks::base_sink<std::mutex> {
+   public:
+    std::string text() {
+      const std::lock_guard lock(mutex_);
+      return text_;
+    }
+
+   private:
+    void sink_it_(const spdlog::details::log_msg& message) override {
+      text_.append(message.payload.data(), message.payload.size()).push_back('\n');
+    }
+    void flush_() override {}
+    std::string text_;
+  };
+
+  const std::shared_ptr<Sink> sink_ = std::make_shared<Sink>();
   const std::shared_ptr<spdlog::logger> before_;
 };
 
@@ -49,10 +62,13 @@ class ServerDiskTest : public ServiceFixture {
   }
   v1::StatsResponse Stats() { return client_->Stats().response; }
   uint64_t disk_read_bytes() { return engine().store().Stats().disk_read_bytes; }
-  // Ends the server and changes a segment file.
-  void Damage(uint32_t id, const std::function<void(ByteVector&)>& change) {
+  void EndServer() {
     client_.reset();
     server_.reset();
+  }
+  // Ends the server and changes a segment file.
+  void Damage(uint32_t id, const std::function<void(ByteVector&)>& change) {
+    EndServer();
     const auto file = FileSystem::Posix()->Open(JoinPath(directory_ + "/disk", SegmentFileName(id)),
                                                 OpenMode::kReadWrite);
     ASSERT_TRUE(file.ok()) << file.status();
@@ -231,14 +247,16 @@ TEST_F(ServerDiskTest, WhatRecoveryLostIsCountedAndLogged) {
                               "0 records of the journal"),
               std::string::npos)
         << log.text();
+    EXPECT_EQ(Stats().recovered_blocks(), 3u);
+    EXPECT_EQ(Stats().damaged_records(), 1u);
+    EndServer();
   }
-  EXPECT_EQ(Stats().recovered_blocks(), 3u);
-  EXPECT_EQ(Stats().damaged_records(), 1u);
   // Nothing more to tell.
   const LogCapture log;
   Restart();
   EXPECT_EQ(log.text().find("lost at recovery"), std::string::npos) << log.text();
   EXPECT_EQ(Stats().recovered_blocks(), 3u);
+  EndServer();
 }
 
 TEST_F(ServerDiskTest, AnUnknownFormatIsRefusedWithASentence) {
@@ -302,7 +320,10 @@ TEST_F(ServerDiskTest, DrainWritesBackWhatNobodyAskedToBeDurable) {
 TEST_F(ServerDiskTest, ADeletedDirectoryMeansMemoryOnlySaidAloud) {
   EXPECT_EQ(Stats().disk_state(), v1::DISK_STATE_OK);
   EXPECT_TRUE(client_->Health("latticekv.v1.DiskTier").response);
-  std::filesystem::remove_all(directory_ + "/disk");
+  // By another name first: what the start and the registration left to be written may be written
+  // while the files are being removed, and would make new ones.
+  std::filesystem::rename(directory_ + "/disk", directory_ + "/gone");
+  std::filesystem::remove_all(directory_ + "/gone");
   const auto blocks = MakeBlocks(Ids(1, 2 * kTestChunk));
   const v1::BlockAck ack = PutOne(Durable(), blocks[0]);
   EXPECT_EQ(ack.error().reason(), v1::REASON_DISK) << ack.error().message();

@@ -12,7 +12,7 @@
 namespace latticekv::testing {
 namespace {
 
-constexpr auto kLongest = std::chrono::seconds(20);  // before a test gives up
+constexpr auto kLongest = std::chrono::seconds(60);  // before a test gives up
 
 class ServerReadTest : public ServiceFixture {
  protected:

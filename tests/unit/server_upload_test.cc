@@ -39,7 +39,7 @@ TEST_F(UploadTest, CancelledHalfwayLeavesNothing) {
   EXPECT_EQ(call->Finish().code, absl::StatusCode::kCancelled);
   WaitUntil([&] { return memory_used() == used; });
   EXPECT_FALSE(Stored(block));
-  EXPECT_EQ(engine().admission().in_flight_bytes(), 0u);
+  WaitUntil([&] { return engine().admission().in_flight_bytes() == 0; });
   EXPECT_FALSE(PutOne(Open(), block).has_error());
 }
 
