@@ -121,8 +121,8 @@ int VanishEncoding(const std::string& address, int clients) {
     if (!stub.ok()) return 1;
     stubs.push_back(*stub);
     regions.push_back(std::make_unique<RegionClient>(*stubs.back(), 1 << 20));
-    const auto region = regions.back()->Region();
-    if (region == nullptr) return 1;
+    std::shared_ptr<ClientRegion> region;
+    if (!Eventually([&] { return (region = regions.back()->Region()) != nullptr; })) return 1;
     const Sequence sequence(static_cast<uint32_t>(getpid()), static_cast<uint32_t>(i));
     std::memcpy(region->at(0), sequence.data.data(), sequence.data.size());
     streams.push_back(stubs.back()->PutBlocks());
@@ -205,7 +205,8 @@ TEST(ClientChaosTest, AThousandClientsThatVanishLeakNothing) {
   ASSERT_TRUE(Eventually(quiet)) << daemon.Regions();
   EXPECT_TRUE(Eventually([&] { return daemon.Descriptors() <= descriptors; }))
       << daemon.Descriptors() << " descriptors, " << descriptors << " before";
-  EXPECT_EQ(client->Stats()->memory_used_bytes, memory);
+  EXPECT_TRUE(Eventually([&] { return client->Stats()->memory_used_bytes == memory; }))
+      << client->Stats()->memory_used_bytes << " bytes, " << memory << " before";
   EXPECT_LT(daemon.ResidentBytes(), resident + (16u << 20));
   std::printf(
       "%d clients vanished: %zu descriptors (%zu before), %.1f MiB resident (%.1f before)\n",

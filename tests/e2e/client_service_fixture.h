@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "client/src/proto_convert.h"
+#include "client/src/region_client.h"
 #include "core/layout/chain_hash.h"
 #include "latticekv/client.h"
 #include "tests/support/daemon_process.h"
@@ -62,6 +63,12 @@ class ClientServiceTest : public ::testing::Test {
     auto client = Connect(Address(), std::move(options));
     EXPECT_TRUE(client.ok()) << client.status();
     return *client;
+  }
+  // A region of the daemon's; a lease that took too long is asked for again.
+  static std::shared_ptr<ClientRegion> Lease(RegionClient& regions) {
+    std::shared_ptr<ClientRegion> out;
+    EXPECT_TRUE(testing::Eventually([&] { return (out = regions.Region()) != nullptr; }));
+    return out;
   }
   RegisteredLayout RegisterWith(Client& client, const std::string& name_space = "") {
     auto layout = client.RegisterLayout(

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <thread>
 
-#include "client/src/region_client.h"
 #include "client/src/stub.h"
 #include "core/base/crc32c.h"
 #include "latticekv/error_detail.h"
@@ -46,7 +45,7 @@ TEST_F(ClientSharedMemoryTest, PartsOfGetsComeThroughSharedMemory) {
   auto stub = MakeGrpcStub(Address(), {});
   ASSERT_TRUE(stub.ok());
   RegionClient regions(**stub, 1 << 20);
-  const auto region = regions.Region();
+  const auto region = Lease(regions);
   ASSERT_NE(region, nullptr);
   const auto get = [&](uint64_t id, uint64_t offset, uint64_t bytes, uint64_t done) {
     v1::GetBlocksRequest request;
@@ -178,7 +177,7 @@ TEST_F(ClientSharedMemoryTest, HostileRegionPartsHarmTheirOwnBlockOnly) {
   auto stub = MakeGrpcStub(Address(), {});
   ASSERT_TRUE(stub.ok());
   RegionClient regions(**stub, 1 << 20);
-  const auto region = regions.Region();
+  const auto region = Lease(regions);
   ASSERT_NE(region, nullptr);
   Client client = ConnectWith({});
   RegisterWith(client);
@@ -227,7 +226,7 @@ TEST_F(ClientSharedMemoryTest, AScribblingClientWithoutChecksumHarmsItsOwnBlockO
   auto stub = MakeGrpcStub(Address(), {});
   ASSERT_TRUE(stub.ok());
   RegionClient regions(**stub, 1 << 20);
-  const auto region = regions.Region();
+  const auto region = Lease(regions);
   ASSERT_NE(region, nullptr);
   Client client = ConnectWith({});
   const RegisteredLayout layout = RegisterWith(client);
@@ -282,7 +281,7 @@ TEST_F(ClientSharedMemoryTest, AScribblingClientHarmsItsOwnBlockOnly) {
   auto stub = MakeGrpcStub(Address(), {});
   ASSERT_TRUE(stub.ok());
   RegionClient regions(**stub, 1 << 20);
-  const auto region = regions.Region();
+  const auto region = Lease(regions);
   ASSERT_NE(region, nullptr);
   Client client = ConnectWith({});
   const RegisteredLayout layout = RegisterWith(client);
@@ -339,7 +338,7 @@ TEST_F(ClientSharedMemoryTest, TheRegionCannotBeCutUnderTheServer) {
   auto stub = MakeGrpcStub(Address(), {});
   ASSERT_TRUE(stub.ok());
   RegionClient regions(**stub, 1 << 20);
-  ASSERT_NE(regions.Region(), nullptr);
+  ASSERT_NE(Lease(regions), nullptr);
   // The daemon's own descriptor, as good as the one that a client is given.
   int found = 0;
   const std::string folder = "/proc/" + std::to_string(daemon_.pid()) + "/fd";
