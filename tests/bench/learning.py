@@ -9,6 +9,7 @@ tests/data; bits are stored bytes of the blocks' frames over the elements.
 """
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,8 +74,10 @@ class Bench:
     def daemon(self, folder, learning):
         return self._daemon_class(folder, memory_bytes=1 << 30, flags=[f"--learn_profiles={'true' if learning else 'false'}", f"--disk_dir={folder}/disk", "--disk_bytes=1000000000"])
 
-    def put(self, daemon, kind, part, chunk, profile):
-        args = ["put", self.cache(kind, part), "--server", daemon.socket, "--session", f"{kind}-{part}-{chunk}", "--namespace", f"n{chunk}", "--chunk", str(chunk),
+    def put(self, daemon, kind, part, chunk, profile, time_of=1):
+        """Bits per element. time_of: another one, and the same text is not there already."""
+        name = f"n{chunk}-{time_of}"
+        args = ["put", self.cache(kind, part), "--server", daemon.socket, "--session", f"{kind}-{part}", "--namespace", name, "--chunk", str(chunk),
                 "--preset", "balanced", "--profile", profile]
         result = self._cli_json(*args)
         return 16 * result["stored_bytes"] / result["raw_bytes"]  # f16
@@ -92,22 +95,30 @@ class Bench:
                 daemon.stop()
 
     def learnt(self, texts):
-        """The same with what a daemon has learnt that stored these (kind, chunk) in this order; tokens that it learnt from, and its version. It is started
-        again without learning before the test texts come."""
+        """The same with what a daemon has learnt that stored these (kind, chunk) in this order; tokens that it learnt from, and what its log says of each
+        version. It is started again without learning before the test texts come."""
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             daemon = self.daemon(folder, learning=True)
             try:
-                for kind, chunk in texts:
-                    self.put(daemon, kind, "learn", chunk, self.energy_profile)
+                for n, (kind, chunk) in enumerate(texts):
+                    self.put(daemon, kind, "learn", chunk, self.energy_profile, texts[:n + 1].count((kind, chunk)))
                     settle(daemon)
                 tokens = daemon.stats()["layout_states"][0]["learnt_tokens"]
+                versions = re.findall(r"version (\d+) of its learnt profile, [0-9a-f]+(?:, takes ([0-9.]+) % fewer bytes)?", daemon.output())
                 daemon.stop()
                 daemon = self.daemon(folder, learning=False)
                 bits = self.bits_on(daemon, self.energy_profile)
-                version = next(p["version"] for p in daemon.stats()["layout_states"][0]["profiles"] if p["in_use"])
-                return bits, tokens, version
+                in_use = next(p["version"] for p in daemon.stats()["layout_states"][0]["profiles"] if p["in_use"])
+                if in_use != int(versions[-1][0]):
+                    raise SystemExit(f"version {in_use} is in use after the restart, not the last one of {versions}")
+                return bits, told(tokens, versions)
             finally:
                 daemon.stop()
+
+
+def told(tokens, versions):
+    later = [f"version {n}, which takes {saved} % fewer bytes of the chunk that it was tried on," for n, saved in versions if saved]
+    return f"{tokens} tokens learnt from; " + (" and ".join(later) + " came" if later else "no second version came")
 
 
 def settle(daemon):
@@ -146,12 +157,15 @@ def main():
         foreign = {kind: {chunk: sum(own_profiles[other][kind][chunk] for other in TEXTS if other != kind) / (len(TEXTS) - 1) for chunk in CHUNKS} for kind in TEXTS}
         worst = {kind: {chunk: max(own_profiles[other][kind][chunk] for other in TEXTS if other != kind) for chunk in CHUNKS} for kind in TEXTS}
         own = {kind: own_profiles[kind][kind] for kind in TEXTS}
-        two, two_tokens, two_version = bench.learnt([("prose", 256), ("code", 256)])
-        # The third and fourth come between two looks; stored again in other chunks, they are looked at.
-        four, four_tokens, four_version = bench.learnt([(kind, 256) for kind in TEXTS] + [("dialogue", 64), ("german", 64)])
+        two, two_told = bench.learnt([("prose", 256), ("code", 256)])
+        # The third and fourth come between two looks; stored again, they are looked at.
+        four, four_told = {}, {}
+        for chunk in CHUNKS:
+            four[chunk], four_told[chunk] = bench.learnt([(kind, chunk) for kind in [*TEXTS, "dialogue", "german"]])
         columns = {"none: own statistics in every chunk": bench.bits(bench.energy_profile), "foreign profile, worst": worst, "foreign profile, mean": foreign,
-                   "own profile": own, "learnt: prose, code": two, "learnt: all four": four}
+                   "own profile": own, "learnt: prose, code": two, **{f"learnt: all four in chunks of {chunk}": four[chunk] for chunk in CHUNKS}}
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    four_lines = "\n".join(f"  in chunks of {chunk}: {four_told[chunk]}{';' if chunk != CHUNKS[-1] else '.'}" for chunk in CHUNKS)
     text = f"""# Learnt statistics: bits per element on four kinds of text
 
 Made by `tests/bench/learning.py --bin build/release/bin --kvlab KVLAB --out docs/results/learning.md` (commit {commit}). SmolLM2-135M, 30 layers of 3 heads of 64 channels,
@@ -164,9 +178,10 @@ text), so that the columns differ in means and spreads alone. The encoder takes 
 * *none*: the profile has query energy alone.
 * *foreign profile*: `latticekv profile learn` on {LEARN_TOKENS} tokens of one of the other three texts; the worst of them, and their mean.
 * *own profile*: on the {LEARN_TOKENS} tokens before those that are stored, of the same text.
-* *learnt: prose, code*: by a daemon that stored {LEARN_TOKENS} tokens of each of these two before ({two_tokens} tokens learnt from, version {two_version} in use).
-* *learnt: all four*: by one that stored {LEARN_TOKENS} tokens of each of the four, in the table's order, and then dialogue and German again in chunks of 64,
-  since the first time falls between two looks ({four_tokens} tokens, version {four_version}).
+* *learnt: prose, code*: by a daemon that stored {LEARN_TOKENS} tokens of each of these two before ({two_told}).
+* *learnt: all four*: by one that stored {LEARN_TOKENS} tokens of each of the four, in the table's order, and then dialogue and German again, since the first time
+  falls between two looks. Whether a new version pays is tried on the last chunk of a look, as it is stored, so it depends on the length of chunks:
+{four_lines}
 
 Prose is `tests/data/lighthouse.txt`; code, dialogue and German are in `tests/data/texts`.
 """
