@@ -121,7 +121,9 @@ class Fault(unittest.TestCase):
     def test_directory_deleted(self):
         self.start()
         self.put("first")
-        shutil.rmtree(self.disk)
+        # By another name first: a daemon that notices the first file's end must find no directory to begin anew in.
+        os.rename(self.disk, self.disk + ".gone")
+        shutil.rmtree(self.disk + ".gone")
         refused = self.put("second", expect=1)
         self.assertIn("not durable", refused.stderr)
         stats = self.wait_for_state("memory only")

@@ -18,7 +18,7 @@ class CuttingProxy:
 
     def close(self):
         self._listener.close()
-        self._cut()
+        self._close(None)
 
     def _accept(self):
         while True:
@@ -33,6 +33,7 @@ class CuttingProxy:
                 threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
 
     def _copy(self, source, sink):
+        cut = False
         try:
             while data := source.recv(1 << 16):
                 with self._lock:
@@ -46,11 +47,14 @@ class CuttingProxy:
                 sink.sendall(data)
         except OSError:
             pass
-        self._cut()
+        # Of a cut the other direction hears here as well, and the client may have connected anew by then.
+        self._close(None if cut else {source, sink})
 
-    def _cut(self):
+    def _close(self, connections):
+        """None: all of them."""
         with self._lock:
-            closing, self._open = self._open, set()
+            closing = set(self._open) if connections is None else connections
+            self._open -= closing
         for connection in closing:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
