@@ -2,40 +2,34 @@
 #ifndef LATTICEKV_SERVER_CODEC_POOL_H_
 #define LATTICEKV_SERVER_CODEC_POOL_H_
 
+#include <cstddef>
 #include <deque>
 #include <functional>
-#include <thread>
-#include <vector>
 
-#include "core/base/mutex.h"
+#include "server/worker_pool.h"
 
 namespace latticekv {
 
-// Thread-safe. Destruction waits for running jobs and drops waiting ones.
-class CodecPool {
+// Encodes and decodes alternate while both wait, so that neither readers nor writers starve; those
+// of one kind run in their order.
+class CodecQueue {
  public:
-  enum class Kind { kEncode, kDecode };
+  enum class Place { kEncode, kDecode };
 
-  CodecPool(int threads, size_t max_waiting_jobs);
-  ~CodecPool();
-  CodecPool(const CodecPool&) = delete;
-  CodecPool& operator=(const CodecPool&) = delete;
-
-  // False, without taking the job, when `max_waiting_jobs` wait already. Never blocks.
-  [[nodiscard]] bool Submit(Kind kind, std::function<void()> job);
-  int threads() const { return static_cast<int>(threads_.size()); }
+  void Push(Place kind, std::function<void()> job);
+  std::function<void()> Pop();
+  size_t size() const { return encodes_.size() + decodes_.size(); }
 
  private:
-  void Run();
+  bool decode_next_ = true;
+  std::deque<std::function<void()>> encodes_;
+  std::deque<std::function<void()>> decodes_;
+};
 
-  const size_t max_waiting_jobs_;
-  Mutex mutex_;
-  CondVar wake_;
-  bool stopping_ LKV_GUARDED_BY(mutex_) = false;
-  bool decode_next_ LKV_GUARDED_BY(mutex_) = true;
-  std::deque<std::function<void()>> encodes_ LKV_GUARDED_BY(mutex_);
-  std::deque<std::function<void()>> decodes_ LKV_GUARDED_BY(mutex_);
-  std::vector<std::thread> threads_;
+class CodecPool : public WorkerPool<CodecQueue> {
+ public:
+  using Kind = CodecQueue::Place;
+  using WorkerPool::WorkerPool;
 };
 
 }  // namespace latticekv

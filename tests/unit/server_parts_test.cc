@@ -204,6 +204,30 @@ TEST(CodecPoolTest, BoundedQueue) {
   while (ran < 3) std::this_thread::yield();
 }
 
+TEST(CodecPoolTest, EncodesAndDecodesAlternate) {
+  using Kind = CodecPool::Kind;
+  std::atomic<bool> release{false}, started{false};
+  std::atomic<int> ran{0};
+  std::vector<int> order;  // of the pool's one thread
+  CodecPool pool(1, 8);
+  const auto job = [&](int n) {
+    return [&, n] {
+      order.push_back(n);
+      ++ran;
+    };
+  };
+  ASSERT_TRUE(pool.Submit(Kind::kEncode, [&] {
+    started = true;
+    while (!release) std::this_thread::yield();
+  }));
+  while (!started) std::this_thread::yield();
+  for (const int n : {1, 3, 5}) EXPECT_TRUE(pool.Submit(Kind::kEncode, job(n)));
+  for (const int n : {0, 2}) EXPECT_TRUE(pool.Submit(Kind::kDecode, job(n)));
+  release = true;
+  while (ran < 5) std::this_thread::yield();
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3, 5}));
+}
+
 TEST(ReadPoolTest, JobsRunByTurnAndTheQueueIsBounded) {
   std::atomic<bool> release{false}, started{false};
   std::atomic<int> ran{0};
