@@ -39,12 +39,6 @@ double Rms(uint64_t sum, uint32_t vectors) {
   return std::sqrt(static_cast<double>(sum) / vectors / std::exp2(kErrorFractionBits));
 }
 
-// The mean squared error that a preset's target allows, units of 2^-28.
-uint64_t MostError(double target) {
-  const double most = kContractSlack * target;
-  return static_cast<uint64_t>(most * most * (1 << kErrorFractionBits));
-}
-
 absl::Status CheckChunk(const Layout& layout, uint32_t tokens,
                         const std::vector<std::vector<PlaneView>>& planes,
                         const EncodeOptions& options) {
@@ -147,12 +141,11 @@ void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
 
 // Encodes all layers to `bytes`, filling the header's table and errors. `planes` has the rows of
 // the tokens that are kept, `tokens` counts all. With memory for a `copy` every byte is read once;
-// the planes of a layer are contiguous then. `bounded`: no unit's errors are more than the preset
-// allows.
+// the planes of a layer are contiguous then. No unit's errors are more than `bounds`.
 void EncodeLayers(const Layout& layout, uint32_t tokens,
                   const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, ByteVector* copy, bool bounded, FrameHeader& header,
-                  ByteVector& bytes) {
+                  const CpuKernels& kernels, ByteVector* copy, const ErrorBounds& bounds,
+                  FrameHeader& header, ByteVector& bytes) {
   const Preset& preset = GetPreset(options.preset);
   const bool exact = options.preset == PresetId::kExact;
   const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens, header.keep);
@@ -160,10 +153,7 @@ void EncodeLayers(const Layout& layout, uint32_t tokens,
   const bool mass = header.stages & kStageMass;
   LatticeChoices choices{preset.logit_noise, options.stats,
                          KeptOnly(RawTokens(tokens, options), header.keep)};
-  if (bounded) {
-    if (header.flags & kFlagProfiled) choices.most_key_error = MostError(preset.logit_noise);
-    choices.most_value_error = MostError(preset.value_error);
-  }
+  choices.bounds = bounds;
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     std::vector<PlaneView> input = planes[l];
     if (copy != nullptr && !exact) CopyPlanes(layout.layers[l], rows, *copy, input);
@@ -312,18 +302,6 @@ std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options) {
   return out;
 }
 
-bool MissesContract(const FrameHeader& header) {
-  if (!(header.stages & kStageLattice) || header.stages & kStageMass) return false;
-  const Preset& preset = GetPreset(static_cast<PresetId>(header.preset));
-  const auto misses = [](uint64_t sum, uint32_t vectors, double target) {
-    return vectors > 0 && sum / vectors > MostError(target);
-  };
-  const ErrorSums& e = header.errors;
-  return (header.flags & kFlagProfiled &&
-          misses(e.key_error_sum, e.key_vectors, preset.logit_noise)) ||
-         misses(e.value_error_sum, e.value_vectors, preset.value_error);
-}
-
 void UseProfile(const ModelProfile& profile, FrameHeader& header) {
   header.stages |= kStageProfile;
   header.profile_hash = profile.decoding_hash;
@@ -351,11 +329,11 @@ absl::StatusOr<ByteVector> Encode(const Layout& layout, uint32_t tokens,
   const std::vector<std::vector<PlaneView>> rows =
       header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept);
   const FrameHeader start = header;
-  EncodeLayers(layout, tokens, rows, options, *kernels, copy, false, header, layers);
-  if (MissesContract(header)) {
+  EncodeLayers(layout, tokens, rows, options, *kernels, copy, {}, header, layers);
+  if (const ErrorBounds contract = ContractOf(header); !header.errors.AreWithin(contract)) {
     header = start;
     layers.clear();
-    EncodeLayers(layout, tokens, rows, options, *kernels, copy, true, header, layers);
+    EncodeLayers(layout, tokens, rows, options, *kernels, copy, contract, header, layers);
   }
   ByteVector frame = SerializeFrameHeader(header);
   frame.reserve(frame.size() + layers.size());

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
 #include "core/base/sha256.h"
+#include "core/codec/contract.h"
 
 namespace latticekv {
 
@@ -46,26 +47,6 @@ struct LayerEntry {
   uint32_t crc32c = 0;
   uint16_t logit_noise_q15 = 0;  // rms over the layer, units of 2^-15, saturated
   uint16_t value_error_q15 = 0;
-};
-
-// Squared errors are sums over vectors in units of 2^-kErrorFractionBits.
-inline constexpr int kErrorFractionBits = 28;
-
-// Measured errors of some vectors that are not stored raw: sums of their squares.
-struct ErrorSums {
-  uint64_t key_error_sum = 0;
-  uint64_t value_error_sum = 0;
-  uint32_t key_vectors = 0;
-  uint32_t value_vectors = 0;
-
-  // Sums saturate.
-  void Add(const ErrorSums& e) {
-    const auto add = [](uint64_t a, uint64_t b) { return a + b < a ? ~uint64_t{0} : a + b; };
-    key_error_sum = add(key_error_sum, e.key_error_sum);
-    value_error_sum = add(value_error_sum, e.value_error_sum);
-    key_vectors += e.key_vectors;
-    value_vectors += e.value_vectors;
-  }
 };
 
 struct FrameHeader {

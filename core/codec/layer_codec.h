@@ -63,9 +63,9 @@ struct LatticeChoices {
   std::vector<int32_t> mass_16 = {};
   // The same of a token whose step is the preset's; unknown: the mean over the vectors not raw.
   std::optional<int32_t> mass_level_16 = {};
-  // Most that a unit's mean squared errors may be, units of 2^-28: its steps become finer until
-  // they are not, or its vectors raw.
-  uint64_t most_key_error = ~uint64_t{0}, most_value_error = ~uint64_t{0};
+  // Of a unit's errors: its steps become finer until they are within, or its vectors raw. A bound
+  // for keys needs query energy of all heads.
+  ErrorBounds bounds = {};
 };
 
 struct EncodedLayer {
@@ -91,9 +91,6 @@ absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t toke
                                              const FrameHeader* alike = nullptr);
 // [tokens] 1 for tokens to store bit for bit.
 std::vector<uint8_t> RawTokens(uint32_t tokens, const EncodeOptions& options);
-// True when the finished header's errors are more than the preset allows. EncodeFrame then encodes
-// the layers again with bounds for every unit, so other encoders leave such chunks to it.
-bool MissesContract(const FrameHeader& header);
 // The frame needs `profile` to decode.
 void UseProfile(const ModelProfile& profile, FrameHeader& header);
 void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& errors,

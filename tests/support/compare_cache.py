@@ -18,8 +18,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import safetensors_file  # noqa: E402
 
-# A preset fixes the rms; what is measured over a finite cache may pass it by this factor.
-TOLERANCE = 1.05
+# What measured errors may be over what a preset names: kContractSlack of core/codec/presets.h.
+CONTRACT_SLACK = 1.05
 
 
 class Mismatch(Exception):
@@ -103,9 +103,9 @@ def measure(a, b, profile):
 def lossy(a, b, profile, max_logit_noise, max_value_error):
     check_shape(a, b)
     m = measure(a, b, profile)
-    if max_logit_noise and m["logit_noise"] is not None and not m["logit_noise"] <= TOLERANCE * max_logit_noise:
+    if max_logit_noise and m["logit_noise"] is not None and not m["logit_noise"] <= CONTRACT_SLACK * max_logit_noise:
         raise Mismatch(f"logit noise is {m['logit_noise']:.4f} nats, {max_logit_noise} was asked for")
-    if max_value_error and not m["value_error"] <= TOLERANCE * max_value_error:
+    if max_value_error and not m["value_error"] <= CONTRACT_SLACK * max_value_error:
         raise Mismatch(f"value error is {m['value_error']:.4f}, {max_value_error} was asked for")
     return m
 

@@ -1,6 +1,7 @@
 #include "tests/support/sample_chunk.h"
 
 #include "core/codec/cpu/float_cast.h"
+#include "core/codec/frame_format.h"
 
 namespace latticekv::testing {
 
@@ -102,6 +103,11 @@ ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statist
   }
   s.query_energy = EnergyPerChannel(layout, s.query_energy);
   return *MakeProfile(layout, s);
+}
+
+bool KeepsItsContract(ByteSpan frame) {
+  const auto parsed = ParseFrameHeader(frame);
+  return parsed.ok() && parsed->header.errors.AreWithin(ContractOf(parsed->header));
 }
 
 float ElementAt(DType dtype, const std::byte* data, size_t index) {

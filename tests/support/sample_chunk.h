@@ -42,6 +42,10 @@ std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens);
 // A profile with query energy and, if asked for, rough statistics for the layout's k and v planes.
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics);
 
+// Whether the errors that an encoder counted in a frame are within its contract; false for what is
+// no frame.
+bool KeepsItsContract(ByteSpan frame);
+
 // Element `index` of dtype at `data`, as a float.
 float ElementAt(DType dtype, const std::byte* data, size_t index);
 

@@ -71,6 +71,7 @@ Measured RoundTrip(const SampleChunk& chunk, EncodeOptions options) {
   if (!frame.ok()) return out;
   out.bytes = frame->size();
   EXPECT_LE(static_cast<double>(frame->size()), 1.01 * static_cast<double>(chunk.raw.size()));
+  EXPECT_TRUE(testing::KeepsItsContract(*frame));
   ByteVector raw(chunk.raw.size(), std::byte{0xA5});
   const auto decoder = FrameDecoder::Open(*frame, chunk.layout, options.profile);
   EXPECT_TRUE(decoder.ok()) << decoder.status();

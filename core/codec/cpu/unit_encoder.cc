@@ -177,17 +177,6 @@ CodedUnit EncodeWithSteps(const LatticeContext& context, const LatticeChoices& c
   return ChooseCoding(context, choices.stats, unit, profile, data, steps, buffers);
 }
 
-// Whether the errors of a unit are within the choices' bounds. Keys without query energy have none:
-// they are measured otherwise.
-bool AreWithin(const ErrorSums& errors, const LatticeChoices& choices, bool key_from_energy) {
-  const auto holds = [](uint64_t sum, uint32_t vectors, uint64_t most) {
-    return vectors == 0 || sum / vectors <= most;
-  };
-  return (!key_from_energy ||
-          holds(errors.key_error_sum, errors.key_vectors, choices.most_key_error)) &&
-         holds(errors.value_error_sum, errors.value_vectors, choices.most_value_error);
-}
-
 // A point of E8 is at most 1.32 times the rms away and steps are rounded by 1.09: three are enough,
 // but for what the cast to the dtype does.
 constexpr int kMostFiner = 8;
@@ -204,14 +193,12 @@ CodedUnit EncodeUnit(const LatticeContext& context, const LatticeChoices& choice
     ResolveRows(context.tokens, zero.plan);
     return zero;
   }
-  const HeadProfile* profile = context.head_profile(unit.plane, unit.head);
-  const bool key_from_energy = profile != nullptr && !profile->query_energy.empty();
   for (int finer = 0;; ++finer) {
     if (finer > kMostFiner) std::fill(data.raw.begin(), data.raw.end(), 1);
     CodedUnit coded = EncodeWithSteps(context, choices, unit, finer, data, buffers);
     LayerErrors own;
     MeasureUnit(context, data, coded, own);
-    if (AreWithin(own.within, choices, key_from_energy)) {
+    if (own.within.AreWithin(choices.bounds)) {
       errors.within.Add(own.within);
       errors.coarse.Add(own.coarse);
       return coded;

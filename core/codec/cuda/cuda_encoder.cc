@@ -160,7 +160,8 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
     at += exact.bytes().size();
     frame.host.push_back({part_at, exact.Take()});
   }
-  if (MissesContract(header)) return EncodeByHost(chunk);
+  // EncodeFrame encodes such chunks again with every unit held to the contract.
+  if (!header.errors.AreWithin(ContractOf(header))) return EncodeByHost(chunk);
   frame.size_bytes = at;
   frame.host.push_back({0, SerializeFrameHeader(header)});
   return frame;
