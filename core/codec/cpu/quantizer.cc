@@ -20,28 +20,6 @@ std::vector<int32_t> SumRows(const Work& w) {
   return sum;
 }
 
-}  // namespace
-
-std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n) {
-  std::vector<int32_t> mean(sum.size(), 0);
-  for (size_t c = 0; c < sum.size() && n > 0; ++c) {
-    // Floor division, so that every machine rounds halves the same way.
-    const int64_t numerator = int64_t{sum[c]} + 2 * n, denominator = 4 * n;
-    int64_t quotient = numerator / denominator;
-    if (numerator % denominator < 0) --quotient;
-    mean[c] = static_cast<int32_t>(std::clamp<int64_t>(quotient, -700'000, 700'000));
-  }
-  return mean;
-}
-
-int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
-  if (sum == 0 || n == 0) return 0;
-  const int s = ((Log2Sixteenths(sum) - Log2Sixteenths(4 * n) + 8) >> 4) + 7;
-  return static_cast<int16_t>(std::clamp(s, 0, kMaxSigmaIndex));
-}
-
-namespace {
-
 // A row and the means to subtract, both in 1/256 of the row's own steps.
 class ShiftedRow {
  public:
@@ -100,25 +78,10 @@ void OwnSigmas(Work& w) {
   for (uint64_t sum : sums) w.sigma.push_back(SigmaFromSum(sum, n));
 }
 
-}  // namespace
-
 // How a channel's points are coded in vectors with one shift of their sigma indices.
-static SigmaCode ShiftedCode(const Work& w, uint32_t channel, int shift) {
+SigmaCode ShiftedCode(const Work& w, uint32_t channel, int shift) {
   return SigmaCodeOf(ClampValue(w.sigma[channel] + shift, 0, kMaxSigmaIndex));
 }
-
-ShiftLimits::ShiftLimits(const Work& w, int shift) : low(w.dim), high(w.dim) {
-  for (uint32_t c = 0; c < w.dim; ++c) {
-    const SigmaCode code = ShiftedCode(w, c, shift);
-    // Without low bits a whole number may be one half further up than a half one, the largest of
-    // which is odd.
-    const int end = SpreadLimit(code.spread) * 2 << code.low_bits;
-    low[c] = static_cast<int16_t>(-end);
-    high[c] = static_cast<int16_t>(code.low_bits ? end - 1 : end);
-  }
-}
-
-namespace {
 
 // Marks vectors with a point that its channel's table cannot hold. Returns how many are new.
 uint32_t MarkOutliers(Work& w) {
@@ -198,6 +161,35 @@ Work StartWork(const LatticeContext& context, const UnitRef& unit, const std::ve
 UnitScale::UnitScale(const UnitRef& unit, const UnitData& data, const StepPlan& steps)
     : data_(data), steps_(steps), dim_(unit.spec->head_dim) {
   for (int16_t s : steps.key) inverse_.push_back(256.0f * StepFloat(-s));
+}
+
+std::vector<int32_t> MeansOf(const std::vector<int32_t>& sum, int64_t n) {
+  std::vector<int32_t> mean(sum.size(), 0);
+  for (size_t c = 0; c < sum.size() && n > 0; ++c) {
+    // Floor division, so that every machine rounds halves the same way.
+    const int64_t numerator = int64_t{sum[c]} + 2 * n, denominator = 4 * n;
+    int64_t quotient = numerator / denominator;
+    if (numerator % denominator < 0) --quotient;
+    mean[c] = static_cast<int32_t>(std::clamp<int64_t>(quotient, -700'000, 700'000));
+  }
+  return mean;
+}
+
+int16_t SigmaFromSum(uint64_t sum, uint64_t n) {
+  if (sum == 0 || n == 0) return 0;
+  const int s = ((Log2Sixteenths(sum) - Log2Sixteenths(4 * n) + 8) >> 4) + 7;
+  return static_cast<int16_t>(std::clamp(s, 0, kMaxSigmaIndex));
+}
+
+ShiftLimits::ShiftLimits(const Work& w, int shift) : low(w.dim), high(w.dim) {
+  for (uint32_t c = 0; c < w.dim; ++c) {
+    const SigmaCode code = ShiftedCode(w, c, shift);
+    // Without low bits a whole number may be one half further up than a half one, the largest of
+    // which is odd.
+    const int end = SpreadLimit(code.spread) * 2 << code.low_bits;
+    low[c] = static_cast<int16_t>(-end);
+    high[c] = static_cast<int16_t>(code.low_bits ? end - 1 : end);
+  }
 }
 
 uint32_t CodedCount(const std::vector<uint8_t>& raw) {
