@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/codec/cuda/cuda_decoder.h"
+#include "core/codec/cuda/owned_memory.h"
 
 namespace latticekv::testing {
 
@@ -20,40 +21,22 @@ inline std::string WhyNoDevice() {
   return count > 0 ? "" : "no CUDA device on this machine";
 }
 
-// Device or page-locked memory, freed at the end. Aborts the test when there is none.
-template <bool kDevice>
-class CudaBuffer {
+// Owned memory of the codec's. Aborts the test when there is none.
+template <typename Memory>
+class TestBuffer : public Memory {
  public:
-  CudaBuffer() = default;
-  explicit CudaBuffer(size_t size) : size_(size) {
-    void* p = nullptr;
-    const cudaError_t error = kDevice ? cudaMalloc(&p, size) : cudaMallocHost(&p, size);
-    if (error != cudaSuccess) std::abort();
-    data_ = static_cast<std::byte*>(p);
-  }
-  CudaBuffer(CudaBuffer&& other) noexcept { *this = std::move(other); }
-  CudaBuffer& operator=(CudaBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-  ~CudaBuffer() {
-    if (data_ == nullptr) return;
-    if (kDevice) {
-      cudaFree(data_);
-    } else {
-      cudaFreeHost(data_);
-    }
-  }
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
+  TestBuffer() = default;
+  explicit TestBuffer(size_t size) : Memory(MustMake(size)) {}
 
  private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
+  static Memory MustMake(size_t size) {
+    absl::StatusOr<Memory> memory = Memory::Make(size);
+    if (!memory.ok()) std::abort();
+    return *std::move(memory);
+  }
 };
-using DeviceBuffer = CudaBuffer<true>;
-using PinnedBuffer = CudaBuffer<false>;
+using DeviceBuffer = TestBuffer<DeviceMemory>;
+using PinnedBuffer = TestBuffer<PinnedMemory>;
 
 inline ByteVector ToHost(const DeviceBuffer& buffer) {
   ByteVector out(buffer.size());

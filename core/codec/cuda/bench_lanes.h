@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/base/mutex.h"
-#include "core/codec/cuda/bench_memory.h"
+#include "core/codec/cuda/owned_memory.h"
 #include "core/codec/gpu/gpu_bench.h"
 
 namespace latticekv {

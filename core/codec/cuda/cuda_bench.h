@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "core/codec/cuda/bench_lanes.h"
-#include "core/codec/cuda/bench_memory.h"
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/cuda/owned_memory.h"
 #include "core/codec/gpu/gpu_bench.h"
 
 namespace latticekv {

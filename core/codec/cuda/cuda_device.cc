@@ -15,6 +15,7 @@
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/cuda_driver.h"
 #include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/cuda/owned_memory.h"
 #include "core/codec/cuda/sm_budget.h"
 #include "core/codec/gpu/gpu_device.h"
 
@@ -75,22 +76,20 @@ class CudaLane final : public GpuLane {
     auto lane = std::unique_ptr<CudaLane>(new CudaLane(settings, budget));
     LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(settings.device), "no device"));
     LKV_ASSIGN_OR_RETURN(lane->stream_, budget.MakeStream());
-    void* memory = nullptr;
-    LKV_RETURN_IF_ERROR(
-        CudaStatus(cudaMalloc(&memory, settings.device_bytes), "no memory on the device"));
-    lane->device_dev_ = static_cast<std::byte*>(memory);
-    LKV_RETURN_IF_ERROR(
-        CudaStatus(cudaHostAlloc(&memory, settings.pinned_bytes, cudaHostAllocDefault),
-                   "no page-locked memory"));
-    lane->pinned_ = static_cast<std::byte*>(memory);
+    LKV_ASSIGN_OR_RETURN(lane->device_, DeviceMemory::Make(settings.device_bytes));
+    LKV_ASSIGN_OR_RETURN(lane->pinned_, PinnedMemory::Make(settings.pinned_bytes));
     return lane;
   }
 
   ~CudaLane() override {
-    if (*settings_.hung) return;
+    if (*settings_.hung) {
+      pinned_.Leak();
+      device_.Leak();
+      return;
+    }
     cudaSetDevice(settings_.device);
-    if (pinned_ != nullptr) cudaFreeHost(pinned_);
-    if (device_dev_ != nullptr) cudaFree(device_dev_);
+    pinned_ = {};
+    device_ = {};
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -136,12 +135,11 @@ class CudaLane final : public GpuLane {
   // What is left of the working memory behind `staging_bytes`.
   absl::StatusOr<CudaArena> ArenaBehind(size_t staging_bytes, size_t device_bytes,
                                         size_t pinned_bytes) const {
-    if (staging_bytes + device_bytes > settings_.device_bytes ||
-        pinned_bytes > settings_.pinned_bytes) {
+    if (staging_bytes + device_bytes > device_.size() || pinned_bytes > pinned_.size()) {
       return TooLarge(staging_bytes + device_bytes, pinned_bytes);
     }
-    return CudaArena{device_dev_ + staging_bytes, settings_.device_bytes - staging_bytes, pinned_,
-                     settings_.pinned_bytes};
+    return CudaArena{device_.data() + staging_bytes, device_.size() - staging_bytes, pinned_.data(),
+                     pinned_.size()};
   }
 
   absl::Status EncodeNow(const GpuEncodeBatch& batch) {
@@ -160,10 +158,10 @@ class CudaLane final : public GpuLane {
       }
       chunk.planes =
           ContiguousPlanes(layout, job->tokens, 0, static_cast<uint32_t>(layout.layers.size()),
-                           device_dev_ + staging);
+                           device_.data() + staging);
       staging += RoundUp(job->raw_bytes, kArenaAlignment);
     }
-    if (staging > settings_.device_bytes) return TooLarge(staging, 0);
+    if (staging > device_.size()) return TooLarge(staging, 0);
     CudaEncodeSettings settings;
     settings.preset = batch.preset;
     settings.stats = batch.stats;
@@ -175,7 +173,7 @@ class CudaLane final : public GpuLane {
     for (const GpuEncodeJob* job : batch.jobs) {
       if (job->placement) continue;
       LKV_RETURN_IF_ERROR(
-          CudaStatus(cudaMemcpyAsync(device_dev_ + at, job->pinned.data(), job->raw_bytes,
+          CudaStatus(cudaMemcpyAsync(device_.data() + at, job->pinned.data(), job->raw_bytes,
                                      cudaMemcpyHostToDevice, stream_),
                      "upload of a chunk"));
       at += RoundUp(job->raw_bytes, kArenaAlignment);
@@ -212,11 +210,11 @@ class CudaLane final : public GpuLane {
         continue;
       }
       chunk.planes = ContiguousPlanes(layout, job->tokens, job->first_layer,
-                                      job->first_layer + job->layers, device_dev_ + staging);
+                                      job->first_layer + job->layers, device_.data() + staging);
       staging +=
           RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
     }
-    if (staging > settings_.device_bytes) return TooLarge(staging, 0);
+    if (staging > device_.size()) return TooLarge(staging, 0);
     LKV_ASSIGN_OR_RETURN(const CudaDecodePlan plan,
                          CudaDecodePlan::Make(layout, batch.profile, chunks));
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
@@ -227,7 +225,7 @@ class CudaLane final : public GpuLane {
       if (job->placement) continue;
       if (!job->pinned.empty()) {
         LKV_RETURN_IF_ERROR(
-            CudaStatus(cudaMemcpyAsync(job->pinned.data(), device_dev_ + at, job->pinned.size(),
+            CudaStatus(cudaMemcpyAsync(job->pinned.data(), device_.data() + at, job->pinned.size(),
                                        cudaMemcpyDeviceToHost, stream_),
                        "download of a chunk"));
       }
@@ -244,8 +242,8 @@ class CudaLane final : public GpuLane {
   const LaneSettings settings_;
   const uint32_t max_multiprocessors_;
   cudaStream_t stream_ = nullptr;
-  std::byte* device_dev_ = nullptr;
-  std::byte* pinned_ = nullptr;
+  DeviceMemory device_;
+  PinnedMemory pinned_;
 };
 
 // Another process's memory. The driver keeps it for as long as it is mapped, whatever becomes of

@@ -1,6 +1,7 @@
-// Memory that benchmarks own. Internal to core/codec/cuda.
-#ifndef LATTICEKV_CORE_CODEC_CUDA_BENCH_MEMORY_H_
-#define LATTICEKV_CORE_CODEC_CUDA_BENCH_MEMORY_H_
+// Memory of the current device and page-locked memory, freed by their owner. Internal to
+// core/codec/cuda.
+#ifndef LATTICEKV_CORE_CODEC_CUDA_OWNED_MEMORY_H_
+#define LATTICEKV_CORE_CODEC_CUDA_OWNED_MEMORY_H_
 
 #include <cuda_runtime_api.h>
 
@@ -11,28 +12,29 @@
 
 namespace latticekv {
 
-// Device or page-locked memory, freed at the end.
+// Device or page-locked memory, aligned as an arena wants it.
 template <bool kDevice>
-class BenchMemory {
+class OwnedMemory {
  public:
-  static absl::StatusOr<BenchMemory> Make(size_t size) {
+  // RESOURCE_EXHAUSTED when there is not that much.
+  static absl::StatusOr<OwnedMemory> Make(size_t size) {
     void* memory = nullptr;
     LKV_RETURN_IF_ERROR(kDevice ? CudaStatus(cudaMalloc(&memory, size), "no memory on the device")
                                 : CudaStatus(cudaHostAlloc(&memory, size, cudaHostAllocDefault),
                                              "no page-locked memory"));
-    BenchMemory out;
+    OwnedMemory out;
     out.data_ = static_cast<std::byte*>(memory);
     out.size_ = size;
     return out;
   }
-  BenchMemory() = default;
-  BenchMemory(BenchMemory&& other) noexcept { *this = std::move(other); }
-  BenchMemory& operator=(BenchMemory&& other) noexcept {
+  OwnedMemory() = default;
+  OwnedMemory(OwnedMemory&& other) noexcept { *this = std::move(other); }
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
   }
-  ~BenchMemory() {
+  ~OwnedMemory() {
     if (data_ == nullptr) return;
     if (kDevice) {
       cudaFree(data_);
@@ -40,6 +42,8 @@ class BenchMemory {
       cudaFreeHost(data_);
     }
   }
+  // Never frees it, for a device that does not answer any more.
+  void Leak() { data_ = nullptr; }
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
@@ -47,9 +51,9 @@ class BenchMemory {
   std::byte* data_ = nullptr;
   size_t size_ = 0;
 };
-using DeviceMemory = BenchMemory<true>;
-using PinnedMemory = BenchMemory<false>;
+using DeviceMemory = OwnedMemory<true>;
+using PinnedMemory = OwnedMemory<false>;
 
 }  // namespace latticekv
 
-#endif  // LATTICEKV_CORE_CODEC_CUDA_BENCH_MEMORY_H_
+#endif  // LATTICEKV_CORE_CODEC_CUDA_OWNED_MEMORY_H_
