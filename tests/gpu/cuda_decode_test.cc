@@ -14,7 +14,6 @@
 namespace latticekv {
 namespace {
 
-using testing::ContiguousPlanes;
 using testing::DeviceBuffer;
 using testing::FromEnvironment;
 using testing::MakeSampleChunk;

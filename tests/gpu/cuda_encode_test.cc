@@ -16,7 +16,6 @@
 namespace latticekv {
 namespace {
 
-using testing::ContiguousPlanes;
 using testing::DeviceBuffer;
 using testing::FromEnvironment;
 using testing::MakeSampleChunk;

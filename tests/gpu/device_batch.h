@@ -46,21 +46,6 @@ inline ByteVector ToHost(const DeviceBuffer& buffer) {
   return out;
 }
 
-// Planes of a contiguous chunk, [layer][plane] one behind the other as RawChunkViews has
-// them.
-inline std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
-                                                              std::byte* data_dev) {
-  std::vector<std::vector<DevicePlane>> out;
-  for (const LayerSpec& layer : layout.layers) {
-    std::vector<DevicePlane>& planes = out.emplace_back();
-    for (const PlaneSpec& plane : layer.planes) {
-      planes.push_back({data_dev, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype)});
-      data_dev += plane.token_bytes() * tokens;
-    }
-  }
-  return out;
-}
-
 // Memory for one run of `plan`, a CudaDecodePlan or a CudaEncodePlan.
 struct OwnedArena {
   template <typename Plan>

@@ -56,19 +56,6 @@ absl::StatusOr<double> ClockMs(const Step& run) {
   return Median(times);
 }
 
-std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, std::byte* data_dev) {
-  std::vector<std::vector<DevicePlane>> out;
-  for (const LayerSpec& layer : layout.layers) {
-    std::vector<DevicePlane>& planes = out.emplace_back();
-    for (const PlaneSpec& plane : layer.planes) {
-      planes.push_back(
-          {data_dev, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype), 0});
-      data_dev += plane.token_bytes() * kTokens;
-    }
-  }
-  return out;
-}
-
 // Working memory for `plan`.
 struct Memory {
   template <typename Plan>
@@ -175,11 +162,11 @@ absl::StatusOr<DeviceMemory> UploadChunks(const BenchData& data, size_t count) {
 }
 
 CudaEncodeChunk BenchEncodeChunk(const BenchData& data, size_t i, std::byte* raw_dev) {
-  return {kTokens, data.Of(i) * kTokens, {}, ContiguousPlanes(data.layout(), raw_dev), {}};
+  return {kTokens, data.Of(i) * kTokens, {}, ContiguousPlanes(data.layout(), kTokens, raw_dev), {}};
 }
 
 CudaDecodeChunk BenchDecodeChunk(const BenchData& data, ByteSpan frame, std::byte* raw_dev) {
-  return {frame, ContiguousPlanes(data.layout(), raw_dev), {}};
+  return {frame, ContiguousPlanes(data.layout(), kTokens, raw_dev), {}};
 }
 
 absl::Status CheckFrame(const BenchData& data, size_t i, ByteSpan frame) {

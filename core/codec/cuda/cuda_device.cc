@@ -28,21 +28,6 @@ constexpr size_t kLanePinnedShare = 8;
 constexpr int kEagerLooks = 200;
 constexpr std::chrono::microseconds kPause{20};
 
-// Planes of layers [first, end), contiguous from `data_dev` on; those of other layers are empty.
-std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
-                                                       uint32_t first, uint32_t end,
-                                                       std::byte* data_dev) {
-  std::vector<std::vector<DevicePlane>> out(layout.layers.size());
-  for (uint32_t l = first; l < end; ++l) {
-    for (const PlaneSpec& plane : layout.layers[l].planes) {
-      out[l].push_back(
-          {data_dev, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype), 0});
-      data_dev += plane.token_bytes() * tokens;
-    }
-  }
-  return out;
-}
-
 // Set when the device once did not answer. From then on nothing is freed or unmapped, which would
 // wait for it: the process's end does that.
 using HungFlag = std::shared_ptr<std::atomic<bool>>;
@@ -54,14 +39,6 @@ struct LaneSettings {
   int64_t timeout_ms = 0;
   HungFlag hung;
 };
-
-size_t PlanesBytes(const Layout& layout, uint32_t tokens, uint32_t first, uint32_t layers) {
-  size_t bytes = 0;
-  for (uint32_t l = first; l < first + layers; ++l) {
-    for (const PlaneSpec& plane : layout.layers[l].planes) bytes += plane.token_bytes() * tokens;
-  }
-  return bytes;
-}
 
 absl::Status TooLarge(size_t device_bytes, size_t pinned_bytes) {
   return absl::ResourceExhaustedError(absl::StrCat("the batch needs ", device_bytes,
@@ -142,41 +119,55 @@ class CudaLane final : public GpuLane {
                      pinned_.size()};
   }
 
+  // Where the raw bytes of a batch's jobs lie: in the jobs' own memory on the device, or staged at
+  // the start of the lane's, one job behind the other.
+  struct Staging {
+    std::vector<std::byte*> at_dev;  // [job], null for those that are not staged
+    size_t bytes = 0;
+  };
+  // Gives `chunk`, made of the next job, its place.
+  template <typename Job, typename Chunk>
+  void PlaceJob(const Layout& layout, const Job& job, uint32_t first_layer, uint32_t end_layer,
+                Staging& staging, Chunk& chunk) const {
+    if (job.placement) {
+      chunk.planes = job.placement->planes;
+      chunk.table = job.placement->table();
+      staging.at_dev.push_back(nullptr);
+      return;
+    }
+    std::byte* const at_dev = device_.data() + staging.bytes;
+    chunk.planes = ContiguousPlanes(layout, job.tokens, first_layer, end_layer, at_dev);
+    staging.at_dev.push_back(at_dev);
+    staging.bytes += RoundUp(job.raw_bytes, kArenaAlignment);
+  }
+
   absl::Status EncodeNow(const GpuEncodeBatch& batch) {
     const Layout& layout = *batch.layout;
-    size_t staging = 0;
+    const auto layers = static_cast<uint32_t>(layout.layers.size());
+    Staging staging;
     std::vector<CudaEncodeChunk> chunks;
     for (const GpuEncodeJob* job : batch.jobs) {
       CudaEncodeChunk& chunk = chunks.emplace_back();
       chunk.tokens = job->tokens;
       chunk.start_position = job->start_position;
       chunk.exact_tokens = job->exact_tokens;
-      if (job->placement) {
-        chunk.planes = job->placement->planes;
-        chunk.table = job->placement->table();
-        continue;
-      }
-      chunk.planes =
-          ContiguousPlanes(layout, job->tokens, 0, static_cast<uint32_t>(layout.layers.size()),
-                           device_.data() + staging);
-      staging += RoundUp(job->raw_bytes, kArenaAlignment);
+      PlaceJob(layout, *job, 0, layers, staging, chunk);
     }
-    if (staging > device_.size()) return TooLarge(staging, 0);
+    if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);
     CudaEncodeSettings settings;
     settings.preset = batch.preset;
     settings.stats = batch.stats;
     settings.profile = batch.profile;
     LKV_ASSIGN_OR_RETURN(const CudaEncodePlan plan, CudaEncodePlan::Make(layout, settings, chunks));
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
-                         ArenaBehind(staging, plan.device_bytes(), plan.pinned_bytes()));
-    size_t at = 0;
-    for (const GpuEncodeJob* job : batch.jobs) {
-      if (job->placement) continue;
+                         ArenaBehind(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
+    for (size_t i = 0; i < batch.jobs.size(); ++i) {
+      const GpuEncodeJob& job = *batch.jobs[i];
+      if (job.placement) continue;
       LKV_RETURN_IF_ERROR(
-          CudaStatus(cudaMemcpyAsync(device_.data() + at, job->pinned.data(), job->raw_bytes,
+          CudaStatus(cudaMemcpyAsync(staging.at_dev[i], job.pinned.data(), job.raw_bytes,
                                      cudaMemcpyHostToDevice, stream_),
                      "upload of a chunk"));
-      at += RoundUp(job->raw_bytes, kArenaAlignment);
     }
     LKV_RETURN_IF_ERROR(plan.EncodeAsync(arena, stream_, max_multiprocessors_));
     LKV_RETURN_IF_ERROR(WaitForStream());
@@ -197,40 +188,28 @@ class CudaLane final : public GpuLane {
 
   absl::Status DecodeNow(const GpuDecodeBatch& batch) {
     const Layout& layout = *batch.layout;
-    size_t staging = 0;
+    Staging staging;
     std::vector<CudaDecodeChunk> chunks;
     for (const GpuDecodeJob* job : batch.jobs) {
       CudaDecodeChunk& chunk = chunks.emplace_back();
       chunk.frame = job->frame;
       chunk.first_layer = job->first_layer;
       chunk.layers = job->layers;
-      if (job->placement) {
-        chunk.planes = job->placement->planes;
-        chunk.table = job->placement->table();
-        continue;
-      }
-      chunk.planes = ContiguousPlanes(layout, job->tokens, job->first_layer,
-                                      job->first_layer + job->layers, device_.data() + staging);
-      staging +=
-          RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
+      PlaceJob(layout, *job, job->first_layer, job->first_layer + job->layers, staging, chunk);
     }
-    if (staging > device_.size()) return TooLarge(staging, 0);
+    if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);
     LKV_ASSIGN_OR_RETURN(const CudaDecodePlan plan,
                          CudaDecodePlan::Make(layout, batch.profile, chunks));
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
-                         ArenaBehind(staging, plan.device_bytes(), plan.pinned_bytes()));
+                         ArenaBehind(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
     LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream_, max_multiprocessors_));
-    size_t at = 0;
-    for (const GpuDecodeJob* job : batch.jobs) {
-      if (job->placement) continue;
-      if (!job->pinned.empty()) {
-        LKV_RETURN_IF_ERROR(
-            CudaStatus(cudaMemcpyAsync(job->pinned.data(), device_.data() + at, job->pinned.size(),
-                                       cudaMemcpyDeviceToHost, stream_),
-                       "download of a chunk"));
-      }
-      at +=
-          RoundUp(PlanesBytes(layout, job->tokens, job->first_layer, job->layers), kArenaAlignment);
+    for (size_t i = 0; i < batch.jobs.size(); ++i) {
+      const GpuDecodeJob& job = *batch.jobs[i];
+      if (job.placement || job.pinned.empty()) continue;
+      LKV_RETURN_IF_ERROR(
+          CudaStatus(cudaMemcpyAsync(job.pinned.data(), staging.at_dev[i], job.pinned.size(),
+                                     cudaMemcpyDeviceToHost, stream_),
+                     "download of a chunk"));
     }
     LKV_RETURN_IF_ERROR(WaitForStream());
     for (size_t i = 0; i < batch.jobs.size(); ++i) {

@@ -69,6 +69,25 @@ absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, Byte
   return upload(tasks_at, tasks, arena.pinned + tables.bytes.size());
 }
 
+std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                       uint32_t first_layer, uint32_t end_layer,
+                                                       std::byte* data_dev) {
+  std::vector<std::vector<DevicePlane>> out(layout.layers.size());
+  for (uint32_t l = first_layer; l < end_layer; ++l) {
+    for (const PlaneSpec& plane : layout.layers[l].planes) {
+      out[l].push_back(
+          {data_dev, plane.token_bytes(), plane.head_dim * DTypeBytes(plane.dtype), 0});
+      data_dev += plane.token_bytes() * tokens;
+    }
+  }
+  return out;
+}
+
+std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                       std::byte* data_dev) {
+  return ContiguousPlanes(layout, tokens, 0, static_cast<uint32_t>(layout.layers.size()), data_dev);
+}
+
 absl::Status CheckDevicePlanes(const Layout& layout,
                                const std::vector<std::vector<DevicePlane>>& planes,
                                uint32_t first_layer, uint32_t end_layer) {

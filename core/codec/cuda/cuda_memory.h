@@ -49,6 +49,14 @@ absl::Status CheckArena(const CudaArena& arena, size_t device_bytes, size_t pinn
 absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
                          uint64_t tasks_at, cudaStream_t stream);
 
+// [layer][plane] of layers [first_layer, end_layer) of a chunk that lies from `data_dev` on as
+// RawChunkViews has it; the planes of others are empty.
+std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                       uint32_t first_layer, uint32_t end_layer,
+                                                       std::byte* data_dev);
+// The same of all layers.
+std::vector<std::vector<DevicePlane>> ContiguousPlanes(const Layout& layout, uint32_t tokens,
+                                                       std::byte* data_dev);
 // INVALID_ARGUMENT unless `planes` [layer][plane] fit the layout; those of layers outside
 // [first_layer, end_layer) are not looked at.
 absl::Status CheckDevicePlanes(const Layout& layout,

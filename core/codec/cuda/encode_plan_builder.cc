@@ -122,7 +122,7 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   for (const auto& layer : chunk.planes) {
     chunks_.back().sources.insert(chunks_.back().sources.end(), layer.begin(), layer.end());
   }
-  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, chunks_.back().places));
+  chunks_.back().places.assign(places_.end() - chunk.tokens, places_.end());
   const bool exact = settings_.preset == PresetId::kExact;
   for (uint32_t l = 0; l < layout_.layers.size(); ++l) {
     for (size_t p = 0; p < layout_.layers[l].planes.size(); ++p) {

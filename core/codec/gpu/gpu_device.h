@@ -87,6 +87,7 @@ struct GpuDecodeJob {
   // frame decodes.
   MutableByteSpan pinned;
   std::shared_ptr<const GpuPlacement> placement;  // of the raw bytes, instead of `pinned`
+  size_t raw_bytes = 0;                           // of the layers
   absl::Status status;                            // DATA_LOSS: damaged symbols
 };
 

@@ -301,6 +301,7 @@ std::optional<GpuFallback> GpuExecutor::RunDecode(const GpuDecodeRequest& reques
   job->decode.tokens = request.tokens;
   job->decode.first_layer = request.first_layer;
   job->decode.layers = request.layers;
+  job->decode.raw_bytes = raw_bytes;
   job->decode.placement = request.placement;
   // A whole frame comes up from the ring; single layers, much smaller, from where they are.
   const bool whole = request.layers == layout.layers.size();
