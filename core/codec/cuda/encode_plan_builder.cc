@@ -7,6 +7,7 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/arena_layout.h"
+#include "core/codec/cuda/unit_shape.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/layer_codec.h"
 
@@ -61,14 +62,7 @@ EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSetti
 
 EncodePlanBuilder::UnitShape EncodePlanBuilder::MakeShape(const PlaneSpec& spec) {
   UnitShape out;
-  cuda::EncodeUnit unit{};
-  unit.dim = static_cast<uint16_t>(spec.head_dim);
-  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
-  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
-  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
-  unit.is_bf16 = spec.dtype == DType::kBF16;
-  unit.is_key = spec.role == PlaneRole::kKey;
-  unit.interleaved = spec.rope.style == RopeStyle::kInterleaved;
+  auto unit = NewUnit<cuda::EncodeUnit>(spec);
   const bool paired = unit.dim % 16 == 0 && unit.pairs % 8 == 0;
   unit.slices = unit.dim / (paired ? 16u : 8u);
   const bool single = unit.slices <= 32;

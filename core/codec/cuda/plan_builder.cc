@@ -8,6 +8,7 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/arena_layout.h"
+#include "core/codec/cuda/unit_shape.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/layer_codec.h"
 
@@ -27,19 +28,6 @@ absl::Status OfChunk(size_t chunk, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(),
                       absl::StrCat("chunk ", chunk, " of the batch: ", status.message()));
-}
-
-// What a plane's units have in every chunk.
-cuda::UnitTask NewUnit(const PlaneSpec& spec) {
-  cuda::UnitTask unit{};
-  unit.dim = static_cast<uint16_t>(spec.head_dim);
-  unit.pairs = static_cast<uint16_t>(spec.rope.rotary_dims / 2);
-  unit.element_bytes = static_cast<uint8_t>(DTypeBytes(spec.dtype));
-  unit.vector_bytes = uint32_t{unit.dim} * unit.element_bytes;
-  unit.is_bf16 = spec.dtype == DType::kBF16;
-  unit.is_key = spec.role == PlaneRole::kKey;
-  unit.interleaved = unit.pairs > 0 && spec.rope.style == RopeStyle::kInterleaved;
-  return unit;
 }
 
 void SetPlace(const DevicePlane& plane, uint32_t head, cuda::UnitTask& unit) {
@@ -74,7 +62,7 @@ PlanBuilder::PlanBuilder(const Layout& layout, const ModelProfile* profile)
     layer.refs = LayerUnits(layout.layers[l]);
     for (const UnitRef& ref : layer.refs) {
       UnitShape& shape = layer.units.emplace_back();
-      shape.task = NewUnit(*ref.spec);
+      shape.task = NewUnit<cuda::UnitTask>(*ref.spec);
       if (shape.task.pairs > 0) shape.rope = ropes_.Add(ref.spec->rope);
       // A frame that needs a profile names it; none of this layout names another layout's.
       if (profile == nullptr || profile->layout_fingerprint != fingerprint_) continue;
@@ -229,7 +217,7 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
       MutablePlaneView{exact_.data() + at, vector_bytes, size_t{tokens} * vector_bytes}));
   for (uint32_t h = 0; h < spec.heads; ++h) {
     tiles_.push_back(NewTile(1));
-    cuda::UnitTask unit = NewUnit(spec);
+    cuda::UnitTask unit = NewUnit<cuda::UnitTask>(spec);
     unit.pairs = 0;  // of vectors that are coded
     unit.interleaved = 0;
     SetPlace(now_->chunk->planes[layer][plane], h, unit);
