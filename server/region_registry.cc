@@ -5,11 +5,9 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstddef>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -17,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
+#include "proto/descriptor_socket.h"
 #include "server/error_detail.h"
 #include "spdlog/spdlog.h"
 
@@ -41,14 +40,6 @@ std::string RandomBytes(size_t size) {
 absl::Status SystemError(const char* what) {
   return absl::ResourceExhaustedError(absl::StrCat("shared memory: ", what, " failed (",
                                                    std::strerror(errno), "); put over the socket"));
-}
-
-// A name in the abstract namespace: it needs no file, and goes with the process.
-socklen_t AbstractAddress(const std::string& name, sockaddr_un* out) {
-  *out = {};
-  out->sun_family = AF_UNIX;
-  std::memcpy(out->sun_path + 1, name.data(), name.size());
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
 }
 
 }  // namespace
@@ -84,9 +75,8 @@ RegionRegistry::RegionRegistry(size_t capacity_bytes) : capacity_bytes_(capacity
   if (capacity_bytes_ == 0) return;
   const std::string name = absl::StrCat("latticekv-", ToHex(AsBytes(RandomBytes(kTokenBytes))));
   listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  sockaddr_un address;
-  const socklen_t size = AbstractAddress(name, &address);
-  if (listener_ < 0 || bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+  const auto address = AbstractAddress::Of(name);
+  if (listener_ < 0 || !address || bind(listener_, address->get(), address->size) != 0 ||
       listen(listener_, kListenBacklog) != 0) {
     spdlog::warn("no shared memory for clients: {}", std::strerror(errno));
     return;
@@ -168,22 +158,8 @@ void RegionRegistry::HandOver(int client) {
       if (candidate->token() == std::string_view(token, sizeof(token))) region = candidate;
     }
   }
-  if (!region) return;
-  char byte = 0;
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int descriptor = region->descriptor();
-  std::memcpy(CMSG_DATA(header), &descriptor, sizeof(descriptor));
-  sendmsg(client, &message, MSG_NOSIGNAL);
+  // A client that it does not reach waits in vain and goes without.
+  if (region) SendDescriptor(client, region->descriptor());
 }
 
 }  // namespace latticekv

@@ -4,16 +4,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstddef>
-#include <cstring>
 #include <utility>
 
 #include "client/src/stream_watchdog.h"
 #include "core/base/status_macros.h"
+#include "proto/descriptor_socket.h"
 
 namespace latticekv {
 namespace {
@@ -39,40 +37,20 @@ class Socket {
 };
 
 // The descriptor that the server gives for `token` over its abstract socket `name`.
-absl::StatusOr<int> ReceiveDescriptor(const std::string& name, const std::string& token) {
+absl::StatusOr<int> AskForDescriptor(const std::string& name, const std::string& token) {
+  const auto address = AbstractAddress::Of(name);
+  if (!address) return NotHere("the region's socket has an impossible name");
   const Socket server(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (name.empty() || name.size() >= sizeof(address.sun_path)) {
-    return NotHere("the region's socket has an impossible name");
-  }
-  std::memcpy(address.sun_path + 1, name.data(), name.size());
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  if (server.get() < 0 ||
-      connect(server.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
+  if (server.get() < 0 || connect(server.get(), address->get(), address->size) != 0 ||
       send(server.get(), token.data(), token.size(), MSG_NOSIGNAL) !=
           static_cast<ssize_t>(token.size())) {
     return NotHere("the server is not on this host");
   }
   pollfd waiting{server.get(), POLLIN, 0};
   if (poll(&waiting, 1, kLeaseTimeoutMs) <= 0) return NotHere("no descriptor came");
-  char byte = 0;
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  if (recvmsg(server.get(), &message, MSG_CMSG_CLOEXEC) <= 0) return NotHere("no descriptor came");
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (header == nullptr || header->cmsg_type != SCM_RIGHTS ||
-      header->cmsg_len != CMSG_LEN(sizeof(int))) {
-    return NotHere("no descriptor came");
-  }
-  int descriptor = -1;
-  std::memcpy(&descriptor, CMSG_DATA(header), sizeof(descriptor));
-  return descriptor;
+  const auto descriptor = ReceiveDescriptor(server.get());
+  if (!descriptor) return NotHere("no descriptor came");
+  return *descriptor;
 }
 
 }  // namespace
@@ -165,7 +143,7 @@ absl::StatusOr<std::shared_ptr<ClientRegion>> RegionClient::Lease() {
     if (!stream_->Read(grant)) failed = NotHere("no region was granted");
   }
   absl::StatusOr<int> descriptor =
-      failed.ok() ? ReceiveDescriptor(grant.socket_name(), grant.token()) : failed;
+      failed.ok() ? AskForDescriptor(grant.socket_name(), grant.token()) : failed;
   if (descriptor.ok() && grant.bytes() == bytes_) {
     auto region = ClientRegion::Map(grant.region_id(), *descriptor, grant.bytes());
     if (region.ok()) return region;
