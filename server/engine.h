@@ -57,7 +57,7 @@ class CacheEngine {
   // Null: CPUs do everything, and gpu_absence() says why.
   GpuExecutor* gpu() { return gpu_.get(); }
   const std::string& gpu_absence() const { return gpu_absence_; }
-  GpuRegionRegistry& gpu_regions() { return gpu_regions_; }
+  GpuRegionLeases& gpu_regions() { return gpu_regions_; }
   ProfileLearning& learning() { return *learning_; }
   // Buffers that payloads lie in until they are encoded.
   BufferPool& staging() { return staging_; }
@@ -141,7 +141,7 @@ class CacheEngine {
   std::unique_ptr<UploadAdmission> admission_;
   std::unique_ptr<GpuExecutor> gpu_;
   std::string gpu_absence_;
-  GpuRegionRegistry gpu_regions_;
+  GpuRegionLeases gpu_regions_;
   // Last: their threads use all of the above.
   std::unique_ptr<ProfileLearning> learning_;
   std::unique_ptr<CodecPool> codec_pool_;

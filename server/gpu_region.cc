@@ -1,13 +1,10 @@
 #include "server/gpu_region.h"
 
-#include <utility>
-
 #include "absl/strings/str_cat.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/layout/chain_hash.h"
 #include "server/block_metadata.h"
-#include "server/error_detail.h"
 #include "server/region_registry.h"
 
 namespace latticekv {
@@ -114,44 +111,6 @@ absl::StatusOr<std::shared_ptr<const GpuPlacement>> GpuCacheRegion::Place(
   out->block_tokens = block_tokens_;
   out->first_token = first % block_tokens_;
   return out;
-}
-
-absl::Status GpuRegionRegistry::Add(std::shared_ptr<GpuCacheRegion> region) {
-  MutexLock lock(mutex_);
-  if (regions_.size() >= limits::kMaxRegions) {
-    return LimitError("kMaxRegions",
-                      absl::StrCat(regions_.size(), " caches are handed over; close one first"));
-  }
-  const uint64_t id = region->id();
-  regions_[id] = std::move(region);
-  return absl::OkStatus();
-}
-
-std::shared_ptr<const GpuCacheRegion> GpuRegionRegistry::Find(uint64_t id) const {
-  MutexLock lock(mutex_);
-  const auto it = regions_.find(id);
-  return it == regions_.end() ? nullptr : it->second;
-}
-
-void GpuRegionRegistry::Close(uint64_t id) {
-  std::shared_ptr<GpuCacheRegion> region;  // unmapped without the lock
-  MutexLock lock(mutex_);
-  const auto it = regions_.find(id);
-  if (it == regions_.end()) return;
-  region = std::move(it->second);
-  regions_.erase(it);
-}
-
-size_t GpuRegionRegistry::count() const {
-  MutexLock lock(mutex_);
-  return regions_.size();
-}
-
-uint64_t GpuRegionRegistry::bytes() const {
-  MutexLock lock(mutex_);
-  uint64_t bytes = 0;
-  for (const auto& [id, region] : regions_) bytes += region->bytes();
-  return bytes;
 }
 
 }  // namespace latticekv

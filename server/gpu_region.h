@@ -4,15 +4,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "core/base/mutex.h"
 #include "core/base/sha256.h"
 #include "core/codec/gpu/gpu_executor.h"
 #include "core/layout/layout.h"
 #include "latticekv/v1/cache_service.pb.h"
+#include "server/region_leases.h"
 
 namespace latticekv {
 
@@ -47,21 +46,7 @@ class GpuCacheRegion : public std::enable_shared_from_this<GpuCacheRegion> {
   std::vector<std::vector<DevicePlane>> planes_;  // [layer][plane]
 };
 
-// Thread-safe.
-class GpuRegionRegistry {
- public:
-  // RESOURCE_EXHAUSTED beyond kMaxRegions.
-  absl::Status Add(std::shared_ptr<GpuCacheRegion> region);
-  // Null: there is no such region (any more).
-  std::shared_ptr<const GpuCacheRegion> Find(uint64_t id) const;
-  void Close(uint64_t id);
-  size_t count() const;
-  uint64_t bytes() const;
-
- private:
-  mutable Mutex mutex_;
-  std::unordered_map<uint64_t, std::shared_ptr<GpuCacheRegion>> regions_ LKV_GUARDED_BY(mutex_);
-};
+using GpuRegionLeases = RegionLeases<GpuCacheRegion>;
 
 }  // namespace latticekv
 

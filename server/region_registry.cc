@@ -71,8 +71,8 @@ SharedRegion::~SharedRegion() {
   if (descriptor_ >= 0) close(descriptor_);
 }
 
-RegionRegistry::RegionRegistry(size_t capacity_bytes) : capacity_bytes_(capacity_bytes) {
-  if (capacity_bytes_ == 0) return;
+RegionRegistry::RegionRegistry(size_t capacity_bytes) : leases_(capacity_bytes) {
+  if (capacity_bytes == 0) return;
   const std::string name = absl::StrCat("latticekv-", ToHex(AsBytes(RandomBytes(kTokenBytes))));
   listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   const auto address = AbstractAddress::Of(name);
@@ -99,38 +99,11 @@ absl::StatusOr<std::shared_ptr<SharedRegion>> RegionRegistry::Open(uint64_t byte
     return LimitError("kMaxRegionBytes", absl::StrCat("a region has 1 to ", limits::kMaxRegionBytes,
                                                       " bytes; ask for a smaller one"));
   }
-  MutexLock lock(mutex_);
-  if (regions_.size() >= limits::kMaxRegions || bytes > capacity_bytes_ - total_bytes_) {
-    return LimitError("kMaxRegions",
-                      absl::StrCat(regions_.size(), " regions with ", total_bytes_,
-                                   " bytes are leased (--shared_memory_bytes); put over the "
-                                   "socket"));
-  }
   LKV_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, SharedRegion::Create(bytes));
-  regions_[region->id()] = region;
-  total_bytes_ += bytes;
-  return region;
-}
-
-std::shared_ptr<SharedRegion> RegionRegistry::Find(uint64_t id) const {
-  MutexLock lock(mutex_);
-  const auto it = regions_.find(id);
-  return it == regions_.end() ? nullptr : it->second;
-}
-
-void RegionRegistry::Close(uint64_t id) {
-  std::shared_ptr<SharedRegion> region;  // unmapped without the lock
-  MutexLock lock(mutex_);
-  const auto it = regions_.find(id);
-  if (it == regions_.end()) return;
-  region = std::move(it->second);
-  total_bytes_ -= region->bytes();
-  regions_.erase(it);
-}
-
-size_t RegionRegistry::count() const {
-  MutexLock lock(mutex_);
-  return regions_.size();
+  if (leases_.Add(region)) return region;
+  return LimitError("kMaxRegions", absl::StrCat(leases_.count(), " regions with ", leases_.bytes(),
+                                                " bytes are leased (--shared_memory_bytes); put "
+                                                "over the socket"));
 }
 
 void RegionRegistry::ServeDescriptors() {
@@ -151,13 +124,9 @@ void RegionRegistry::HandOver(int client) {
       recv(client, token, sizeof(token), 0) != static_cast<ssize_t>(sizeof(token))) {
     return;
   }
-  std::shared_ptr<SharedRegion> region;
-  {
-    MutexLock lock(mutex_);
-    for (const auto& [id, candidate] : regions_) {
-      if (candidate->token() == std::string_view(token, sizeof(token))) region = candidate;
-    }
-  }
+  const auto region = leases_.FindIf([&](const SharedRegion& candidate) {
+    return candidate.token() == std::string_view(token, sizeof(token));
+  });
   // A client that it does not reach waits in vain and goes without.
   if (region) SendDescriptor(client, region->descriptor());
 }

@@ -8,11 +8,10 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <unordered_map>
 
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
-#include "core/base/mutex.h"
+#include "server/region_leases.h"
 
 namespace latticekv {
 
@@ -62,24 +61,20 @@ class RegionRegistry {
   // UNIMPLEMENTED when shared memory is off, RESOURCE_EXHAUSTED beyond the limits.
   absl::StatusOr<std::shared_ptr<SharedRegion>> Open(uint64_t bytes);
   // Null: there is no such region (any more).
-  std::shared_ptr<SharedRegion> Find(uint64_t id) const;
+  std::shared_ptr<SharedRegion> Find(uint64_t id) const { return leases_.Find(id); }
   // The memory goes when the last reader is done with it.
-  void Close(uint64_t id);
+  void Close(uint64_t id) { leases_.Close(id); }
   const std::string& socket_name() const { return socket_name_; }
-  size_t count() const;
 
  private:
   // Serves one client after the other; each has kHandOverTimeoutMs.
   void ServeDescriptors();
   void HandOver(int socket);
 
-  const size_t capacity_bytes_;
+  RegionLeases<SharedRegion> leases_;
   std::string socket_name_;
   int listener_ = -1;
   std::atomic<bool> stopping_{false};
-  mutable Mutex mutex_;
-  std::unordered_map<uint64_t, std::shared_ptr<SharedRegion>> regions_ LKV_GUARDED_BY(mutex_);
-  size_t total_bytes_ LKV_GUARDED_BY(mutex_) = 0;
   std::thread thread_;
 };
 

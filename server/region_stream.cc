@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "server/error_detail.h"
 #include "server/grpc_status.h"
@@ -66,8 +67,9 @@ void RegionStream::MapGpuMemory(const v1::CudaRegion& request) {
     return;
   }
   const uint64_t id = (*region)->id();
-  if (auto added = engine_.gpu_regions().Add(*region); !added.ok()) {
-    End(added);
+  if (!engine_.gpu_regions().Add(*region)) {
+    End(LimitError("kMaxRegions",
+                   absl::StrCat(limits::kMaxRegions, " caches are handed over; close one first")));
     return;
   }
   {

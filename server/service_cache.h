@@ -34,7 +34,6 @@ class CacheService final : public internal::CacheServiceBase {
  public:
   explicit CacheService(CacheEngine& engine)
       : engine_(engine), regions_(engine.config().shared_memory_bytes) {}
-  const RegionRegistry& regions() const { return regions_; }
 
   grpc::ServerUnaryReactor* RegisterLayout(grpc::CallbackServerContext* context,
                                            const v1::RegisterLayoutRequest* request,
