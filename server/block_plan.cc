@@ -23,10 +23,6 @@ size_t LargestLayerBytes(const Layout& layout, uint32_t tokens) {
   return largest * tokens;
 }
 
-absl::Status BadPayload(std::string_view message) {
-  return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD, message);
-}
-
 namespace {
 
 // The chunk rules of docs/protocol.md.

@@ -54,8 +54,6 @@ absl::StatusOr<BlockPlan> PlanBlock(CacheEngine& engine, const PutTarget& target
                                     const v1::BlockHeader& header);
 
 size_t LargestLayerBytes(const Layout& layout, uint32_t tokens);
-// INVALID_ARGUMENT, REASON_BAD_PAYLOAD.
-absl::Status BadPayload(std::string_view message);
 
 }  // namespace latticekv
 

@@ -26,6 +26,10 @@ absl::Status LimitError(std::string_view limit, std::string_view message) {
   return ErrorWith(absl::StatusCode::kResourceExhausted, v1::REASON_LIMIT, message, limit);
 }
 
+absl::Status BadPayload(std::string_view message) {
+  return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD, message);
+}
+
 v1::ErrorDetail DetailOf(const absl::Status& status) {
   v1::ErrorDetail detail;
   const auto payload = status.GetPayload(kDetailUrl);

@@ -18,6 +18,9 @@ absl::Status ErrorWith(absl::StatusCode code, v1::Reason reason, std::string_vie
 // A passed limit: RESOURCE_EXHAUSTED, REASON_LIMIT.
 absl::Status LimitError(std::string_view limit, std::string_view message);
 
+// What a client sent cannot be right: INVALID_ARGUMENT, REASON_BAD_PAYLOAD.
+absl::Status BadPayload(std::string_view message);
+
 // The detail of any error; without a typed one, the reason is unspecified and the message is the
 // status's own.
 v1::ErrorDetail DetailOf(const absl::Status& status);

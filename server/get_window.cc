@@ -11,10 +11,9 @@ absl::StatusOr<std::unique_ptr<GetWindow>> GetWindow::Open(const RegionRegistry&
   if (!region) return nullptr;
   if (request.bytes() < WindowRing::kMinBytes || request.offset() % sizeof(uint64_t) != 0 ||
       request.offset() > region->bytes() || request.bytes() > region->bytes() - request.offset()) {
-    return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD,
-                     absl::StrCat("the window is not within its region of ", region->bytes(),
-                                  " bytes, aligned to 8, with at least ", WindowRing::kMinBytes,
-                                  "; ask without one"));
+    return BadPayload(absl::StrCat("the window is not within its region of ", region->bytes(),
+                                   " bytes, aligned to 8, with at least ", WindowRing::kMinBytes,
+                                   "; ask without one"));
   }
   return std::unique_ptr<GetWindow>(
       new GetWindow(std::move(region), request.offset(), request.bytes()));

@@ -3,12 +3,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/crc32c.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "server/error_detail.h"
 #include "server/grpc_status.h"
-#include "spdlog/spdlog.h"
 
 namespace latticekv {
 namespace {
@@ -17,10 +15,6 @@ namespace {
 constexpr size_t kMaxUnreadResponses = 2 * limits::kMaxUnackedBlocksPerStream;
 // Failed blocks of one stream whose late parts are ignored.
 constexpr size_t kMaxFailedBlocks = 16 * limits::kMaxUnackedBlocksPerStream;
-
-absl::Status ProtocolError(std::string_view message) {
-  return ErrorWith(absl::StatusCode::kInvalidArgument, v1::REASON_BAD_PAYLOAD, message);
-}
 
 }  // namespace
 
@@ -67,12 +61,12 @@ void PutStream::OnReadDone(bool ok) {
 
 absl::Status PutStream::HandleMessage() {
   std::vector<grpc::Slice> slices;
-  if (!message_.Dump(&slices).ok()) return ProtocolError("a PutBlocks message cannot be read");
+  if (!message_.Dump(&slices).ok()) return BadPayload("a PutBlocks message cannot be read");
   message_.Clear();
   if (const auto part = ReadPutPart(slices)) return HandlePart(*part);
   v1::PutBlocksRequest request;
   if (!FromSlices(slices, &request)) {
-    return ProtocolError("a PutBlocks message is not the protobuf it should be");
+    return BadPayload("a PutBlocks message is not the protobuf it should be");
   }
   switch (request.message_case()) {
     case v1::PutBlocksRequest::kOpen:
@@ -87,13 +81,12 @@ absl::Status PutStream::HandleMessage() {
     case v1::PutBlocksRequest::kRegionPart:
       return HandleRegionPart(request.region_part());
     default:
-      return ProtocolError("a PutBlocks message holds neither open, header nor part");
+      return BadPayload("a PutBlocks message holds neither open, header nor part");
   }
 }
 
 absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
-  if (target_)
-    return ProtocolError("PutBlocks takes one open message, the first; start a new stream");
+  if (target_) return BadPayload("PutBlocks takes one open message, the first; start a new stream");
   auto target = OpenPut(engine_, open);
   if (!target.ok()) return target.status();
   target_ = *std::move(target);
@@ -102,9 +95,9 @@ absl::Status PutStream::HandleOpen(const v1::PutOpen& open) {
 
 absl::Status PutStream::CheckWindow() {
   if (failed_.size() >= kMaxFailedBlocks) {
-    return ProtocolError(absl::StrCat(failed_.size(),
-                                      " blocks of this stream failed; look at their "
-                                      "errors and start a new stream"));
+    return BadPayload(absl::StrCat(failed_.size(),
+                                   " blocks of this stream failed; look at their "
+                                   "errors and start a new stream"));
   }
   if (uploads_.size() < limits::kMaxUnackedBlocksPerStream) return absl::OkStatus();
   return LimitError("kMaxUnackedBlocksPerStream",
@@ -114,13 +107,13 @@ absl::Status PutStream::CheckWindow() {
 }
 
 absl::Status PutStream::HandleHeader(const v1::BlockHeader& header) {
-  if (!target_) return ProtocolError("the first message of PutBlocks must be open");
+  if (!target_) return BadPayload("the first message of PutBlocks must be open");
   {
     MutexLock lock(mutex_);
     if (auto window = CheckWindow(); !window.ok()) return window;
     if (uploads_.contains(header.index())) {
-      return ProtocolError(absl::StrCat("block index ", header.index(),
-                                        " is in use; choose another or wait for its ack"));
+      return BadPayload(absl::StrCat("block index ", header.index(),
+                                     " is in use; choose another or wait for its ack"));
     }
     failed_.erase(header.index());
   }
@@ -192,19 +185,19 @@ void PutStream::OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> t
 }
 
 absl::StatusOr<PutStream::UploadPtr> PutStream::FindReceiving(uint32_t index) {
-  if (!target_) return ProtocolError("the first message of PutBlocks must be open");
+  if (!target_) return BadPayload("the first message of PutBlocks must be open");
   MutexLock lock(mutex_);
   const auto it = uploads_.find(index);
   if (it == uploads_.end()) {
     if (failed_.contains(index)) return UploadPtr();
-    return ProtocolError(absl::StrCat("a part of block ", index,
-                                      " came without a credit for it; wait for the credit"));
+    return BadPayload(absl::StrCat("a part of block ", index,
+                                   " came without a credit for it; wait for the credit"));
   }
   if (it->second->state != Upload::State::kReceiving) {
-    return ProtocolError(absl::StrCat("a part of block ", index,
-                                      it->second->state == Upload::State::kWaiting
-                                          ? " came before its credit; wait for the credit"
-                                          : " came after its payload was whole"));
+    return BadPayload(absl::StrCat("a part of block ", index,
+                                   it->second->state == Upload::State::kWaiting
+                                       ? " came before its credit; wait for the credit"
+                                       : " came after its payload was whole"));
   }
   return it->second;
 }
@@ -212,9 +205,9 @@ absl::StatusOr<PutStream::UploadPtr> PutStream::FindReceiving(uint32_t index) {
 absl::Status PutStream::HandlePart(const PutPartView& part) {
   LKV_ASSIGN_OR_RETURN(const UploadPtr upload, FindReceiving(part.index));
   if (!upload) return absl::OkStatus();
-  const absl::Status appended = AppendPart(upload, part);
-  if (!appended.ok()) {
-    FailUpload(upload, appended);
+  const absl::Status taken = TakePart(upload, part);
+  if (!taken.ok()) {
+    FailUpload(upload, taken);
     return absl::OkStatus();
   }
   bool whole;
@@ -227,37 +220,18 @@ absl::Status PutStream::HandlePart(const PutPartView& part) {
   return absl::OkStatus();
 }
 
-absl::Status PutStream::AppendPart(const UploadPtr& upload, const PutPartView& part) {
-  if (part.data_bytes == 0 || part.data_bytes > limits::kMaxPartBytes) {
-    return ProtocolError(
-        absl::StrCat("a part has ", part.data_bytes, " bytes; send 1 to ", limits::kMaxPartBytes));
-  }
+absl::Status PutStream::TakePart(const UploadPtr& upload, const PutPartView& part) {
   // Taken out while it grows: only this thread appends, and a stream that ends meanwhile finds
   // nothing to free.
   ByteVector staging;
   {
     MutexLock lock(mutex_);
     if (upload->cancelled.load()) return absl::OkStatus();
-    if (part.offset != upload->staging.size()) {
-      return ProtocolError(absl::StrCat("a part starts at offset ", part.offset, " where ",
-                                        upload->staging.size(), " was due; send parts in order"));
-    }
-    if (part.data_bytes > upload->plan.payload_bytes - upload->staging.size()) {
-      return ProtocolError(absl::StrCat("the parts pass the announced ", upload->plan.payload_bytes,
-                                        " payload bytes; announce the right size"));
-    }
+    LKV_RETURN_IF_ERROR(CheckPart(part, upload->staging.size(), upload->plan.payload_bytes));
     staging = std::move(upload->staging);
   }
   if (staging.capacity() == 0) staging = engine_.staging().Take(upload->plan.payload_bytes);
-  uint32_t crc = 0;
-  for (const ByteSpan piece : part.data) {
-    staging.insert(staging.end(), piece.begin(), piece.end());
-    crc = Crc32c(piece, crc);
-  }
-  if (crc != part.crc32c) {
-    return ProtocolError(absl::StrCat("the CRC32C of the part at offset ", part.offset,
-                                      " is wrong; put the block again"));
-  }
+  LKV_RETURN_IF_ERROR(AppendPart(part, staging));
   MutexLock lock(mutex_);
   if (!upload->cancelled.load()) upload->staging = std::move(staging);
   return absl::OkStatus();
@@ -276,16 +250,15 @@ absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
     MutexLock lock(mutex_);
     began = !upload->staging.empty();
     if (region && !began) {
-      upload->region = std::move(region);
-      upload->region_offset = part.region_offset();
-      if (part.has_crc32c()) upload->region_crc32c = part.crc32c();
+      upload->place = {std::move(region), part.region_offset(), {}};
+      if (part.has_crc32c()) upload->place->crc32c = part.crc32c();
       upload->state = Upload::State::kEncoding;
     }
   }
   if (began) {
-    FailUpload(upload, ProtocolError("a block comes either in parts or in a region, not both"));
-  } else if (!upload->region) {
-    FailUpload(upload, ProtocolError("there is no such region of shared memory; open one"));
+    FailUpload(upload, BadPayload("a block comes either in parts or in a region, not both"));
+  } else if (!upload->place) {
+    FailUpload(upload, BadPayload("there is no such region of shared memory; open one"));
   } else {
     StartEncoding(upload);
   }
@@ -297,14 +270,14 @@ void PutStream::EncodeFromGpu(const UploadPtr& upload, const GpuCacheRegion& reg
   const BlockMetadata& m = upload->plan.metadata;
   absl::Status error;
   if (target_->frames || region.fingerprint() != m.fingerprint) {
-    error = ProtocolError("GPU memory holds raw blocks of the layout that it was handed over with");
+    error = BadPayload("GPU memory holds raw blocks of the layout that it was handed over with");
   } else {
     auto placement = region.Place(part.table(), m.start_position, m.tokens);
     MutexLock lock(mutex_);
     if (!placement.ok()) {
       error = WithReason(placement.status(), v1::REASON_BAD_PAYLOAD);
     } else if (!upload->staging.empty()) {
-      error = ProtocolError("a block comes either in parts or in a region, not both");
+      error = BadPayload("a block comes either in parts or in a region, not both");
     } else {
       upload->plan.placement = *std::move(placement);
       upload->state = Upload::State::kEncoding;
@@ -315,27 +288,6 @@ void PutStream::EncodeFromGpu(const UploadPtr& upload, const GpuCacheRegion& reg
   } else {
     FailUpload(upload, error);
   }
-}
-
-absl::Status PutStream::FetchFromRegion(const Upload& upload, Payload* payload) {
-  const auto bytes = upload.region->Find(upload.region_offset, upload.plan.payload_bytes);
-  if (!bytes) {
-    return ProtocolError(absl::StrCat("the payload is not within its region of ",
-                                      upload.region->bytes(), " bytes; put the block again"));
-  }
-  if (!target_->frames && !upload.region_crc32c) {
-    payload->region = upload.region;
-    payload->shared = *bytes;
-    return absl::OkStatus();
-  }
-  // The client can still write to the region: what counts is the copy, and its checksum.
-  payload->own = engine_.staging().Take(bytes->size());
-  payload->own.assign(bytes->begin(), bytes->end());
-  if (upload.region_crc32c && Crc32c(payload->own) != *upload.region_crc32c) {
-    return ProtocolError(
-        "the CRC32C of the payload in shared memory is wrong; put the block again");
-  }
-  return absl::OkStatus();
 }
 
 void PutStream::FailUpload(const UploadPtr& upload, const absl::Status& error) {
@@ -365,11 +317,14 @@ void PutStream::Encode(const UploadPtr& upload) {
     payload.own = std::move(upload->staging);
     ticket = std::move(upload->ticket);
   }
-  if (upload->region) {
-    if (auto fetched = FetchFromRegion(*upload, &payload); !fetched.ok()) {
-      FailUpload(upload, fetched);
+  if (upload->place) {
+    auto fetched = FetchFromRegion(*upload->place, upload->plan.payload_bytes, target_->frames,
+                                   engine_.staging());
+    if (!fetched.ok()) {
+      FailUpload(upload, fetched.status());
       return;
     }
+    payload = *std::move(fetched);
   }
   v1::BlockAck ack = StoreBlock(engine_, *target_, upload->plan, std::move(payload),
                                 std::move(ticket), upload->cancelled);
@@ -455,7 +410,7 @@ void PutStream::HandleHalfClose() {
   }
   for (const auto& [upload, admission_id] : broken) {
     engine_.admission().Cancel(admission_id);
-    FailUpload(upload, ProtocolError("the stream ended before the payload was whole"));
+    FailUpload(upload, BadPayload("the stream ended before the payload was whole"));
   }
   MutexLock lock(mutex_);
   FinishIfDoneLocked();

@@ -20,6 +20,7 @@
 #include "server/engine.h"
 #include "server/region_registry.h"
 #include "server/stream_monitor.h"
+#include "server/upload_payload.h"
 
 namespace latticekv {
 
@@ -48,10 +49,7 @@ class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
     uint64_t admission_id = 0;
     UploadTicket ticket;
     ByteVector staging;
-    // Of a payload in shared memory: where it lies.
-    std::shared_ptr<SharedRegion> region;
-    uint64_t region_offset = 0;
-    std::optional<uint32_t> region_crc32c;
+    std::optional<RegionPlace> place;  // of a payload in shared memory
   };
   using UploadPtr = std::shared_ptr<Upload>;
 
@@ -74,9 +72,7 @@ class PutStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
   void OnCredit(const UploadPtr& upload, absl::StatusOr<UploadTicket> ticket);
   // The upload that expects a part; null when the part is late and to be ignored.
   absl::StatusOr<UploadPtr> FindReceiving(uint32_t index);
-  absl::Status AppendPart(const UploadPtr& upload, const PutPartView& part);
-  // The payload in shared memory, in its place or copied. On the codec threads.
-  absl::Status FetchFromRegion(const Upload& upload, Payload* payload);
+  absl::Status TakePart(const UploadPtr& upload, const PutPartView& part);
   void StartEncoding(const UploadPtr& upload);
   void Encode(const UploadPtr& upload);
   // Acknowledges when the target's state is reached; nothing of the stream waits meanwhile.
