@@ -81,10 +81,15 @@ void GetStream::Prepare() {
                        : block->promote  ? Source::kComing
                                          : Source::kDisk);
     in_memory_.push_back(block->on_disk() ? nullptr : block->block);
+    if (!block->block) continue;
+    if (AnyOrder() && sources_.back() == Source::kComing) {
+      ++awaited_;
+    } else {
+      next_.emplace(plan_.first_layer, block->index);
+    }
   }
   StartLoadsLocked();
   if (finished_) return;
-  next_layer_ = plan_.first_layer;
   prepared_ = true;
   ScheduleLocked();
   PumpLocked();
@@ -113,6 +118,13 @@ void GetStream::Load(uint32_t block) {
   if (finished_) return;
   sources_[block] = loaded ? Source::kMemory : Source::kDisk;
   in_memory_[block] = std::move(loaded);
+  if (AnyOrder()) {
+    --awaited_;
+    next_.emplace(plan_.first_layer, block);
+    ScheduleLocked();
+    PumpLocked();
+    return;
+  }
   for (size_t i = 0; !finished_ && i < items_.size(); ++i) {
     const ItemPtr item = items_[i];
     if (item->waiting && item->block == block) StartLocked(item);
@@ -121,11 +133,12 @@ void GetStream::Load(uint32_t block) {
 
 bool GetStream::AdvanceLocked() {
   const uint32_t end_layer = WholeBlocks() ? plan_.first_layer + 1 : plan_.end_layer;
-  for (; next_layer_ < end_layer; ++next_layer_, next_block_ = 0) {
-    for (; next_block_ < plan_.blocks.size(); ++next_block_) {
-      if (dead_[next_block_]) continue;
-      if (WholeBlocks() || LayerBytes(*plan_.blocks[next_block_], next_layer_) > 0) return true;
-    }
+  while (!next_.empty()) {
+    const auto [layer, block] = next_.top();
+    const bool over = dead_[block] || layer >= end_layer;
+    if (!over && (WholeBlocks() || LayerBytes(*plan_.blocks[block], layer) > 0)) return true;
+    next_.pop();
+    if (!over) next_.emplace(layer + 1, block);
   }
   return false;
 }
@@ -133,14 +146,15 @@ bool GetStream::AdvanceLocked() {
 void GetStream::ScheduleLocked() {
   while (!finished_ && AdvanceLocked()) {
     // A frame lies in the store already: the window pays for the part that is copied out of it.
-    const ReadBlock& block = *plan_.blocks[next_block_];
+    const auto [next_layer, next_block] = next_.top();
+    const ReadBlock& block = *plan_.blocks[next_block];
     // One on disk may have to be read whole, to be checked before its first byte is sent.
     const size_t frame_bytes = block.block->frame_bytes;
-    const bool in_memory = sources_[next_block_] == Source::kMemory;
+    const bool in_memory = sources_[next_block] == Source::kMemory;
     const size_t bytes =
         WholeBlocks() ? (in_memory ? std::min(limits::kMaxPartBytes, frame_bytes) : frame_bytes)
-        : in_memory   ? LayerBytes(block, next_layer_)
-                      : LayerMemoryBytes(block, next_layer_);
+        : in_memory   ? LayerBytes(block, next_layer)
+                      : LayerMemoryBytes(block, next_layer);
     if (!items_.empty() && window_bytes_ + bytes > WindowBytes(engine_.config())) return;
     auto reservation = engine_.store().Reserve(bytes);
     if (!reservation.ok()) {
@@ -154,11 +168,12 @@ void GetStream::ScheduleLocked() {
     }
     starved_since_ms_ = 0;
     auto item = std::make_shared<Item>();
-    item->block = next_block_;
-    item->layer = next_layer_;
+    item->block = next_block;
+    item->layer = next_layer;
     // Where the client is behind, what is under way is sent first; then it comes inline.
     if (window_ && !WholeBlocks() && !PlaceLocked(*item) && !items_.empty()) return;
-    ++next_block_;
+    next_.pop();
+    next_.emplace(next_layer + 1, next_block);
     item->window_bytes = bytes;
     item->reservation = *std::move(reservation);
     window_bytes_ += bytes;
@@ -376,7 +391,7 @@ void GetStream::PumpLocked() {
     return;
   }
   ScheduleLocked();
-  if (!finished_ && items_.empty() && starved_since_ms_ == 0 && !AdvanceLocked()) {
+  if (!finished_ && items_.empty() && awaited_ == 0 && starved_since_ms_ == 0 && !AdvanceLocked()) {
     FinishLocked(absl::OkStatus());
   }
 }

@@ -6,8 +6,11 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <queue>
+#include <utility>
 #include <vector>
 
 #include "core/base/mutex.h"
@@ -22,8 +25,9 @@ namespace latticekv {
 // Sends BlockOpen for every block, then layer 0 of each block, layer 1 of each, and so on. The
 // codec threads decode ahead of the one write in flight, within a window of bytes reserved from the
 // budget. What lies on disk is read before that by threads of its own: the blocks that come into
-// memory all at once, ahead of the window, others by layers within it. Owns itself until gRPC is
-// done with it; jobs share the ownership.
+// memory all at once, ahead of the window, others by layers within it. A reader that takes layers
+// in any order gets those of the blocks that are there while others are still read. Owns itself
+// until gRPC is done with it; jobs share the ownership.
 class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                         public MonitoredStream,
                         public std::enable_shared_from_this<GetStream> {
@@ -77,7 +81,10 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void ScheduleLocked() LKV_REQUIRES(mutex_);
   // Frames and reads into GPU memory go block by block, not layer by layer.
   bool WholeBlocks() const LKV_REQUIRES(mutex_) { return plan_.frames || plan_.target != nullptr; }
-  // Moves the cursor to the next block that has the layer; false at the end.
+  bool AnyOrder() const LKV_REQUIRES(mutex_) {
+    return request_.unordered_layers() && !WholeBlocks();
+  }
+  // Makes the top of next_ a layer that is to be sent; false: there is none now.
   bool AdvanceLocked() LKV_REQUIRES(mutex_);
   // Starts the next write or ends the stream.
   void PumpLocked() LKV_REQUIRES(mutex_);
@@ -106,8 +113,12 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::vector<bool> dead_ LKV_GUARDED_BY(mutex_);  // blocks missing or failed
   std::vector<Source> sources_ LKV_GUARDED_BY(mutex_);
   std::vector<StoredBlockPtr> in_memory_ LKV_GUARDED_BY(mutex_);  // of Source::kMemory
-  uint32_t next_layer_ LKV_GUARDED_BY(mutex_) = 0;
-  uint32_t next_block_ LKV_GUARDED_BY(mutex_) = 0;
+  // The next layer of each block that may be scheduled; the lowest layer first, the first block of
+  // these.
+  using LayerOfBlock = std::pair<uint32_t, uint32_t>;
+  std::priority_queue<LayerOfBlock, std::vector<LayerOfBlock>, std::greater<>> next_
+      LKV_GUARDED_BY(mutex_);
+  size_t awaited_ LKV_GUARDED_BY(mutex_) = 0;  // blocks that come into next_ when they are loaded
   std::deque<ItemPtr> items_ LKV_GUARDED_BY(mutex_);
   size_t window_bytes_ LKV_GUARDED_BY(mutex_) = 0;
   int64_t starved_since_ms_ LKV_GUARDED_BY(mutex_) = 0;       // 0: not waiting for memory

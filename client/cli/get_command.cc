@@ -114,6 +114,7 @@ absl::Status Get(const Arguments& arguments) {
   request.layout.fingerprint = session.fingerprint;
   request.layout.name_space = name_space;
   request.accept_evicted = arguments.Has("accept-evicted");
+  request.unordered_layers = true;
 
   FileSink sink(arguments.positionals()[0], session.layout);
   const auto start = std::chrono::steady_clock::now();

@@ -6,8 +6,10 @@
 namespace latticekv {
 
 absl::StatusOr<StoredPrefix> Client::GetPrefix(const GetRequest& request) {
+  GetRequest any_order = request;
+  any_order.unordered_layers = true;
   PrefixSink sink(request);
-  LKV_RETURN_IF_ERROR(connection_->Get(request, sink));
+  LKV_RETURN_IF_ERROR(connection_->Get(any_order, sink));
   return sink.Take();
 }
 

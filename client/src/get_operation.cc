@@ -77,6 +77,7 @@ v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
   out.set_encoding(v1::ENCODING_RAW);
   out.set_first_layer(request.first_layer);
   out.set_layer_count(request.layer_count);
+  out.set_unordered_layers(request.unordered_layers);
   return out;
 }
 
@@ -147,7 +148,10 @@ GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink, GetWindow* wi
       window_(window),
       end_layer_(EndLayer(request)),
       current_layer_(request.first_layer) {
-  for (uint32_t l = 0; l < current_layer_; ++l) layer_offset_ += LayerTokenBytes(layout_.layers[l]);
+  layer_offsets_.push_back(0);
+  for (const LayerSpec& layer : layout_.layers) {
+    layer_offsets_.push_back(layer_offsets_.back() + LayerTokenBytes(layer));
+  }
 }
 
 absl::Status GetReceiver::OnMessage(const v1::GetBlocksResponse& message) {
@@ -175,6 +179,7 @@ absl::Status GetReceiver::OnOpen(const v1::BlockOpen& open) {
   if (served.miss.ok()) {
     block.tokens = served.block.tokens;
     block.live = true;
+    block.layer = current_layer_;
     ++live_;
     ++pending_;
   }
@@ -187,13 +192,14 @@ absl::Status GetReceiver::CheckPart(const v1::GetPart& part, ByteSpan data) cons
     return BadReply(absl::StrCat("data of block ", part.index(), ", which is not open"));
   }
   const Block& block = blocks_[part.index()];
-  if (part.layer() != current_layer_ || current_layer_ >= end_layer_ ||
-      part.plane() != block.plane || part.plane() >= layout_.layers[current_layer_].planes.size()) {
+  const bool in_turn = request_.unordered_layers || block.layer == current_layer_;
+  if (!in_turn || part.layer() != block.layer || block.layer >= end_layer_ ||
+      part.plane() != block.plane || part.plane() >= layout_.layers[block.layer].planes.size()) {
     return BadReply(absl::StrCat("layer ", part.layer(), " plane ", part.plane(), " of block ",
                                  part.index(), " out of turn"));
   }
-  const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
-  uint64_t plane_start = layer_offset_;
+  const std::vector<PlaneSpec>& planes = layout_.layers[block.layer].planes;
+  uint64_t plane_start = layer_offsets_[block.layer];
   for (uint32_t p = 0; p < block.plane; ++p) plane_start += planes[p].token_bytes();
   const uint64_t plane_bytes = planes[block.plane].token_bytes() * block.tokens;
   const uint64_t size = data.size();
@@ -213,11 +219,11 @@ absl::Status GetReceiver::OnPart(const v1::GetPart& part, ByteSpan data,
     return BadReply(absl::StrCat("a part of block ", part.index(), " with a wrong checksum"));
   }
   Block& block = blocks_[part.index()];
-  const std::vector<PlaneSpec>& planes = layout_.layers[current_layer_].planes;
+  const std::vector<PlaneSpec>& planes = layout_.layers[block.layer].planes;
   const PlaneSpec& plane = planes[block.plane];
   if (block.plane_offset == 0) {
     LKV_ASSIGN_OR_RETURN(block.destination,
-                         sink_.Destination(part.index(), current_layer_, block.plane));
+                         sink_.Destination(part.index(), block.layer, block.plane));
   }
   if (block.destination.data != nullptr) {
     ScatterPlane(plane, block.plane_offset, data, block.destination);
@@ -226,7 +232,8 @@ absl::Status GetReceiver::OnPart(const v1::GetPart& part, ByteSpan data,
   if (block.plane_offset < plane.token_bytes() * block.tokens) return absl::OkStatus();
   block.plane_offset = 0;
   if (++block.plane < planes.size()) return absl::OkStatus();
-  --pending_;
+  block.plane = 0;
+  if (block.layer++ == current_layer_) --pending_;
   return FinishLayers();
 }
 
@@ -237,9 +244,7 @@ absl::Status GetReceiver::OnFailed(const v1::BlockOpen& failed) {
   Block& block = blocks_[failed.index()];
   block.live = false;
   --live_;
-  const bool complete =
-      current_layer_ < end_layer_ && block.plane == layout_.layers[current_layer_].planes.size();
-  if (!complete) --pending_;
+  if (block.layer == current_layer_) --pending_;
   LKV_RETURN_IF_ERROR(
       sink_.OnBlockFailed(failed.index(), StatusFromDetail(FromProto(failed.miss()))));
   parts_began_ = true;
@@ -247,12 +252,11 @@ absl::Status GetReceiver::OnFailed(const v1::BlockOpen& failed) {
 }
 
 absl::Status GetReceiver::FinishLayers() {
-  if (pending_ > 0 || live_ == 0 || current_layer_ >= end_layer_) return absl::OkStatus();
-  LKV_RETURN_IF_ERROR(sink_.OnLayer(current_layer_));
-  layer_offset_ += LayerTokenBytes(layout_.layers[current_layer_]);
-  ++current_layer_;
-  pending_ = live_;
-  for (Block& block : blocks_) block.plane = 0;
+  while (pending_ == 0 && live_ > 0 && current_layer_ < end_layer_) {
+    LKV_RETURN_IF_ERROR(sink_.OnLayer(current_layer_));
+    ++current_layer_;
+    for (const Block& block : blocks_) pending_ += block.live && block.layer == current_layer_;
+  }
   return absl::OkStatus();
 }
 

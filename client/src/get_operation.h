@@ -31,7 +31,8 @@ class GetReceiver {
   struct Block {
     uint32_t tokens = 0;
     bool live = false;
-    uint32_t plane = 0;         // of current_layer_; the plane count when the layer is complete
+    uint32_t layer = 0;  // that it is at; in order of layers at most one ahead of current_layer_
+    uint32_t plane = 0;
     uint64_t plane_offset = 0;  // bytes of that plane that have come
     MutablePlaneView destination;
   };
@@ -50,10 +51,10 @@ class GetReceiver {
   GetWindow* const window_;
   const uint32_t end_layer_;
   std::vector<Block> blocks_;
-  uint32_t current_layer_;
-  uint64_t layer_offset_ = 0;  // of current_layer_ in a payload, bytes a token
+  std::vector<uint64_t> layer_offsets_;  // in a payload, bytes a token
+  uint32_t current_layer_;               // the first that is not complete in every live block
   uint32_t live_ = 0;
-  uint32_t pending_ = 0;  // live blocks whose current layer is incomplete
+  uint32_t pending_ = 0;  // live blocks that are at current_layer_
   bool parts_began_ = false;
 };
 

@@ -304,6 +304,73 @@ TEST_F(ClientTest, GetsAPrefix) {
   }
 }
 
+TEST_F(ClientTest, LayersOfOneBlockMayComeBeforeThoseOfAnother) {
+  std::vector<v1::GetBlocksResponse> stream = {Open(0), Open(1)};
+  const auto add = [&](uint32_t block, uint32_t layer) {
+    for (auto& part : Layer(block, layer)) stream.push_back(std::move(part));
+  };
+  add(1, 0);
+  add(1, 1);
+  add(0, 0);
+  add(1, 2);
+  add(0, 1);
+  add(0, 2);
+  stub_->gets.push_back({stream, absl::OkStatus()});
+  const auto prefix = MakeClient().GetPrefix(Request());
+  ASSERT_TRUE(prefix.ok()) << prefix.status();
+  EXPECT_TRUE(stub_->get_requests[0].unordered_layers());
+  for (uint32_t l = 0; l < 3; ++l) {
+    for (uint32_t p = 0; p < 2; ++p) {
+      EXPECT_EQ(BytesString(prefix->planes[l][p]), PlaneBytes(0, l, p) + PlaneBytes(1, l, p));
+    }
+  }
+
+  struct LayerSink : GetSink {
+    absl::Status OnBlock(const ServedBlock&) override { return absl::OkStatus(); }
+    absl::StatusOr<MutablePlaneView> Destination(uint32_t, uint32_t layer, uint32_t) override {
+      calls.push_back(absl::StrCat("to ", layer));
+      return MutablePlaneView{};
+    }
+    absl::Status OnLayer(uint32_t layer) override {
+      calls.push_back(absl::StrCat("layer ", layer));
+      return absl::OkStatus();
+    }
+    absl::Status OnBlockFailed(uint32_t block, const absl::Status&) override {
+      calls.push_back(absl::StrCat("failed ", block));
+      return absl::OkStatus();
+    }
+    absl::Status OnRestart() override { return absl::OkStatus(); }
+    std::vector<std::string> calls;
+  };
+  // Only who asked for it gets it.
+  LayerSink in_order;
+  stub_->gets.push_back({stream, absl::OkStatus()});
+  EXPECT_EQ(MakeClient().Get(Request(), in_order).code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(stub_->get_requests[1].unordered_layers());
+
+  // A layer is told of when the last block has it, in order; a block that fails holds up none.
+  GetRequest request = Request();
+  request.unordered_layers = true;
+  LayerSink unordered;
+  stub_->gets.push_back({stream, absl::OkStatus()});
+  ASSERT_TRUE(MakeClient().Get(request, unordered).ok());
+  EXPECT_EQ(unordered.calls, (std::vector<std::string>{
+                                 "to 0", "to 0", "to 1", "to 1", "to 0", "to 0", "layer 0", "to 2",
+                                 "to 2", "to 1", "to 1", "layer 1", "to 2", "to 2", "layer 2"}));
+  stream.resize(2);
+  for (uint32_t l = 0; l < 3; ++l) add(1, l);
+  v1::GetBlocksResponse failed;
+  failed.mutable_failed()->set_index(0);
+  failed.mutable_failed()->mutable_miss()->set_reason(v1::REASON_CORRUPT);
+  stream.push_back(failed);
+  LayerSink one_failed;
+  stub_->gets.push_back({stream, absl::OkStatus()});
+  ASSERT_TRUE(MakeClient().Get(request, one_failed).ok());
+  EXPECT_EQ(one_failed.calls,
+            (std::vector<std::string>{"to 0", "to 0", "to 1", "to 1", "to 2", "to 2", "failed 0",
+                                      "layer 0", "layer 1", "layer 2"}));
+}
+
 TEST_F(ClientTest, APrefixEndsBeforeTheFirstMiss) {
   std::vector<v1::GetBlocksResponse> stream = {Open(0), Miss(1, v1::REASON_NOT_STORED)};
   for (uint32_t l = 0; l < 3; ++l) {

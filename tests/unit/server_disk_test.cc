@@ -2,6 +2,7 @@
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <mutex>
 
@@ -227,6 +228,35 @@ TEST_F(ServerDiskTest, DamageIsFoundByVerifyAndNeverServed) {
     }
   }
   EXPECT_EQ(missing, 1u);
+}
+
+TEST_F(ServerDiskTest, ADamagedBlockFailsAloneAmongUnorderedLayers) {
+  const auto blocks = MakeBlocks(Ids(1, 4 * kTestChunk));
+  Put(Durable("s"), blocks);
+  // In the third block's last layer: low bytes of its last values, which are stored as they are.
+  ByteVector low;
+  for (size_t i = blocks[2].payload.size() - 128; i < blocks[2].payload.size(); i += 2) {
+    low.push_back(static_cast<std::byte>(blocks[2].payload[i]));
+  }
+  Damage(1, [&](ByteVector& bytes) {
+    const auto found = std::search(bytes.begin(), bytes.end(), low.begin(), low.end());
+    ASSERT_NE(found, bytes.end());
+    *found ^= std::byte{4};
+  });
+  Restart();
+  v1::GetBlocksRequest request;
+  request.set_session("s");
+  request.set_unordered_layers(true);
+  const GetResult got = Get(request);
+  ASSERT_TRUE(got.status.ok()) << got.status.message;
+  ASSERT_EQ(got.failed.size(), 1u);
+  EXPECT_EQ(got.failed[0].index(), 2u);
+  EXPECT_EQ(got.failed[0].miss().reason(), v1::REASON_CORRUPT);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i != 2) {
+      EXPECT_EQ(got.payloads[i], blocks[i].payload) << i;
+    }
+  }
 }
 
 TEST_F(ServerDiskTest, WhatRecoveryLostIsCountedAndLogged) {

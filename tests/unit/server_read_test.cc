@@ -59,6 +59,15 @@ class ServerReadTest : public ServiceFixture {
       if (begun_ < count && !released_) ++given_up_;
     });
   }
+  // Holds up the first read of at least `bytes` from now on, and no other.
+  void HoldFirst(uint64_t bytes) {
+    files_.Watch([this, bytes](uint64_t size) {
+      if (size < bytes) return;
+      std::unique_lock lock(mutex_);
+      if (begun_++ > 0) return;
+      if (!changed_.wait_for(lock, kLongest, [&] { return released_; })) ++given_up_;
+    });
+  }
   void Release() {
     const std::lock_guard lock(mutex_);
     released_ = true;
@@ -95,6 +104,42 @@ TEST_F(ServerReadTest, TheNextBlockIsReadBeforeTheFirstIsSent) {
   ExpectPayloads(GetHashes(hashes_));
   EXPECT_GE(begun_, 6);
   EXPECT_EQ(given_up_, 0) << "a block was read only after the one before it";
+}
+
+// All layers of the blocks that are there come while one block is still read.
+TEST_F(ServerReadTest, UnorderedLayersDoNotWaitForABlockThatIsStillRead) {
+  Restart(16 << 20);
+  HoldFirst(kLayers * kLayerBytes / 2);
+  v1::GetBlocksRequest request;
+  request.set_session("s");
+  request.set_unordered_layers(true);
+  auto call = client_->GetBlocks(request);
+  std::vector<std::string> payloads(blocks_.size());
+  size_t bytes = 0;
+  v1::GetBlocksResponse response;
+  while (call->Read(&response)) {
+    if (!response.has_part()) continue;
+    const v1::GetPart& part = response.part();
+    ASSERT_LT(part.index(), payloads.size());
+    EXPECT_EQ(part.offset(), payloads[part.index()].size()) << "a block's layers out of order";
+    payloads[part.index()] += part.data();
+    bytes += part.data().size();
+    if (bytes == (blocks_.size() - 1) * kLayers * kLayerBytes) Release();
+  }
+  EXPECT_TRUE(call->Finish().ok());
+  EXPECT_EQ(given_up_, 0) << "nothing came while a block was read";
+  for (size_t i = 0; i < blocks_.size(); ++i) EXPECT_EQ(payloads[i], blocks_[i].payload) << i;
+}
+
+TEST_F(ServerReadTest, UnorderedLayersWithoutMemoryForWholeBlocks) {
+  Restart(1 << 20);
+  v1::GetBlocksRequest request;
+  request.set_session("s");
+  request.set_unordered_layers(true);
+  ExpectPayloads(Get(request));
+  request.set_layer_count(3);
+  ExpectPayloads(Get(request), 3);
+  EXPECT_LE(engine().store().Stats().memory_peak_bytes, 1u << 20);
 }
 
 TEST_F(ServerReadTest, LayersAreReadAheadToo) {

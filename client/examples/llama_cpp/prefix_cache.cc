@@ -136,6 +136,8 @@ absl::StatusOr<uint32_t> PrefixCache::Restore(std::span<const uint32_t> tokens,
   }
   if (cells == 0) return 0u;
   LKV_ASSIGN_OR_RETURN(SequenceState state, engine_.NewState(cells));
+  // A partial block has memory for one layer.
+  request.unordered_layers = slots.back().usable == slots.back().tokens;
   StateSink sink(engine_.layout(), std::move(slots), state);
   LKV_RETURN_IF_ERROR(client_.Get(request, sink));
   LKV_RETURN_IF_ERROR(engine_.SetState(std::move(state)));

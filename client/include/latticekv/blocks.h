@@ -151,6 +151,10 @@ struct GetRequest {
   bool accept_evicted = false;
   uint32_t first_layer = 0;
   uint32_t layer_count = 0;  // 0: to the last
+  // Layers of a block may come while those before them of other blocks are still read from disk:
+  // what is there is on its way while the rest is read, and a get from disk ends earlier; its first
+  // layer is complete a little later. For sinks that have memory for all layers at once.
+  bool unordered_layers = false;
   // Get the frames as they are stored and decode here: a sixth or less of the bytes of a lossy
   // preset, for CPU time of the caller's thread. All of them come before the first layer is
   // decoded.
@@ -169,8 +173,9 @@ struct ServedBlock {
 };
 
 // Receives a get. Methods are called from the thread that called Get, in this order: OnBlock for
-// each block, then for each layer Destination for each block and plane, and OnLayer. Any error a
-// method returns ends the get, which returns it.
+// each block, then for each layer Destination for each block and plane, and OnLayer. With
+// unordered_layers Destination goes through the layers of each block by itself; OnLayer comes in
+// order as ever. Any error a method returns ends the get, which returns it.
 class GetSink {
  public:
   virtual ~GetSink() = default;
