@@ -59,10 +59,17 @@ __attribute__((target("sse4.2"))) uint32_t Crc32cSse42(ByteSpan bytes, uint32_t 
     static const RunShift shift;
     for (; left >= 3 * kRunBytes; left -= 3 * kRunBytes, p += 3 * kRunBytes) {
       uint64_t second = 0, third = 0;
-      for (size_t i = 0; i < kRunBytes; i += 8) {
-        state = _mm_crc32_u64(state, LoadLe<uint64_t>(p + i));
-        second = _mm_crc32_u64(second, LoadLe<uint64_t>(p + kRunBytes + i));
-        third = _mm_crc32_u64(third, LoadLe<uint64_t>(p + 2 * kRunBytes + i));
+      const bool more = left >= 6 * kRunBytes;
+      for (size_t line = 0; line < kRunBytes; line += 64) {
+        // The processor's own prefetching begins anew with every run.
+        for (size_t run = 3; more && run < 6; ++run) {
+          _mm_prefetch(p + run * kRunBytes + line, _MM_HINT_T0);
+        }
+        for (size_t i = line; i < line + 64; i += 8) {
+          state = _mm_crc32_u64(state, LoadLe<uint64_t>(p + i));
+          second = _mm_crc32_u64(second, LoadLe<uint64_t>(p + kRunBytes + i));
+          third = _mm_crc32_u64(third, LoadLe<uint64_t>(p + 2 * kRunBytes + i));
+        }
       }
       state = shift(static_cast<uint32_t>(state)) ^ second;
       state = shift(static_cast<uint32_t>(state)) ^ third;

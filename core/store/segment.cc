@@ -11,6 +11,7 @@ namespace latticekv {
 namespace {
 
 constexpr size_t kStartBytes = 8192;
+constexpr size_t kCheckedAtOnce = 24 << 10;
 
 bool AllZero(ByteSpan bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
@@ -176,10 +177,14 @@ absl::StatusOr<WholeRecord> ReadRecord(File& file, uint32_t segment_id, uint64_t
       out.frame.reserve(out.header.frame_bytes);
     }
     take(piece, out.header.metadata_bytes - out.metadata.size(), out.metadata);
-    const size_t n = std::min<size_t>(piece.size(), out.header.frame_bytes - out.frame.size());
-    // While it is in the cache.
-    frame_crc = Crc32c(piece.first(n), frame_crc);
-    take(piece, n, out.frame);
+    // Copied while it is in the core's cache, which a whole piece may not fit into.
+    for (size_t n = std::min<size_t>(piece.size(), out.header.frame_bytes - out.frame.size());
+         n > 0;) {
+      const size_t step = std::min(n, kCheckedAtOnce);
+      frame_crc = Crc32c(piece.first(step), frame_crc);
+      take(piece, step, out.frame);
+      n -= step;
+    }
     return AllZero(piece) ? absl::OkStatus()
                           : absl::DataLossError("the padding of the record is damaged");
   };
