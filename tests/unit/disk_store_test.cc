@@ -556,7 +556,7 @@ TEST_P(DiskStoreTest, TheIndexTakesAtMost64BytesABlock) {
   options_.disk_bytes = 64 << 20;
   options_.segment_bytes = 1 << 20;
   Open();
-  constexpr int kBlocks = 20'000;
+  constexpr int kBlocks = 10'000;
   // A chain for every ten blocks; small frames, so that there are many.
   for (int n = 0; n < kBlocks; ++n) {
     ASSERT_TRUE(Put(n, 16, 1, n % 10 == 0 ? std::nullopt : std::optional(n - 1)).ok());
