@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/codec/entropy_tables.h"
+#include "core/codec/row_arithmetic.h"
 #include "core/codec/side_arithmetic.h"
 
 namespace latticekv {
@@ -48,10 +49,6 @@ inline int FloatLog2Sixteenths(float w) {
 
 // Internal linkage from here on, since files with different instruction sets include this.
 
-// Rounds |v| < 2^21 to the nearest integer, ties to even, by adding 1.5 * 2^23.
-static inline int32_t RoundSmall(float v) {
-  return std::bit_cast<int32_t>(v + 12582912.0f) - 0x4B400000;
-}
 inline constexpr int32_t kRoundLimitInteger = 1 << 21;
 inline constexpr float kRoundLimit = kRoundLimitInteger;
 static inline int32_t RoundClamped(float v, float limit = kRoundLimit) {

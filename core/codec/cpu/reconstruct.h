@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "core/codec/cpu/kernels.h"
-#include "core/codec/cpu/row_kernels.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/row_arithmetic.h"
 #include "core/codec/tile_format.h"
 #include "core/layout/rope.h"
 
@@ -65,7 +65,7 @@ class UnitReconstructor {
       const float point = static_cast<float>(2 * row_.q2[c]) * factor;
       x[c] = (point + static_cast<float>(row_.mean[c])) * (row_.step ? row_.step[c] : base);
     }
-    row_kernels::Rotate(row_.angle, row_.pairs, x);
+    Rotate(row_.angle, row_.pairs, x);
     for (uint32_t c = 0; c < row_.dim && row_.order != nullptr; ++c) out[row_.order[c]] = x[c];
   }
 

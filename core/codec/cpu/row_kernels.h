@@ -12,24 +12,9 @@
 #include "core/codec/cpu/kernels.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/fixed_point.h"
+#include "core/codec/row_arithmetic.h"
 
 namespace latticekv::row_kernels {
-
-static inline void Unrotate(const SinCos* r, uint32_t pairs, float* __restrict y) {
-  for (uint32_t i = 0; i < pairs; ++i) {
-    const float a = y[i], b = y[i + pairs];
-    y[i] = a * r[i].cos + b * r[i].sin;
-    y[i + pairs] = b * r[i].cos - a * r[i].sin;
-  }
-}
-
-static inline void Rotate(const SinCos* r, uint32_t pairs, float* __restrict x) {
-  for (uint32_t i = 0; i < pairs; ++i) {
-    const float a = x[i], b = x[i + pairs];
-    x[i] = a * r[i].cos - b * r[i].sin;
-    x[i + pairs] = b * r[i].cos + a * r[i].sin;
-  }
-}
 
 static inline uint32_t Classify(const float* before, const float* after, uint32_t dim) {
   // Sums of huge f32 values may leave the range of a float, so the rotated row is looked at too.

@@ -51,60 +51,41 @@ absl::Status ReadPoints(ByteReader& in, std::vector<int8_t>& points) {
   return absl::OkStatus();
 }
 
-void SumDifferences(const RawLists& raw, uint32_t dim, std::vector<int8_t>& points) {
-  size_t at = 0;
-  for (const std::vector<uint8_t>& head : raw) {
-    const auto rows = static_cast<size_t>(std::count(head.begin(), head.end(), 0));
-    for (size_t i = dim; i < rows * dim; ++i) {
-      points[at + i] = static_cast<int8_t>(points[at + i] + points[at + i - dim]);
+void SumDifferences(uint32_t dim, SeedPlane& plane) {
+  int8_t* points = plane.points.data();
+  for (size_t h = 0; h < plane.raw.size(); ++h) {
+    const size_t elements = size_t{plane.Rows(h)} * dim;
+    for (size_t i = dim; i < elements; ++i) {
+      points[i] = static_cast<int8_t>(points[i] + points[i - dim]);
     }
-    at += rows * dim;
+    points += elements;
   }
 }
 
 absl::Status DecodePlane(const LatticeContext& context, const PlaneSpec& spec, ByteReader& in,
                          const MutablePlaneView& view) {
-  const int bits = in.Get<uint8_t>();
-  const int flags = in.Get<uint8_t>();
-  if (!in.ok() || bits < 1 || bits > kMaxSeedBits ||
-      flags & ~(kSeedGroupScales | kSeedTokenDelta)) {
-    return Damaged("bad plane header");
-  }
-  const uint32_t dim = spec.head_dim, group = flags & kSeedGroupScales ? 8 : dim;
-  LKV_ASSIGN_OR_RETURN(const RawLists raw, ReadRawLists(spec.heads, context.tokens, in));
+  ByteSpan raw_vectors;
+  LKV_ASSIGN_OR_RETURN(SeedPlane plane, ReadSeedPlane(spec, context.tokens, in, raw_vectors));
+  const uint32_t dim = spec.head_dim, groups = dim / plane.shape.Group(dim);
   const size_t vector_bytes = dim * DTypeBytes(spec.dtype);
-  size_t rows = 0;
-  for (uint32_t h = 0; h < spec.heads; ++h) {
-    for (uint32_t t = 0; t < context.tokens; ++t) {
-      rows += !raw[h][t];
-      if (!raw[h][t]) continue;
-      const ByteSpan vector = in.GetBytes(vector_bytes);
-      if (!in.ok()) return Damaged("truncated raw vectors");
-      std::copy(vector.begin(), vector.end(),
-                view.data + t * view.token_stride + h * view.head_stride);
-    }
-  }
-  std::vector<uint16_t> scales(rows * (dim / group));
-  for (uint16_t& scale : scales) {
-    scale = in.Get<uint16_t>();
-    if (!in.ok() || scale >= 0x7C00) return Damaged("bad scale");
-  }
-  std::vector<int8_t> points(rows * dim);
-  LKV_RETURN_IF_ERROR(ReadPoints(in, points));
-  if (flags & kSeedTokenDelta) SumDifferences(raw, dim, points);
-  const int bound = 1 << bits;
-  for (int8_t p : points) {
+  if (plane.shape.token_delta) SumDifferences(dim, plane);
+  const int bound = plane.shape.bound();
+  for (int8_t p : plane.points) {
     if (p < -bound || p > bound) return Damaged("a point is out of range");
   }
-  SeedReconstructor reconstruct(spec, context.rope.Table(spec.rope), group);
+  SeedReconstructor reconstruct(spec, context.rope.Table(spec.rope), plane.shape.Group(dim));
   std::vector<float> row(dim);
   size_t at = 0;
   for (uint32_t h = 0; h < spec.heads; ++h) {
     for (uint32_t t = 0; t < context.tokens; ++t) {
-      if (raw[h][t]) continue;
-      reconstruct.Row(t, &points[at * dim], &scales[at * (dim / group)], row.data());
-      StoreRow(spec.dtype, row.data(), dim,
-               view.data + t * view.token_stride + h * view.head_stride);
+      std::byte* out = view.data + t * view.token_stride + h * view.head_stride;
+      if (plane.raw[h][t]) {
+        std::copy_n(raw_vectors.begin(), vector_bytes, out);
+        raw_vectors = raw_vectors.subspan(vector_bytes);
+        continue;
+      }
+      reconstruct.Row(t, &plane.points[at * dim], &plane.scales[at * groups], row.data());
+      StoreRow(spec.dtype, row.data(), dim, out);
       ++at;
     }
   }
@@ -112,6 +93,33 @@ absl::Status DecodePlane(const LatticeContext& context, const PlaneSpec& spec, B
 }
 
 }  // namespace
+
+absl::StatusOr<SeedPlane> ReadSeedPlane(const PlaneSpec& spec, uint32_t tokens, ByteReader& in,
+                                        ByteSpan& raw_vectors) {
+  SeedPlane out;
+  out.shape.bits = in.Get<uint8_t>();
+  const int flags = in.Get<uint8_t>();
+  if (!in.ok() || out.shape.bits < 1 || out.shape.bits > kMaxSeedBits ||
+      flags & ~(kSeedGroupScales | kSeedTokenDelta)) {
+    return Damaged("bad plane header");
+  }
+  out.shape.group_scales = flags & kSeedGroupScales;
+  out.shape.token_delta = flags & kSeedTokenDelta;
+  LKV_ASSIGN_OR_RETURN(out.raw, ReadRawLists(spec.heads, tokens, in));
+  size_t rows = 0;
+  for (uint32_t h = 0; h < spec.heads; ++h) rows += out.Rows(h);
+  raw_vectors =
+      in.GetBytes((size_t{spec.heads} * tokens - rows) * spec.head_dim * DTypeBytes(spec.dtype));
+  if (!in.ok()) return Damaged("truncated raw vectors");
+  out.scales.resize(rows * (spec.head_dim / out.shape.Group(spec.head_dim)));
+  for (uint16_t& scale : out.scales) {
+    scale = in.Get<uint16_t>();
+    if (!in.ok() || scale >= 0x7C00) return Damaged("bad scale");
+  }
+  out.points.resize(rows * spec.head_dim);
+  LKV_RETURN_IF_ERROR(ReadPoints(in, out.points));
+  return out;
+}
 
 absl::Status DecodeSeedLayer(const LatticeContext& context, ByteSpan bytes,
                              const std::vector<MutablePlaneView>& planes) {
