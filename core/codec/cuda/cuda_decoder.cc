@@ -7,6 +7,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/decode_kernel.h"
 #include "core/codec/cuda/plan_builder.h"
+#include "core/codec/cuda/seed_kernel.h"
 
 namespace latticekv {
 
@@ -79,6 +80,11 @@ absl::Status CudaDecodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
   LKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(counters, 0, counter_bytes, stream), "clearing counters"));
   LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchDecode(launch, stream), "launch of the decoder"));
+  cuda::SeedLaunch seed = seed_;
+  seed.arena_dev = launch.arena_dev;
+  seed.blocks = max_multiprocessors > 0 ? blocks : blocks * cuda::kSeedBlocks;
+  LKV_RETURN_IF_ERROR(
+      CudaStatus(cuda::LaunchSeedDecode(seed, stream), "launch of the seed decoder"));
   return CudaStatus(cudaMemcpyAsync(arena.pinned + results_at(), counters, counter_bytes,
                                     cudaMemcpyDeviceToHost, stream),
                     "download of results");

@@ -3,7 +3,8 @@
 //
 // The host checks a whole frame before a kernel sees any of it: header, checksums, tables, unit
 // headers, sizes. What only decoding can tell (a damaged symbol stream) is bounded in the
-// kernel and reported for each chunk afterwards.
+// kernel and reported for each chunk afterwards. Of seed frames the host undoes zstd; no device
+// has decoded one yet (docs/seed.md).
 //
 //   LKV_ASSIGN_OR_RETURN(CudaDecodePlan plan, CudaDecodePlan::Make(layout, profile, chunks));
 //
@@ -36,6 +37,7 @@
 #include "absl/status/statusor.h"
 #include "core/base/bytes.h"
 #include "core/codec/cuda/cuda_memory.h"
+#include "core/codec/cuda/seed_tasks.h"
 #include "core/layout/layout.h"
 #include "core/layout/model_profile.h"
 
@@ -99,6 +101,7 @@ class CudaDecodePlan {
   ByteVector tasks_;
   std::vector<FrameCopy> frames_;
   cuda::DecodeLaunch launch_{};
+  cuda::SeedLaunch seed_{};
   size_t chunks_ = 0;
   size_t tasks_at_ = 0;  // where the frames end
   size_t device_bytes_ = 0, pinned_bytes_ = 0;

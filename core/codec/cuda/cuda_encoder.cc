@@ -11,7 +11,9 @@
 #include "core/codec/cuda/decode_kernel.h"
 #include "core/codec/cuda/encode_kernels.h"
 #include "core/codec/cuda/encode_plan_builder.h"
+#include "core/codec/cuda/seed_kernel.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 
@@ -102,6 +104,16 @@ absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
   LKV_RETURN_IF_ERROR(
       CudaStatus(cuda::LaunchEntropy(launch, stream), "launch of the entropy coder"));
   LKV_RETURN_IF_ERROR(CudaStatus(cuda::LaunchAssembly(launch, stream), "launch of the assembly"));
+  if (seed_.units > 0) {
+    cuda::SeedLaunch seed = seed_;
+    seed.arena_dev = launch.arena_dev;
+    seed.blocks = max_multiprocessors > 0 ? blocks : blocks * cuda::kSeedBlocks;
+    LKV_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(arena.device_dev + seed.results_at, 0,
+                                                   seed.units * sizeof(cuda::SeedResult), stream),
+                                   "clearing results"));
+    LKV_RETURN_IF_ERROR(
+        CudaStatus(cuda::LaunchSeedEncode(seed, stream), "launch of the seed encoder"));
+  }
   if (results_bytes_ == 0) return absl::OkStatus();
   return CudaStatus(
       cudaMemcpyAsync(arena.pinned + results_at(), arena.device_dev + launch.results_at,
@@ -167,6 +179,58 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
   return frame;
 }
 
+absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectSeed(const CudaArena& arena,
+                                                                    size_t chunk) const {
+  const Chunk& c = chunks_[chunk];
+  if (!c.options.exact_tokens.empty()) return EncodeByHost(chunk);
+  const uint32_t tokens = c.header.tokens;
+  const std::byte* results = arena.pinned + results_at();
+  const std::byte* units = results + (seed_.results_at - launch_.results_at);
+  const std::byte *scales = results + c.seed_scales_at, *points = results + c.seed_points_at;
+  const std::byte* gathered = results + c.gathered_at;
+  size_t unit = c.seed_unit;
+  FrameHeader header = c.header;
+  ByteWriter layers;
+  for (const LayerSpec& layer : layout_->layers) {
+    ByteWriter out;
+    LayerErrors errors;
+    for (const PlaneSpec& spec : layer.planes) {
+      if (spec.role == PlaneRole::kOpaque) continue;
+      const bool key = spec.role == PlaneRole::kKey;
+      for (uint32_t h = 0; h < spec.heads; ++h) {
+        const auto r = LoadLe<cuda::SeedResult>(units + unit++ * sizeof(cuda::SeedResult));
+        if (r.raw_rows > 0) return EncodeByHost(chunk);
+        (key ? errors.within.key_error_sum : errors.within.value_error_sum) += r.error_sum;
+        (key ? errors.within.key_vectors : errors.within.value_vectors) += tokens;
+      }
+      const SeedShape shape = SeedShapeOf(spec, c.options.seed);
+      const size_t rows = size_t{spec.heads} * tokens;
+      SeedPlane plane{shape,
+                      std::vector<std::vector<uint8_t>>(spec.heads, std::vector<uint8_t>(tokens)),
+                      std::vector<uint16_t>(rows * (spec.head_dim / shape.Group(spec.head_dim))),
+                      std::vector<int8_t>(rows * spec.head_dim)};
+      std::memcpy(plane.scales.data(), scales, plane.scales.size() * sizeof(uint16_t));
+      std::memcpy(plane.points.data(), points, plane.points.size());
+      scales += plane.scales.size() * sizeof(uint16_t);
+      points += plane.points.size();
+      AppendSeedPlane(spec, plane, {}, out);
+    }
+    for (const PlaneSpec& spec : layer.planes) {
+      if (spec.role != PlaneRole::kOpaque) continue;
+      AppendExactPlane(spec, tokens, ContiguousPlane(spec, gathered), out);
+      gathered += spec.token_bytes() * tokens;
+    }
+    AppendLayerEntry(out.size(), Crc32c(out.bytes()), errors, header);
+    layers.PutBytes(out.bytes());
+  }
+  ByteVector bytes = SerializeFrameHeader(header);
+  bytes.insert(bytes.end(), layers.bytes().begin(), layers.bytes().end());
+  CudaEncodedBatch::Frame frame;
+  frame.size_bytes = bytes.size();
+  frame.host.push_back({0, std::move(bytes)});
+  return frame;
+}
+
 absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::EncodeByHost(size_t chunk) const {
   const Chunk& c = chunks_[chunk];
   const uint32_t tokens = c.header.tokens;
@@ -194,9 +258,10 @@ absl::StatusOr<CudaEncodedBatch> CudaEncodePlan::Collect(const CudaArena& arena)
   LKV_RETURN_IF_ERROR(CheckRun(arena));
   CudaEncodedBatch out;
   for (size_t i = 0; i < chunks_.size(); ++i) {
-    const bool exact = settings_.preset == PresetId::kExact;
     LKV_ASSIGN_OR_RETURN(CudaEncodedBatch::Frame frame,
-                         exact ? CollectExact(arena, i) : CollectFrame(arena, i));
+                         settings_.preset == PresetId::kExact  ? CollectExact(arena, i)
+                         : settings_.preset == PresetId::kSeed ? CollectSeed(arena, i)
+                                                               : CollectFrame(arena, i));
     out.frames_.push_back(std::move(frame));
   }
   return out;

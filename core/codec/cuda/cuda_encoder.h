@@ -13,7 +13,8 @@
 // Only compressed bytes cross the bus. What has no lattice stage (opaque planes, the preset exact)
 // is gathered by the device and coded by Collect on the host. So is, whole, a chunk whose frame
 // misses its preset's contract, which hard input alone does: its sources must be there until
-// Collect.
+// Collect. Of seed frames Collect does zstd, and whole chunks with vectors to be stored raw; no
+// device has encoded one yet (docs/seed.md).
 #ifndef LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 
@@ -28,6 +29,7 @@
 #include "core/codec/codec.h"
 #include "core/codec/cuda/cuda_memory.h"
 #include "core/codec/cuda/encode_tasks.h"
+#include "core/codec/cuda/seed_tasks.h"
 #include "core/codec/frame_format.h"
 
 namespace latticekv {
@@ -37,6 +39,7 @@ struct CudaEncodeSettings {
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
   const ModelProfile* profile = nullptr;
+  SeedOptions seed = {};
 };
 
 struct CudaEncodeChunk {
@@ -52,7 +55,7 @@ class CudaEncodedBatch {
  public:
   size_t frames() const { return frames_.size(); }
   size_t frame_bytes(size_t frame) const { return frames_[frame].size_bytes; }
-  // The frame missed the contract on the device.
+  // The frame missed the contract on the device, or has raw vectors in seed layers.
   bool encoded_by_host(size_t frame) const { return frames_[frame].by_host; }
 
   // Writes what the host made of a frame into `out`, which has frame_bytes(frame), and enqueues the
@@ -113,6 +116,7 @@ class CudaEncodePlan {
   friend class EncodePlanBuilder;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectFrame(const CudaArena& arena, size_t chunk) const;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectExact(const CudaArena& arena, size_t chunk) const;
+  absl::StatusOr<CudaEncodedBatch::Frame> CollectSeed(const CudaArena& arena, size_t chunk) const;
   absl::StatusOr<CudaEncodedBatch::Frame> EncodeByHost(size_t chunk) const;
 
   // What Collect needs of a chunk.
@@ -122,6 +126,9 @@ class CudaEncodePlan {
     uint64_t gathered_at = 0;  // of the pinned copy: planes that the host codes, one behind another
     std::vector<DevicePlane> sources;      // of all layers
     std::vector<cuda::TokenPlace> places;  // [tokens]
+    // Of seed chunks: the first unit, and where scales and points are from launch_.results_at on.
+    size_t seed_unit = 0;
+    uint64_t seed_scales_at = 0, seed_points_at = 0;
   };
   const Layout* layout_ = nullptr;
   CudaEncodeSettings settings_;
@@ -133,6 +140,7 @@ class CudaEncodePlan {
   ByteVector tasks_;  // behind the tables in the arena
   std::vector<Chunk> chunks_;
   cuda::EncodeLaunch launch_{};
+  cuda::SeedLaunch seed_{};
   uint64_t results_bytes_ = 0;  // in the arena from launch_.results_at on, gathered planes included
   uint64_t gathered_at_ = 0;    // within them
   size_t device_bytes_ = 0, pinned_bytes_ = 0;

@@ -56,6 +56,7 @@ std::shared_ptr<const ArenaTables> MakeArenaTables(ByteVector bytes) {
 absl::Status UploadTasks(const CudaArena& arena, const ArenaTables& tables, ByteSpan tasks,
                          uint64_t tasks_at, cudaStream_t stream) {
   const auto upload = [&](uint64_t to, ByteSpan bytes, std::byte* pinned) {
+    if (bytes.empty()) return absl::OkStatus();
     std::memcpy(pinned, bytes.data(), bytes.size());
     return CudaStatus(cudaMemcpyAsync(arena.device_dev + to, pinned, bytes.size(),
                                       cudaMemcpyHostToDevice, stream),

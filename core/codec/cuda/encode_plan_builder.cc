@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <utility>
 
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/arena_layout.h"
+#include "core/codec/cuda/seed_units.h"
 #include "core/codec/cuda/unit_shape.h"
 #include "core/codec/fixed_point.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 namespace {
@@ -40,24 +43,40 @@ void Append(const std::vector<T>& values, size_t count, ByteVector& out) {
 }  // namespace
 
 EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSettings& settings)
-    : layout_(layout), settings_(settings), logit_noise_(GetPreset(settings.preset).logit_noise) {
-  const ModelProfile* profile = settings.profile;
-  // Another layout's profile is refused with the first chunk.
-  const bool profiled =
-      profile != nullptr && profile->layout_fingerprint == LayoutFingerprint(layout);
+    : layout_(layout),
+      settings_(settings),
+      logit_noise_(GetPreset(settings.preset).logit_noise),
+      profiled_(settings.profile != nullptr &&
+                settings.profile->layout_fingerprint == LayoutFingerprint(layout)) {
   ByteVector tables;
   for (uint32_t l = 0; l < layout.layers.size(); ++l) {
     LayerShape& layer = shapes_.emplace_back();
     layer.refs = LayerUnits(layout.layers[l]);
     for (const UnitRef& ref : layer.refs) {
       UnitShape& shape = layer.units.emplace_back(MakeShape(*ref.spec));
-      shape.task.model_at = tables.size();
-      if (settings.preset != PresetId::kExact) AppendModel(l, ref, profiled, tables);
       max_dim_ = std::max<uint32_t>(max_dim_, ref.spec->head_dim);
+      const HeadProfile* profile = ProfileOf(l, ref);
+      if (settings.preset == PresetId::kSeed) {
+        if (!shape.task.is_key || profile == nullptr || profile->query_energy.empty()) continue;
+        shape.energy_at = tables.size();
+        Append(profile->query_energy, ref.spec->head_dim, tables);
+      } else if (settings.preset != PresetId::kExact) {
+        shape.task.model_at = tables.size();
+        AppendModel(ref, profile, tables);
+      }
     }
   }
   frequencies_at_ = Place(ropes_.frequencies, tables);
+  if (settings.preset == PresetId::kSeed) {
+    std::vector<uint8_t> order(limits::kMaxChunkTokens);
+    std::iota(order.begin(), order.end(), uint8_t{0});
+    seed_order_at_ = Place(order, tables);
+  }
   tables_ = MakeArenaTables(std::move(tables));
+}
+
+const HeadProfile* EncodePlanBuilder::ProfileOf(uint32_t layer, const UnitRef& ref) const {
+  return profiled_ ? &settings_.profile->layers[layer][ref.plane].heads[ref.head] : nullptr;
 }
 
 EncodePlanBuilder::UnitShape EncodePlanBuilder::MakeShape(const PlaneSpec& spec) {
@@ -87,17 +106,17 @@ void EncodePlanBuilder::Start() {
   places_.clear();
   asked_.clear();
   ropes_.StartPlan();
+  seed_units_.clear();
   q2_bytes_ = result_bytes_ = words_bytes_ = gathered_bytes_ = output_bytes_ = 0;
+  seed_scales_bytes_ = seed_points_bytes_ = 0;
 }
 
 absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
-  if (settings_.preset == PresetId::kSeed) {
-    return absl::UnimplementedError("the device does not encode the seed stages; use a CPU");
-  }
   EncodeOptions options;
   options.preset = settings_.preset;
   options.stats = settings_.stats;
   options.profile = settings_.profile;
+  options.seed = settings_.seed;
   options.start_position = chunk.start_position;
   options.exact_tokens = chunk.exact_tokens;
   std::vector<std::vector<PlaneView>> shape;
@@ -112,17 +131,31 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));
   const std::vector<uint8_t> raw_tokens = RawTokens(chunk.tokens, options);
   asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
-  chunks_.push_back({std::move(header), std::move(options), gathered_bytes_, {}, {}});
+  chunks_.push_back({std::move(header),
+                     std::move(options),
+                     gathered_bytes_,
+                     {},
+                     {},
+                     seed_units_.size(),
+                     seed_scales_bytes_,
+                     seed_points_bytes_});
   for (const auto& layer : chunk.planes) {
     chunks_.back().sources.insert(chunks_.back().sources.end(), layer.begin(), layer.end());
   }
   chunks_.back().places.assign(places_.end() - chunk.tokens, places_.end());
   const bool exact = settings_.preset == PresetId::kExact;
+  const bool seed = settings_.preset == PresetId::kSeed;
+  // The host encodes seed chunks with raw vectors.
+  if (seed && !chunk.exact_tokens.empty()) return absl::OkStatus();
   for (uint32_t l = 0; l < layout_.layers.size(); ++l) {
     for (size_t p = 0; p < layout_.layers[l].planes.size(); ++p) {
       if (exact || layout_.layers[l].planes[p].role == PlaneRole::kOpaque) AddGather(l, p);
     }
-    if (!exact) AddLayer(l);
+    if (seed) {
+      AddSeedLayer(l);
+    } else if (!exact) {
+      AddLayer(l);
+    }
   }
   return absl::OkStatus();
 }
@@ -185,6 +218,30 @@ void EncodePlanBuilder::AddLayer(uint32_t layer) {
   layers_.push_back(task);
 }
 
+void EncodePlanBuilder::AddSeedLayer(uint32_t layer) {
+  const uint32_t tokens = now_.chunk->tokens;
+  for (size_t i = 0; i < shapes_[layer].refs.size(); ++i) {
+    const UnitRef& ref = shapes_[layer].refs[i];
+    const UnitShape& shape = shapes_[layer].units[i];
+    cuda::SeedUnit& unit =
+        seed_units_.emplace_back(NewSeedUnit(*ref.spec, now_.chunk->planes[layer][ref.plane],
+                                             ref.head, SeedShapeOf(*ref.spec, settings_.seed)));
+    unit.chunk = static_cast<uint32_t>(chunks_.size() - 1);
+    unit.rows = static_cast<uint16_t>(tokens);
+    unit.places_at = now_.places_at;
+    unit.order_at = seed_order_at_;
+    if (unit.pairs > 0) {
+      unit.rope_at = ropes_.TableAt(shape.rope, now_.chunk->start_position, tokens);
+    }
+    unit.has_energy = shape.energy_at != kNoEnergy;
+    if (unit.has_energy) unit.energy_at = shape.energy_at;
+    unit.scales_at = seed_scales_bytes_;
+    unit.points_at = seed_points_bytes_;
+    seed_scales_bytes_ += sizeof(uint16_t) * tokens * (unit.dim / unit.group);
+    seed_points_bytes_ += uint64_t{tokens} * unit.dim;
+  }
+}
+
 void EncodePlanBuilder::AddUnit(const UnitRef& ref, const UnitShape& shape,
                                 const DevicePlane& plane) {
   const auto index = static_cast<uint32_t>(units_.size());
@@ -208,11 +265,10 @@ void EncodePlanBuilder::AddUnit(const UnitRef& ref, const UnitShape& shape,
   lists_[shape.slice_shape].push_back(index);
 }
 
-void EncodePlanBuilder::AppendModel(uint32_t layer, const UnitRef& ref, bool profiled,
+void EncodePlanBuilder::AppendModel(const UnitRef& ref, const HeadProfile* profile,
                                     ByteVector& out) const {
   static const HeadProfile kNone;
-  const HeadProfile& head =
-      profiled ? settings_.profile->layers[layer][ref.plane].heads[ref.head] : kNone;
+  const HeadProfile& head = profile != nullptr ? *profile : kNone;
   const uint32_t dim = ref.spec->head_dim;
   cuda::EncodeModel model{};
   model.mean_exponent = head.mean_exponent;
@@ -240,6 +296,23 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
   launch.results_at = tasks_bytes;
   plan.gathered_at_ = RoundUp(layers_.size() * sizeof(cuda::LayerResult), kArenaAlignment);
   plan.results_bytes_ = plan.gathered_at_ + gathered_bytes_;
+  if (!seed_units_.empty()) {
+    const auto add = [&](uint64_t bytes) {
+      const uint64_t begin = RoundUp(plan.results_bytes_, kArenaAlignment);
+      plan.results_bytes_ = begin + bytes;
+      return begin;
+    };
+    plan.seed_.results_at = launch.results_at + add(seed_units_.size() * sizeof(cuda::SeedResult));
+    const uint64_t scales_at = add(seed_scales_bytes_), points_at = add(seed_points_bytes_);
+    for (cuda::SeedUnit& unit : seed_units_) {
+      unit.scales_at += launch.results_at + scales_at;
+      unit.points_at += launch.results_at + points_at;
+    }
+    for (CudaEncodePlan::Chunk& chunk : chunks_) {
+      chunk.seed_scales_at += scales_at;
+      chunk.seed_points_at += points_at;
+    }
+  }
   uint64_t at = RoundUp(launch.results_at + plan.results_bytes_, kArenaAlignment);
   const auto take = [&](uint64_t bytes) {
     const uint64_t begin = at;
@@ -261,6 +334,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
     tile.words_at += words_at;
     tile.states_at += words_at;
   }
+  for (cuda::SeedUnit& unit : seed_units_) unit.rope_at += rope_at;
   ropes_.Move(0, rope_at);
   for (cuda::GatherTask& task : gathers_) task.out_at += launch.results_at + plan.gathered_at_;
   for (CudaEncodePlan::Chunk& chunk : chunks_) chunk.gathered_at += plan.gathered_at_;
@@ -291,6 +365,7 @@ void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
   const uint64_t units_in = MakeRoom(units_, tasks), tiles_in = MakeRoom(tiles_, tasks);
   const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
   const uint64_t gathers_in = MakeRoom(gathers_, tasks);
+  const uint64_t seeds_in = MakeRoom(seed_units_, tasks);
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
   launch.units_at = tables_bytes + units_in;
   launch.tiles_at = tables_bytes + tiles_in;
@@ -300,6 +375,8 @@ void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
     unit.places_at += places_at;
     unit.asked_at += asked_at;
   }
+  for (cuda::SeedUnit& unit : seed_units_) unit.places_at += places_at;
+  plan.seed_ = SeedLaunchOf(seed_units_, tables_bytes + seeds_in);
   ropes_.Move(frequencies_at_, 0);
   for (cuda::GatherTask& task : gathers_) task.places_at += places_at;
   PlaceScratch(plan, tables_bytes + tasks.size());
@@ -315,6 +392,7 @@ void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
   CopyTo(tiles_, tiles_in, tasks);
   CopyTo(ropes_.tasks, ropes_in, tasks);
   CopyTo(gathers_, gathers_in, tasks);
+  CopyTo(seed_units_, seeds_in, tasks);
   plan.chunks_.swap(chunks_);
 }
 

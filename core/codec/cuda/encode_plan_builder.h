@@ -24,12 +24,14 @@ class EncodePlanBuilder {
   void Finish(CudaEncodePlan& plan);
 
  private:
+  static constexpr uint64_t kNoEnergy = ~uint64_t{0};
   // What is true of a layer's units in every chunk.
   struct UnitShape {
     cuda::EncodeUnit task;
     int slice_shape = 0;
     uint32_t rope = 0;  // of keys with rotary embedding
     bool can_fuse = false;
+    uint64_t energy_at = kNoEnergy;  // in the tables: query energy, for the seed stages
   };
   struct LayerShape {
     std::vector<UnitRef> refs;
@@ -42,14 +44,18 @@ class EncodePlanBuilder {
   };
   void AddLayer(uint32_t layer);
   void AddUnit(const UnitRef& ref, const UnitShape& shape, const DevicePlane& plane);
+  void AddSeedLayer(uint32_t layer);
   void AddGather(uint32_t layer, size_t plane);
   UnitShape MakeShape(const PlaneSpec& spec);
-  void AppendModel(uint32_t layer, const UnitRef& ref, bool profiled, ByteVector& out) const;
+  // Null without a profile of this layout.
+  const HeadProfile* ProfileOf(uint32_t layer, const UnitRef& ref) const;
+  void AppendModel(const UnitRef& ref, const HeadProfile* profile, ByteVector& out) const;
   void PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes);
 
   const Layout& layout_;
   const CudaEncodeSettings settings_;
   const double logit_noise_;
+  const bool profiled_;  // with a profile of this layout; another's is refused with the first chunk
   std::vector<LayerShape> shapes_;  // [layer]
   std::shared_ptr<const ArenaTables> tables_;
   uint64_t frequencies_at_ = 0;          // in the arena
@@ -59,6 +65,7 @@ class EncodePlanBuilder {
   std::vector<cuda::EncodeUnit> units_;
   std::vector<cuda::EncodeTile> tiles_;
   std::vector<cuda::EncodeLayer> layers_;
+  std::vector<cuda::SeedUnit> seed_units_;
   RopeTables ropes_;
   std::vector<cuda::GatherTask> gathers_;
   std::vector<uint32_t> lists_[cuda::kSliceShapes], fused_[cuda::kFusedLists];
@@ -66,6 +73,8 @@ class EncodePlanBuilder {
   std::vector<uint8_t> asked_;
   uint64_t q2_bytes_ = 0, result_bytes_ = 0, words_bytes_ = 0;
   uint64_t gathered_bytes_ = 0, output_bytes_ = 0;
+  uint64_t seed_order_at_ = 0;  // in the tables: all tokens of the longest chunk
+  uint64_t seed_scales_bytes_ = 0, seed_points_bytes_ = 0;
   uint32_t max_dim_ = 8;
 };
 

@@ -8,9 +8,11 @@
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 #include "core/codec/cuda/arena_layout.h"
+#include "core/codec/cuda/seed_units.h"
 #include "core/codec/cuda/unit_shape.h"
 #include "core/codec/entropy_tables.h"
 #include "core/codec/layer_codec.h"
+#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 namespace {
@@ -107,9 +109,6 @@ absl::Status PlanBuilder::Open(const CudaDecodeChunk& chunk, CudaDecodePlan& pla
   }
   const uint32_t end = chunk.layers == 0 ? layers : first + chunk.layers;
   LKV_RETURN_IF_ERROR(CheckDevicePlanes(layout_, chunk.planes, first, end));
-  if (header.stages & kStageSeed) {
-    return absl::UnimplementedError("the device does not decode the seed stages; use a CPU");
-  }
   // What is uploaded begins at a multiple of the alignment, so that bytes keep theirs.
   const uint64_t upload_at =
       chunk.layers == 0 ? 0 : parsed.layer_offsets[first] / kArenaAlignment * kArenaAlignment;
@@ -131,7 +130,10 @@ void PlanBuilder::StartTasks() {
   raw_in_.clear();
   tiles_.clear();
   places_.clear();
-  exact_.clear();
+  copies_.clear();
+  seed_units_.clear();
+  seed_scales_.clear();
+  seed_points_.clear();
   units_.reserve(chunks_.size() * units);
   raw_in_.reserve(chunks_.size() * units);
   tiles_.reserve(chunks_.size() * units);
@@ -161,7 +163,14 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   ByteReader in(bytes);
   const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
   const bool exact = now_->header.stages & kStageExact;
-  if (!exact) {
+  if (now_->header.stages & kStageSeed) {
+    const UnitShape* shapes = shapes_[layer].units.data();
+    for (size_t p = 0; p < planes.size(); ++p) {
+      if (planes[p].role == PlaneRole::kOpaque) continue;
+      LKV_RETURN_IF_ERROR(AddSeedPlane(layer, p, shapes, in));
+      shapes += planes[p].heads;
+    }
+  } else if (!exact) {
     LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(shapes_[layer].refs, in));
     size_t unit = 0;
     for (const TileSpan& tile : tiles) {
@@ -209,23 +218,73 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
   const uint32_t tokens = now_->header.tokens;
   const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
-  const size_t at = RoundUp(exact_.size(), 16);
-  exact_.resize(at + spec.token_bytes() * tokens);
+  const size_t at = RoundUp(copies_.size(), 16);
+  copies_.resize(at + spec.token_bytes() * tokens);
   // Heads one behind the other, so that each is a run of raw vectors.
   LKV_RETURN_IF_ERROR(ReadExactPlane(
       spec, tokens, in,
-      MutablePlaneView{exact_.data() + at, vector_bytes, size_t{tokens} * vector_bytes}));
+      MutablePlaneView{copies_.data() + at, vector_bytes, size_t{tokens} * vector_bytes}));
   for (uint32_t h = 0; h < spec.heads; ++h) {
-    tiles_.push_back(NewTile(1));
-    cuda::UnitTask unit = NewUnit<cuda::UnitTask>(spec);
-    unit.pairs = 0;  // of vectors that are coded
-    unit.interleaved = 0;
-    SetPlace(now_->chunk->planes[layer][plane], h, unit);
-    unit.raw_count = static_cast<uint16_t>(tokens);
-    unit.raw_at = at + size_t{h} * tokens * vector_bytes;
-    units_.push_back(unit);
-    raw_in_.push_back(RawIn::kExact);
+    AddCopies(spec, now_->chunk->planes[layer][plane], h, tokens, 0,
+              at + size_t{h} * tokens * vector_bytes);
   }
+  return absl::OkStatus();
+}
+
+void PlanBuilder::AddCopies(const PlaneSpec& spec, const DevicePlane& to, uint32_t head,
+                            uint32_t vectors, uint64_t order_at, uint64_t bytes_at) {
+  tiles_.push_back(NewTile(1));
+  auto unit = NewUnit<cuda::UnitTask>(spec);
+  unit.pairs = 0;  // of vectors that are coded
+  unit.interleaved = 0;
+  SetPlace(to, head, unit);
+  unit.raw_count = static_cast<uint16_t>(vectors);
+  unit.order_at = order_at;
+  unit.raw_at = bytes_at;
+  units_.push_back(unit);
+  raw_in_.push_back(RawIn::kCopies);
+}
+
+absl::Status PlanBuilder::AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes,
+                                       ByteReader& in) {
+  const PlaneSpec& spec = layout_.layers[layer].planes[plane];
+  const DevicePlane& to = now_->chunk->planes[layer][plane];
+  const uint32_t tokens = now_->header.tokens, dim = spec.head_dim;
+  const size_t vector_bytes = dim * DTypeBytes(spec.dtype);
+  ByteSpan raw_vectors;
+  LKV_ASSIGN_OR_RETURN(const SeedPlane coded, ReadSeedPlane(spec, tokens, in, raw_vectors));
+  size_t copies_at = RoundUp(copies_.size(), 16);
+  copies_.resize(copies_at + raw_vectors.size());
+  std::copy(raw_vectors.begin(), raw_vectors.end(), copies_.data() + copies_at);
+  size_t row = 0;
+  for (uint32_t h = 0; h < spec.heads; ++h) {
+    const uint32_t rows = coded.Rows(h), raw = tokens - rows;
+    std::vector<uint8_t> raw_tokens;
+    for (uint32_t t = 0; t < tokens && rows > 0; ++t) {
+      if (coded.raw[h][t]) raw_tokens.push_back(static_cast<uint8_t>(t));
+    }
+    const uint64_t order_at = OrderList(raw_tokens, tokens);
+    if (raw > 0) {
+      AddCopies(spec, to, h, raw, order_at, copies_at);
+      copies_at += raw * vector_bytes;
+    }
+    if (rows == 0) continue;
+    const uint32_t group = coded.shape.Group(dim);
+    cuda::SeedUnit unit = NewSeedUnit(spec, to, h, coded.shape);
+    unit.chunk = static_cast<uint32_t>(now_ - chunks_.data());
+    unit.rows = static_cast<uint16_t>(rows);
+    unit.places_at = now_->places_at;
+    unit.order_at = order_at + raw;
+    if (unit.pairs > 0) {
+      unit.rope_at = ropes_.TableAt(shapes[h].rope, now_->header.start_position, tokens);
+    }
+    unit.scales_at = (seed_scales_.size() + row * (dim / group)) * sizeof(uint16_t);
+    unit.points_at = seed_points_.size() + row * dim;
+    seed_units_.push_back(unit);
+    row += rows;
+  }
+  seed_scales_.insert(seed_scales_.end(), coded.scales.begin(), coded.scales.end());
+  seed_points_.insert(seed_points_.end(), coded.points.begin(), coded.points.end());
   return absl::OkStatus();
 }
 
@@ -250,7 +309,7 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& s
   unit.raw_count = static_cast<uint16_t>(raw);
   unit.coded_count = static_cast<uint16_t>(header.all_zero ? 0 : tokens - raw);
   unit.all_zero = header.all_zero;
-  unit.order_at = OrderList(header, tokens);
+  unit.order_at = OrderList(header.raw_tokens, tokens);
   const uint32_t row_groups = unit.dim / 8u;
   unit.group_begin = groups;
   groups += unit.coded_count * row_groups;
@@ -287,13 +346,13 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& s
   }
 }
 
-uint64_t PlanBuilder::OrderList(const UnitHeader& header, uint32_t tokens) {
-  if (header.raw_tokens.empty()) return 0;
+uint64_t PlanBuilder::OrderList(std::span<const uint8_t> raw_tokens, uint32_t tokens) {
+  if (raw_tokens.empty()) return 0;
   const uint64_t at = orders_.size();
   orders_.resize(at + tokens);
-  uint8_t* out = std::copy(header.raw_tokens.begin(), header.raw_tokens.end(), orders_.data() + at);
+  uint8_t* out = std::copy(raw_tokens.begin(), raw_tokens.end(), orders_.data() + at);
   uint32_t next = 0;
-  for (const uint32_t raw : header.raw_tokens) {
+  for (const uint32_t raw : raw_tokens) {
     out = std::copy_n(orders_.data() + next, raw - next, out);
     next = raw + 1;
   }
@@ -307,15 +366,20 @@ void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
   cuda::DecodeLaunch& launch = plan.launch_;
   tasks.clear();
   tasks.reserve(units_.size() * sizeof(cuda::UnitTask) + tiles_.size() * sizeof(cuda::TileTask) +
-                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + exact_.size() +
-                ropes_.tasks.size() * sizeof(cuda::RopeTask) + 16 * kArenaAlignment);
+                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + copies_.size() +
+                seed_units_.size() * sizeof(cuda::SeedUnit) + 2 * seed_scales_.size() +
+                seed_points_.size() + ropes_.tasks.size() * sizeof(cuda::RopeTask) +
+                16 * kArenaAlignment);
   const uint64_t places_at = frames_end_ + Place(places_, tasks);
   const uint64_t orders_at = frames_end_ + Place(orders_, tasks);
-  const uint64_t exact_at = frames_end_ + Place(exact_, tasks);
+  const uint64_t copies_at = frames_end_ + Place(copies_, tasks);
+  const uint64_t scales_at = frames_end_ + Place(seed_scales_, tasks);
+  const uint64_t points_at = frames_end_ + Place(seed_points_, tasks);
   // Copied once their offsets count from the arena's start.
   const uint64_t units_in = MakeRoom(units_, tasks);
   const uint64_t tiles_in = MakeRoom(tiles_, tasks);
   const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
+  const uint64_t seeds_in = MakeRoom(seed_units_, tasks);
   tasks.resize(RoundUp(tasks.size(), kArenaAlignment));
   const uint64_t rope_at = frames_end_ + tasks.size();
   const uint64_t resolved_at = rope_at + ropes_.bytes;
@@ -325,13 +389,22 @@ void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
   launch.staging_at = RoundUp(resolved_at + resolved_bytes_, kArenaAlignment);
   for (size_t i = 0; i < units_.size(); ++i) {
     cuda::UnitTask& unit = units_[i];
-    if (raw_in_[i] == RawIn::kExact) unit.raw_at += exact_at;
+    if (raw_in_[i] == RawIn::kCopies) unit.raw_at += copies_at;
     unit.order_at += orders_at;
     unit.resolved_at += resolved_at;
     unit.rope_at += rope_at;
   }
   for (cuda::TileTask& tile : tiles_) tile.places_at += places_at;
+  for (cuda::SeedUnit& unit : seed_units_) {
+    unit.places_at += places_at;
+    unit.order_at += orders_at;
+    unit.rope_at += rope_at;
+    unit.scales_at += scales_at;
+    unit.points_at += points_at;
+  }
   ropes_.Move(frequencies_at_, rope_at);
+  plan.seed_ = SeedLaunchOf(seed_units_, frames_end_ + seeds_in);
+  CopyTo(seed_units_, seeds_in, tasks);
   CopyTo(units_, units_in, tasks);
   CopyTo(tiles_, tiles_in, tasks);
   CopyTo(ropes_.tasks, ropes_in, tasks);
@@ -349,6 +422,7 @@ absl::Status PlanBuilder::Finish(CudaDecodePlan& plan) {
   const uint64_t staging_bytes =
       staged_ ? sizeof(float) * cuda::kStagedFloats * cuda::kWarpsPerBlock * launch.blocks : 0;
   launch.counter_at = launch.staging_at + staging_bytes;
+  plan.seed_.results_at = launch.counter_at + sizeof(uint32_t);
   launch.tiles = static_cast<uint32_t>(tiles_.size());
   launch.rope_tasks = static_cast<uint32_t>(ropes_.tasks.size());
   plan.chunks_ = chunks_.size();

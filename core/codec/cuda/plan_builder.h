@@ -9,6 +9,7 @@
 
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/rope_tables.h"
+#include "core/codec/cuda/seed_tasks.h"
 #include "core/codec/frame_format.h"
 #include "core/codec/tile_format.h"
 
@@ -27,7 +28,7 @@ class PlanBuilder {
 
  private:
   // Where a unit's raw vectors lie.
-  enum class RawIn : uint8_t { kFrames, kExact };
+  enum class RawIn : uint8_t { kFrames, kCopies };
   // What is true of a layer's units in every chunk.
   struct UnitShape {
     cuda::UnitTask task;
@@ -54,10 +55,16 @@ class PlanBuilder {
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
   absl::Status AddTile(uint32_t layer, size_t first_unit, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
+  // `shapes`: of the plane's heads.
+  absl::Status AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes, ByteReader& in);
+  // Vectors of a head that are copied, `bytes_at` in the region of those.
+  void AddCopies(const PlaneSpec& spec, const DevicePlane& to, uint32_t head, uint32_t vectors,
+                 uint64_t order_at, uint64_t bytes_at);
   cuda::TileTask NewTile(uint32_t units) const;
   void AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& shape, const UnitHeader& header,
                uint32_t& groups);
-  uint64_t OrderList(const UnitHeader& header, uint32_t tokens);
+  // Where a list of tokens is: the raw ones first. `raw_tokens` increase; none when all are raw.
+  uint64_t OrderList(std::span<const uint8_t> raw_tokens, uint32_t tokens);
   void PlaceTasks(CudaDecodePlan& plan);
 
   const Layout& layout_;
@@ -77,7 +84,10 @@ class PlanBuilder {
   RopeTables ropes_;
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> orders_;
-  ByteVector exact_;
+  ByteVector copies_;  // what is unpacked already
+  std::vector<cuda::SeedUnit> seed_units_;
+  std::vector<uint16_t> seed_scales_;
+  std::vector<int8_t> seed_points_;
   uint64_t resolved_bytes_ = 0;
 };
 

@@ -253,7 +253,8 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
                                                   ByteVector* frame) {
   const EncodeOptions& options = request.options;
   const bool on_device = request.placement != nullptr;
-  // Exact frames are copies that zstd makes smaller, on a CPU either way.
+  // Exact frames are copies that zstd makes smaller, on a CPU either way. The seed kernels have not
+  // run on a device yet (docs/seed.md).
   if ((options.preset == PresetId::kExact && !on_device) || options.preset == PresetId::kSeed ||
       options.mass.data != nullptr || !options.keep.empty()) {
     return Count(GpuFallback::kUnsupported);

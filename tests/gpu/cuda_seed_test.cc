@@ -1,0 +1,333 @@
+// Seed frames through the CUDA codec's plans: the scalar codec's bytes, and damaged frames harm
+// nobody. Built twice: cuda_seed_test runs on a device and is skipped where there is none;
+// host_seed_test has the stand-in of host_cuda.cc and runs the same threads on the host.
+// LATTICEKV_SEED sets the seed, LATTICEKV_MUTATIONS the number of mutants.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+#include "core/codec/cuda/cuda_decoder.h"
+#include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/frame_format.h"
+#include "tests/gpu/device_batch.h"
+#include "tests/gpu/gpu_layouts.h"
+#include "tests/support/mutation.h"
+#include "tests/support/sample_chunk.h"
+
+namespace latticekv {
+namespace {
+
+using testing::DeviceBuffer;
+using testing::FromEnvironment;
+using testing::MakeSampleChunk;
+using testing::MakeSampleProfile;
+using testing::NamedLayouts;
+using testing::OwnedArena;
+using testing::Random;
+using testing::RandomLayout;
+using testing::Reseal;
+using testing::SampleChunk;
+using testing::ToHost;
+
+constexpr size_t kGuard = 256;
+constexpr SeedOptions kSettings[] = {
+    {3, 2, false, true}, {1, 6, true, true}, {6, 1, false, false}, {2, 3, true, false}};
+
+class CudaSeedTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = testing::WhyNoDevice(); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+struct Input {
+  const SampleChunk* chunk;
+  uint64_t start;
+  std::vector<uint32_t> exact_tokens = {};
+};
+
+ByteVector ScalarEncode(const Input& input, const SeedOptions& seed, const ModelProfile* profile) {
+  EncodeOptions options;
+  options.preset = PresetId::kSeed;
+  options.seed = seed;
+  options.profile = profile;
+  options.start_position = input.start;
+  options.exact_tokens = input.exact_tokens;
+  auto frame = EncodeFrame(input.chunk->layout, input.chunk->tokens, input.chunk->views(), options);
+  EXPECT_TRUE(frame.ok()) << frame.status();
+  return frame.ok() ? *std::move(frame) : ByteVector();
+}
+
+// OK with the scalar decoder's bytes in `raw`, or its error.
+absl::Status ScalarDecode(const Layout& layout, ByteSpan frame, ByteVector& raw) {
+  auto decoder = FrameDecoder::Open(frame, layout, nullptr);
+  if (!decoder.ok()) return decoder.status();
+  raw.resize(layout.token_bytes() * decoder->info().tokens);
+  return DecodeFrame(*decoder, layout, raw);
+}
+
+void ExpectDecodesAsScalar(const Layout& layout, const std::vector<ByteVector>& frames,
+                           size_t shift = 0) {
+  std::vector<DeviceBuffer> outputs;
+  std::vector<CudaDecodeChunk> chunks;
+  for (const ByteVector& frame : frames) {
+    const uint32_t tokens = ReadFrameInfo(frame)->tokens;
+    outputs.emplace_back(layout.token_bytes() * tokens + 2 * kGuard);
+    cudaMemset(outputs.back().data(), 0x5A, outputs.back().size());
+    chunks.push_back(
+        {frame, ContiguousPlanes(layout, tokens, outputs.back().data() + kGuard + shift), {}});
+  }
+  const auto plan = CudaDecodePlan::Make(layout, nullptr, chunks);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  const absl::Status status = plan->Decode(owned.arena(), nullptr);
+  ASSERT_TRUE(status.ok()) << status;
+  for (size_t i = 0; i < frames.size(); ++i) {
+    ByteVector want(outputs[i].size(), std::byte{0x5A}), raw;
+    ASSERT_TRUE(ScalarDecode(layout, frames[i], raw).ok());
+    std::copy(raw.begin(), raw.end(), want.begin() + static_cast<std::ptrdiff_t>(kGuard + shift));
+    ASSERT_TRUE(ToHost(outputs[i]) == want) << "chunk " << i;
+  }
+}
+
+// Encodes chunks as one batch and decodes what came out, both as the scalar codec does. `by_host`:
+// which frames the host had to make.
+void ExpectSame(const Layout& layout, const SeedOptions& seed, const ModelProfile* profile,
+                const std::vector<Input>& inputs, const std::vector<bool>& by_host,
+                size_t shift = 0) {
+  std::vector<DeviceBuffer> sources;
+  std::vector<CudaEncodeChunk> chunks;
+  std::vector<ByteVector> frames;
+  for (const Input& input : inputs) {
+    const ByteVector& raw = input.chunk->raw;
+    sources.emplace_back(raw.size() + shift);
+    std::byte* at = sources.back().data() + shift;
+    cudaMemcpy(at, raw.data(), raw.size(), cudaMemcpyHostToDevice);
+    chunks.push_back({input.chunk->tokens,
+                      input.start,
+                      input.exact_tokens,
+                      ContiguousPlanes(layout, input.chunk->tokens, at),
+                      {}});
+    frames.push_back(ScalarEncode(input, seed, profile));
+  }
+  const auto plan =
+      CudaEncodePlan::Make(layout, {PresetId::kSeed, StatsMode::kAuto, profile, seed}, chunks);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const OwnedArena owned(*plan);
+  ASSERT_TRUE(plan->EncodeAsync(owned.arena(), nullptr, 2).ok());
+  ASSERT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+  const auto batch = plan->Collect(owned.arena());
+  ASSERT_TRUE(batch.ok()) << batch.status();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    ByteVector got(batch->frame_bytes(i));
+    ASSERT_TRUE(batch->DownloadAsync(owned.arena(), i, got, nullptr).ok());
+    ASSERT_TRUE(got == frames[i]) << "chunk " << i;
+    EXPECT_EQ(batch->encoded_by_host(i), by_host[i]) << "chunk " << i;
+  }
+  ExpectDecodesAsScalar(layout, frames, shift);
+}
+
+TEST_F(CudaSeedTest, SameBytesForNamedLayouts) {
+  size_t n = 0;
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    std::vector<SampleChunk> chunks;
+    for (uint32_t tokens : {1, 33, 70}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
+    const std::vector<Input> inputs = {
+        {&chunks[0], 0}, {&chunks[1], 100'003}, {&chunks[2], 200'006}};
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    for (int i = 0; i < 2; ++i, ++n) {
+      ExpectSame(layout, kSettings[(n + n / 4) % 4], i == 0 ? nullptr : &profile, inputs,
+                 {false, false, false}, i * 4);
+    }
+  }
+}
+
+TEST_F(CudaSeedTest, SameBytesForRandomLayouts) {
+  Random random(FromEnvironment("LATTICEKV_SEED", 20261128));
+  for (int i = 0; i < 12; ++i) {
+    const Layout layout = RandomLayout(random);
+    const SampleChunk chunks[] = {MakeSampleChunk(layout, 1 + random.Below(60), random.Next()),
+                                  MakeSampleChunk(layout, 1 + random.Below(60), random.Next())};
+    const SeedOptions seed{static_cast<int>(1 + random.Below(6)),
+                           static_cast<int>(1 + random.Below(6)), random.Below(2) > 0,
+                           random.Below(2) > 0};
+    SCOPED_TRACE(i);
+    ExpectSame(layout, seed, nullptr,
+               {{&chunks[0], random.Below(1000)}, {&chunks[1], random.Below(1u << 20)}},
+               {false, false});
+  }
+}
+
+// Vectors that a scale cannot express, not finite, or asked for as they are: of some rows, of whole
+// heads, of whole chunks. Zeros have a scale.
+TEST_F(CudaSeedTest, RawVectorsAreTheHostsToEncode) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const Layout layout =
+        MakeUniformLayout("test", 2, 2, 24, dtype, {RopeStyle::kNeox, 16, 10000.0, {}});
+    std::vector<SampleChunk> chunks(5, MakeSampleChunk(layout, 21, 5));
+    const size_t vector = 24 * DTypeBytes(dtype), row = 2 * vector;
+    const auto fill = [&](SampleChunk& chunk, size_t token, size_t heads, uint32_t bits) {
+      for (size_t c = 0; c < 24 * heads; ++c) {
+        std::byte* at = chunk.raw.data() + token * row + c * DTypeBytes(dtype);
+        if (dtype == DType::kF32) {
+          StoreLe<uint32_t>(at, bits);
+        } else {
+          StoreLe<uint16_t>(at, static_cast<uint16_t>(dtype == DType::kBF16 ? bits >> 16 : bits));
+        }
+      }
+    };
+    fill(chunks[1], 4, 1, 0x7FC07FC0);                                  // NaN in every dtype
+    fill(chunks[1], 20, 1, 0x00010001);                                 // denormal
+    for (size_t t = 0; t < 21; ++t) fill(chunks[2], t, 1, 0x7F807C00);  // infinite
+    fill(chunks[3], 7, 2, 0);
+    const std::vector<Input> inputs = {{&chunks[0], 9},
+                                       {&chunks[1], 9},
+                                       {&chunks[2], 9},
+                                       {&chunks[3], 9},
+                                       {&chunks[4], 9, {0, 3}}};
+    for (const SeedOptions& seed : kSettings) {
+      ExpectSame(layout, seed, nullptr, inputs, {false, true, true, false, true});
+    }
+  }
+}
+
+// A paged cache [blocks, heads, block_tokens, head_dim] (HND) or [blocks, block_tokens, heads,
+// head_dim] (NHD), blocks in any order.
+TEST_F(CudaSeedTest, PagedMemoryInBothOrders) {
+  const Layout layout =
+      MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
+  const uint32_t tokens = 50, first = 7, block_tokens = 16;
+  const uint32_t blocks[] = {5, 0, 3, 6};
+  const SampleChunk chunk = MakeSampleChunk(layout, tokens, 4);
+  const ByteVector frame = ScalarEncode({&chunk, 256}, {}, nullptr);
+  ByteVector decoded;
+  ASSERT_TRUE(ScalarDecode(layout, frame, decoded).ok());
+  const size_t vector = 128, block_stride = block_tokens * 3 * vector, cache = 8 * block_stride;
+  for (const bool hnd : {false, true}) {
+    SCOPED_TRACE(hnd ? "HND" : "NHD");
+    const size_t token_stride = hnd ? vector : 3 * vector;
+    const size_t head_stride = hnd ? block_tokens * vector : vector;
+    const auto paged = [&](const ByteVector& raw) {
+      ByteVector out(2 * cache, std::byte{0x5A});
+      for (size_t p = 0; p < 2; ++p) {
+        for (uint32_t t = 0; t < tokens; ++t) {
+          for (size_t h = 0; h < 3; ++h) {
+            const uint32_t at = first + t;
+            std::copy_n(&raw[((p * tokens + t) * 3 + h) * vector], vector,
+                        &out[p * cache + blocks[at / block_tokens] * block_stride +
+                             at % block_tokens * token_stride + h * head_stride]);
+          }
+        }
+      }
+      return out;
+    };
+    const ByteVector source = paged(chunk.raw);
+    const DeviceBuffer memory(2 * cache);
+    cudaMemcpy(memory.data(), source.data(), source.size(), cudaMemcpyHostToDevice);
+    std::vector<std::vector<DevicePlane>> planes(1);
+    for (size_t p = 0; p < 2; ++p) {
+      planes[0].push_back({memory.data() + p * cache, token_stride, head_stride, block_stride});
+    }
+    const BlockTable table{blocks, block_tokens, first};
+    const CudaEncodeChunk from{tokens, 256, {}, planes, table};
+    const auto encode = CudaEncodePlan::Make(layout, {PresetId::kSeed}, {&from, 1});
+    ASSERT_TRUE(encode.ok()) << encode.status();
+    const OwnedArena encode_arena(*encode);
+    const auto frames = encode->Encode(encode_arena.arena(), nullptr);
+    ASSERT_TRUE(frames.ok()) << frames.status();
+    EXPECT_TRUE(frames->front() == frame);
+    cudaMemset(memory.data(), 0x5A, memory.size());
+    const CudaDecodeChunk to{frame, planes, table};
+    const auto decode = CudaDecodePlan::Make(layout, nullptr, {&to, 1});
+    ASSERT_TRUE(decode.ok()) << decode.status();
+    const OwnedArena decode_arena(*decode);
+    ASSERT_TRUE(decode->Decode(decode_arena.arena(), nullptr).ok());
+    EXPECT_TRUE(ToHost(memory) == paged(decoded));
+  }
+}
+
+// Mutants whose checksums are right: device and scalar decoder agree on which are damaged, and on
+// the bytes of those that are not; guards around destinations stay as they were.
+TEST_F(CudaSeedTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
+  Layout layout;
+  LayerSpec layer;
+  layer.planes.push_back(
+      {"k", PlaneRole::kKey, 2, 16, DType::kF16, {RopeStyle::kInterleaved, 8, 10000.0, {}}});
+  layer.planes.push_back({"v", PlaneRole::kValue, 2, 24, DType::kBF16, RopeSpec{}});
+  layer.planes.push_back({"state", PlaneRole::kOpaque, 1, 3, DType::kF32, RopeSpec{}});
+  layout.layers.assign(2, layer);
+  std::vector<ByteVector> originals;
+  for (const SeedOptions& seed : kSettings) {
+    for (uint32_t tokens : {1, 5, 40}) {
+      const SampleChunk chunk = MakeSampleChunk(layout, tokens, tokens);
+      originals.push_back(ScalarEncode({&chunk, 77}, seed, nullptr));
+      if (tokens > 1) originals.push_back(ScalarEncode({&chunk, 77, {1, 3}}, seed, nullptr));
+    }
+  }
+  Random random(FromEnvironment("LATTICEKV_SEED", 20261128));
+  const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 3'000);
+  size_t refused_by_host = 0, refused_by_device = 0, decoded = 0;
+  const size_t room = layout.token_bytes() * 40 + kGuard;
+  for (uint64_t n = 0; n < mutants;) {
+    // One batch: whatever one chunk's damage does, its neighbours decode as if alone.
+    constexpr size_t kBatch = 16;
+    std::vector<ByteVector> frames;
+    std::vector<CudaDecodeChunk> chunks;
+    const DeviceBuffer output(kBatch * room + kGuard);
+    cudaMemset(output.data(), 0x5A, output.size());
+    for (; frames.size() < kBatch; ++n) {
+      ByteVector frame = originals[random.Below(static_cast<uint32_t>(originals.size()))];
+      const size_t body = kFrameHeaderBytes + 2 * kLayerEntryBytes;
+      for (uint32_t i = random.Below(3) + 1; i > 0; --i) {
+        const size_t near =
+            random.Below(2) ? std::min<size_t>(frame.size() - body, 80) : frame.size() - body;
+        frame[body + random.Below(static_cast<uint32_t>(near))] =
+            static_cast<std::byte>(random.Next());
+      }
+      Reseal(frame);
+      const CudaDecodeChunk chunk{frame,
+                                  ContiguousPlanes(layout, ReadFrameInfo(frame)->tokens,
+                                                   output.data() + kGuard + frames.size() * room),
+                                  {}};
+      if (!CudaDecodePlan::Make(layout, nullptr, {&chunk, 1}).ok()) {
+        ByteVector raw;
+        EXPECT_FALSE(ScalarDecode(layout, frame, raw).ok());
+        ++refused_by_host;
+        continue;
+      }
+      frames.push_back(std::move(frame));
+      chunks.push_back(chunk);
+      chunks.back().frame = frames.back();
+    }
+    const auto plan = CudaDecodePlan::Make(layout, nullptr, chunks);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    const absl::Status status = plan->Decode(owned.arena(), nullptr);
+    ASSERT_TRUE(status.ok() || status.code() == absl::StatusCode::kDataLoss) << status;
+    const ByteVector got = ToHost(output);
+    for (size_t i = 0; i < frames.size(); ++i) {
+      ByteVector raw;
+      const bool good = ScalarDecode(layout, frames[i], raw).ok();
+      ASSERT_EQ(plan->ChunkResult(owned.arena(), i).ok(), good) << "mutant " << i;
+      const auto begin = got.begin() + static_cast<std::ptrdiff_t>(kGuard + i * room);
+      const auto end = begin + static_cast<std::ptrdiff_t>(raw.size());
+      if (good) {
+        ASSERT_TRUE(std::equal(raw.begin(), raw.end(), begin)) << "mutant " << i;
+      }
+      ASSERT_TRUE(std::all_of(end, begin + static_cast<std::ptrdiff_t>(room),
+                              [](std::byte b) { return b == std::byte{0x5A}; }));
+      ++(good ? decoded : refused_by_device);
+    }
+  }
+  printf("%zu refused by the host, %zu by the device, %zu decoded\n", refused_by_host,
+         refused_by_device, decoded);
+  EXPECT_GT(refused_by_host, mutants / 100);
+  EXPECT_GT(refused_by_device, mutants / 100);
+  EXPECT_GT(decoded, mutants / 100);
+}
+
+}  // namespace
+}  // namespace latticekv
