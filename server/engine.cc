@@ -90,7 +90,7 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   engine->learning_ = std::make_unique<ProfileLearning>(&engine->layouts_, learning);
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
   engine->read_pool_ = std::make_unique<ReadPool>(config.disk_dir.empty() ? 0 : config.read_threads,
-                                                  limits::kMaxCodecQueueJobs);
+                                                  limits::kMaxReadQueueJobs);
   engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
     e->admission_->Poke();

@@ -20,7 +20,7 @@ absl::Status TooBusy() {
 }
 
 absl::Status DiskTooBusy() {
-  return LimitError("kMaxCodecQueueJobs", "the disk is too far behind; ask again later");
+  return LimitError("kMaxReadQueueJobs", "the disk is too far behind; ask again later");
 }
 
 // Of the memory, for what one stream may decode ahead, where that is more than kLeastWindowBytes.
