@@ -16,8 +16,6 @@
 namespace latticekv {
 namespace {
 
-// Catalog after a start, scrubs.
-constexpr size_t kMaxBackgroundJobs = 16;
 // Of the memory, for chunks that wait to be learnt from.
 constexpr size_t kLearningShare = 16;
 // Of unused payload buffers, beside the cap.
@@ -91,7 +89,7 @@ absl::StatusOr<std::unique_ptr<CacheEngine>> CacheEngine::Create(const ServerCon
   engine->codec_pool_ = std::make_unique<CodecPool>(threads, limits::kMaxCodecQueueJobs);
   engine->read_pool_ = std::make_unique<ReadPool>(config.disk_dir.empty() ? 0 : config.read_threads,
                                                   limits::kMaxReadQueueJobs);
-  engine->background_ = std::make_unique<CodecPool>(1, kMaxBackgroundJobs);
+  engine->background_ = std::make_unique<CodecPool>(1, limits::kMaxBackgroundJobs);
   engine->monitor_ = std::make_unique<StreamMonitor>(config.tick_ms, [e = engine.get()] {
     e->admission_->Poke();
     e->sessions_.Sweep();

@@ -65,7 +65,7 @@ grpc::ServerUnaryReactor* AdminService::Flush(grpc::CallbackServerContext* conte
   });
   if (!taken) {
     reactor->Finish(ToGrpcStatus(
-        absl::ResourceExhaustedError("too much disk work waits already; flush again later")));
+        LimitError("kMaxBackgroundJobs", "too much disk work waits already; flush again later")));
   }
   return reactor;
 }

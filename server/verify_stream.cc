@@ -75,7 +75,8 @@ void VerifyStream::SubmitScrub() {
     return;
   }
   MutexLock lock(mutex_);
-  FinishLocked(absl::ResourceExhaustedError("too many scrubs wait already; verify again later"));
+  FinishLocked(
+      LimitError("kMaxBackgroundJobs", "too much disk work waits already; verify again later"));
 }
 
 void VerifyStream::ScrubDisk() {

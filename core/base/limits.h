@@ -39,6 +39,7 @@ inline constexpr int64_t kCreditWaitTimeoutMs = 10'000;
 inline constexpr int64_t kReaderStallTimeoutMs = 60'000;
 inline constexpr size_t kMaxCodecQueueJobs = 65536;
 inline constexpr size_t kMaxReadQueueJobs = 65536;
+inline constexpr size_t kMaxBackgroundJobs = 16;
 inline constexpr size_t kMaxRegionBytes = size_t{1} << 30;
 inline constexpr size_t kMaxRegions = 256;
 
