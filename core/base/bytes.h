@@ -66,6 +66,8 @@ class ByteWriter {
     Put<uint32_t>(static_cast<uint32_t>(text.size()));
     PutBytes(AsBytes(text));
   }
+  // Makes room for `bytes` more than there are.
+  void Reserve(size_t bytes) { out_.reserve(out_.size() + bytes); }
   size_t size() const { return out_.size(); }
   std::byte* data() { return out_.data(); }
   ByteVector Take() { return std::move(out_); }

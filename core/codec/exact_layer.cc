@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
@@ -18,6 +19,34 @@ namespace {
 // Higher levels find nothing more: the gain is in the skewed sign and exponent bytes, not in
 // matches.
 constexpr int kZstdLevel = 1;
+
+struct FreeZstd {
+  void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
+  void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
+};
+
+// What a thread keeps from plane to plane: making contexts costs as much as packing a small chunk's
+// plane, and fresh memory is faulted in page by page.
+struct Scratch {
+  std::unique_ptr<ZSTD_CCtx, FreeZstd> packing{ZSTD_createCCtx()};
+  std::unique_ptr<ZSTD_DCtx, FreeZstd> unpacking{ZSTD_createDCtx()};
+  ByteVector bytes, packed;
+};
+constexpr size_t kMostKept = size_t{4} << 20;  // of each buffer
+
+Scratch& ThreadScratch() {
+  static thread_local Scratch scratch;
+  for (ByteVector* buffer : {&scratch.bytes, &scratch.packed}) {
+    if (buffer->capacity() > kMostKept) ByteVector().swap(*buffer);
+  }
+  return scratch;
+}
+
+// Of at least `size` bytes, whatever they are.
+ByteVector& AtLeast(size_t size, ByteVector& buffer) {
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer;
+}
 
 // Calls `visit` with every run of elements that lie side by side and their number, in order of
 // token and head.
@@ -38,10 +67,10 @@ void ForEachRun(const PlaneSpec& plane, uint32_t tokens, const BasicPlaneView<By
 }
 
 // A byte plane as one zstd frame, or as it is where that is no smaller; a u32 size before it.
-void AppendBytePlane(ByteSpan bytes, ByteVector& packed, ByteWriter& out) {
-  packed.resize(ZSTD_compressBound(bytes.size()));
-  const size_t size =
-      ZSTD_compress(packed.data(), packed.size(), bytes.data(), bytes.size(), kZstdLevel);
+void AppendBytePlane(ByteSpan bytes, Scratch& scratch, ByteWriter& out) {
+  ByteVector& packed = AtLeast(ZSTD_compressBound(bytes.size()), scratch.packed);
+  const size_t size = ZSTD_compressCCtx(scratch.packing.get(), packed.data(), packed.size(),
+                                        bytes.data(), bytes.size(), kZstdLevel);
   const bool pays = !ZSTD_isError(size) && size < bytes.size();
   const ByteSpan body = pays ? ByteSpan(packed).first(size) : bytes;
   out.Put<uint32_t>(static_cast<uint32_t>(body.size()));
@@ -55,7 +84,8 @@ absl::StatusOr<ByteSpan> ReadBytePlane(ByteReader& in, size_t size, ByteVector& 
   if (!in.ok() || packed > size) return absl::DataLossError("frame: damaged exact plane");
   if (packed == size) return body;
   unpacked.resize(size);
-  const size_t got = ZSTD_decompress(unpacked.data(), size, body.data(), body.size());
+  const size_t got = ZSTD_decompressDCtx(ThreadScratch().unpacking.get(), unpacked.data(), size,
+                                         body.data(), body.size());
   if (ZSTD_isError(got) || got != size) return absl::DataLossError("frame: damaged zstd data");
   return unpacked;
 }
@@ -105,14 +135,15 @@ void AppendExactPlane(const PlaneSpec& plane, uint32_t tokens, const PlaneView& 
   const size_t width = DTypeBytes(plane.dtype);
   const size_t elements = plane.token_bytes() * tokens / width;
   // Apart, since mantissa bytes look random and would spoil the statistics of the others.
-  ByteVector bytes(elements), packed;
+  Scratch& scratch = ThreadScratch();
+  ByteVector& bytes = AtLeast(elements, scratch.bytes);
   for (size_t b = 0; b < width; ++b) {
     std::byte* at = bytes.data();
     ForEachRun(plane, tokens, view, [&](const std::byte* src, size_t count) {
       SplitByte(src, width, b, count, at);
       at += count;
     });
-    AppendBytePlane(bytes, packed, out);
+    AppendBytePlane(ByteSpan(bytes).first(elements), scratch, out);
   }
 }
 
@@ -138,6 +169,9 @@ absl::Status ReadExactPlane(const PlaneSpec& plane, uint32_t tokens, ByteReader&
 ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
                             const std::vector<PlaneView>& planes) {
   ByteWriter out;
+  size_t raw = 0;
+  for (const PlaneSpec& plane : layer.planes) raw += plane.token_bytes() * tokens;
+  out.Reserve(raw);
   for (size_t p = 0; p < layer.planes.size(); ++p) {
     AppendExactPlane(layer.planes[p], tokens, planes[p], out);
   }
