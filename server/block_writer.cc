@@ -1,7 +1,9 @@
 #include "server/block_writer.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -60,6 +62,28 @@ absl::StatusOr<ByteVector> EncodeOnGpu(CacheEngine& engine, const PutTarget& tar
   return frame;
 }
 
+// Codec threads that have nothing to do encode layers of a chunk that another encodes, so that one
+// writer by itself is not held to one core a chunk.
+class IdleCodecThreads : public LayerRunner {
+ public:
+  explicit IdleCodecThreads(CacheEngine& engine) : engine_(engine) {}
+
+  void Run(size_t count, const std::function<void(size_t)>& work) const override {
+    const std::thread::id caller = std::this_thread::get_id();
+    engine_.codec_pool().Share(count, [&](size_t i) {
+      if (std::this_thread::get_id() == caller) {  // whose time is taken already
+        work(i);
+        return;
+      }
+      const BusyTimer timer(engine_.metrics().encode_busy_ns);
+      work(i);
+    });
+  }
+
+ private:
+  CacheEngine& engine_;
+};
+
 // The frame of a raw payload.
 absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
                                   const BlockPlan& plan,
@@ -91,6 +115,8 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
     frame = *std::move(by_gpu);
   } else {
     ++engine.metrics().cpu_encodes;
+    const IdleCodecThreads threads(engine);
+    options.runner = &threads;
     const uint32_t tokens = plan.metadata.tokens;
     LKV_ASSIGN_OR_RETURN(
         frame, payload.region

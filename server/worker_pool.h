@@ -47,27 +47,67 @@ class WorkerPool {
     wake_.Signal();
     return true;
   }
+  // Calls `work` once with each of 0 .. count - 1, in the calling thread, which may be one of the
+  // pool's, and in those of the pool that find no job meanwhile. Returns when all calls have.
+  void Share(size_t count, const std::function<void(size_t)>& work) {
+    SharedWork shared{&work, count};
+    MutexLock lock(mutex_);
+    shared_.push_back(&shared);
+    if (count > 1) wake_.SignalAll();
+    while (shared.next < shared.count) CallLocked(shared);
+    std::erase(shared_, &shared);
+    while (shared.done < shared.count) shared_done_.Wait(mutex_);
+  }
   int threads() const { return static_cast<int>(threads_.size()); }
 
  private:
+  struct SharedWork {
+    const std::function<void(size_t)>* work;
+    size_t count;
+    size_t next = 0, done = 0;  // calls begun, calls ended
+  };
+
+  // Makes the next call of `shared`, unlocked meanwhile.
+  void CallLocked(SharedWork& shared) LKV_REQUIRES(mutex_) {
+    const size_t i = shared.next++;
+    mutex_.Unlock();
+    (*shared.work)(i);
+    mutex_.Lock();
+    // The last thing done to it here: who waits for it may return.
+    if (++shared.done == shared.count) shared_done_.SignalAll();
+  }
+
+  // The oldest shared work with calls to make; null: none.
+  SharedWork* NextSharedLocked() LKV_REQUIRES(mutex_) {
+    for (SharedWork* shared : shared_) {
+      if (shared->next < shared->count) return shared;
+    }
+    return nullptr;
+  }
+
   void Run() {
-    while (true) {
-      std::function<void()> job;
-      {
-        MutexLock lock(mutex_);
-        while (!stopping_ && queue_.size() == 0) wake_.Wait(mutex_);
-        if (stopping_) return;
-        job = queue_.Pop();
+    MutexLock lock(mutex_);
+    while (!stopping_) {
+      if (queue_.size() > 0) {
+        std::function<void()> job = queue_.Pop();
+        mutex_.Unlock();
+        job();
+        job = nullptr;
+        mutex_.Lock();
+      } else if (SharedWork* const shared = NextSharedLocked()) {
+        CallLocked(*shared);
+      } else {
+        wake_.Wait(mutex_);
       }
-      job();
     }
   }
 
   const size_t max_waiting_jobs_;
   Mutex mutex_;
-  CondVar wake_;
+  CondVar wake_, shared_done_;
   bool stopping_ LKV_GUARDED_BY(mutex_) = false;
   Queue queue_ LKV_GUARDED_BY(mutex_);
+  std::vector<SharedWork*> shared_ LKV_GUARDED_BY(mutex_);  // on the stacks of who shares
   std::vector<std::thread> threads_;
 };
 

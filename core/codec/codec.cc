@@ -114,17 +114,6 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   return true;
 }
 
-// The layers of a frame until its header is known. Each thread keeps the memory for the next frame,
-// unless that was an unusually large one: fresh memory would be faulted in page by page, under a
-// lock that all threads share.
-constexpr size_t kMostKept = size_t{16} << 20;
-ByteVector& ThreadLayers() {
-  static thread_local ByteVector layers;
-  layers.clear();
-  if (layers.capacity() > kMostKept) layers.shrink_to_fit();
-  return layers;
-}
-
 // Makes `planes`, which lie one behind the other, views of a copy.
 void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
                 std::vector<PlaneView>& planes) {
@@ -139,46 +128,102 @@ void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
   }
 }
 
-// Encodes all layers to `bytes`, filling the header's table and errors. `planes` has the rows of
-// the tokens that are kept, `tokens` counts all. With memory for a `copy` every byte is read once;
-// the planes of a layer are contiguous then. No unit's errors are more than `bounds`.
-void EncodeLayers(const Layout& layout, uint32_t tokens,
-                  const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
-                  const CpuKernels& kernels, ByteVector* copy, const ErrorBounds& bounds,
-                  FrameHeader& header, ByteVector& bytes) {
-  const Preset& preset = GetPreset(options.preset);
-  const bool exact = options.preset == PresetId::kExact;
-  const ChunkRope rope(layout, options.start_position, exact ? 0 : tokens, header.keep);
-  const uint32_t rows = StoredRows(header);
-  const bool mass = header.stages & kStageMass;
-  LatticeChoices choices{preset.logit_noise, options.stats,
-                         KeptOnly(RawTokens(tokens, options), header.keep)};
-  choices.bounds = bounds;
-  for (size_t l = 0; l < layout.layers.size(); ++l) {
-    std::vector<PlaneView> input = planes[l];
-    if (copy != nullptr && !exact) CopyPlanes(layout.layers[l], rows, *copy, input);
-    EncodedLayer layer;
-    if (exact) {
-      layer.bytes = EncodeExactLayer(layout.layers[l], rows, input);
-    } else {
-      const LatticeContext context{layout.layers[l],
-                                   rows,
-                                   rope,
-                                   options.profile ? &options.profile->layers[l] : nullptr,
-                                   header.value_unit_16,
-                                   kernels,
-                                   mass};
-      if (mass) {
-        choices.mass_16 = KeptOnly(MassPerQuery16(options.mass, l, tokens), header.keep);
-        choices.mass_level_16 = MassLevel16(options.mass, l);
-      }
-      layer = options.preset == PresetId::kSeed
-                  ? EncodeSeedLayer(context, choices, options.seed, input)
-                  : EncodeLatticeLayer(context, choices, input);
+// Where the bytes of one layer may change while it is encoded, it is encoded from a copy in memory
+// of the thread's own, which stays in its cache. Kept by each thread: fresh memory would be faulted
+// in, page by page.
+constexpr size_t kMostCopyKept = size_t{16} << 20;
+ByteVector& ThreadCopy() {
+  static thread_local ByteVector copy;
+  if (copy.capacity() > kMostCopyKept) ByteVector().swap(copy);
+  return copy;
+}
+
+// Encodes the layers of one frame, any of them at any time. `planes` has the rows of the tokens
+// that are kept, `tokens` counts all. `read_once`: every byte is read once; the planes of a layer
+// are contiguous then. No unit's errors are more than `bounds`. Refers to all that it is made with;
+// Encode() is thread-safe.
+class LayerEncoder {
+ public:
+  LayerEncoder(const Layout& layout, uint32_t tokens,
+               const std::vector<std::vector<PlaneView>>& planes, const EncodeOptions& options,
+               const CpuKernels& kernels, const FrameHeader& header, bool read_once,
+               const ErrorBounds& bounds)
+      : layout_(layout),
+        tokens_(tokens),
+        planes_(planes),
+        options_(options),
+        kernels_(kernels),
+        header_(header),
+        read_once_(read_once),
+        exact_(options.preset == PresetId::kExact),
+        rows_(StoredRows(header)),
+        rope_(layout, options.start_position, exact_ ? 0 : tokens, header.keep) {
+    choices_ = {GetPreset(options.preset).logit_noise, options.stats,
+                KeptOnly(RawTokens(tokens, options), header.keep)};
+    choices_.bounds = bounds;
+  }
+
+  EncodedLayer Encode(size_t l) const {
+    if (exact_) return {EncodeExactLayer(layout_.layers[l], rows_, planes_[l]), {}, false};
+    std::vector<PlaneView> input = planes_[l];
+    if (read_once_) CopyPlanes(layout_.layers[l], rows_, ThreadCopy(), input);
+    const bool mass = header_.stages & kStageMass;
+    const LatticeContext context{layout_.layers[l],
+                                 rows_,
+                                 rope_,
+                                 options_.profile ? &options_.profile->layers[l] : nullptr,
+                                 header_.value_unit_16,
+                                 kernels_,
+                                 mass};
+    LatticeChoices choices = choices_;
+    if (mass) {
+      choices.mass_16 = KeptOnly(MassPerQuery16(options_.mass, l, tokens_), header_.keep);
+      choices.mass_level_16 = MassLevel16(options_.mass, l);
     }
-    if (layer.uses_profile) UseProfile(*options.profile, header);
-    AppendLayerEntry(layer.bytes.size(), Crc32c(layer.bytes), layer.errors, header);
-    bytes.insert(bytes.end(), layer.bytes.begin(), layer.bytes.end());
+    return options_.preset == PresetId::kSeed
+               ? EncodeSeedLayer(context, choices, options_.seed, input)
+               : EncodeLatticeLayer(context, choices, input);
+  }
+
+ private:
+  const Layout& layout_;
+  const uint32_t tokens_;
+  const std::vector<std::vector<PlaneView>>& planes_;
+  const EncodeOptions& options_;
+  const CpuKernels& kernels_;
+  const FrameHeader& header_;
+  const bool read_once_, exact_;
+  const uint32_t rows_;
+  const ChunkRope rope_;
+  LatticeChoices choices_;
+};
+
+struct CodedLayer {
+  EncodedLayer layer;
+  uint32_t crc32c = 0;
+};
+
+std::vector<CodedLayer> EncodeLayers(const LayerEncoder& encoder, size_t layers,
+                                     const LayerRunner* runner) {
+  std::vector<CodedLayer> out(layers);
+  const auto encode = [&](size_t l) {
+    out[l].layer = encoder.Encode(l);
+    out[l].crc32c = Crc32c(out[l].layer.bytes);
+  };
+  if (runner != nullptr) {
+    runner->Run(layers, encode);
+  } else {
+    for (size_t l = 0; l < layers; ++l) encode(l);
+  }
+  return out;
+}
+
+// Fills the header's table and errors.
+void AppendLayers(const std::vector<CodedLayer>& layers, const ModelProfile* profile,
+                  FrameHeader& header) {
+  for (const CodedLayer& coded : layers) {
+    if (coded.layer.uses_profile) UseProfile(*profile, header);
+    AppendLayerEntry(coded.layer.bytes.size(), coded.crc32c, coded.layer.errors, header);
   }
 }
 
@@ -320,24 +365,29 @@ namespace {
 
 absl::StatusOr<ByteVector> Encode(const Layout& layout, uint32_t tokens,
                                   const std::vector<std::vector<PlaneView>>& planes,
-                                  const EncodeOptions& options, ByteVector* copy) {
-  LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout, tokens, planes, options));
+                                  const EncodeOptions& options, bool read_once) {
+  LKV_ASSIGN_OR_RETURN(const FrameHeader start, StartFrameHeader(layout, tokens, planes, options));
   LKV_ASSIGN_OR_RETURN(const CpuKernels* kernels, KernelsFor(options.backend));
-  ByteVector& layers = ThreadLayers();
   ByteVector kept;
-  if (!header.keep.empty()) copy = nullptr;  // gathering is copying
+  if (!start.keep.empty()) read_once = false;  // gathering is copying
   const std::vector<std::vector<PlaneView>> rows =
-      header.keep.empty() ? planes : GatherKept(layout, planes, header.keep, kept);
-  const FrameHeader start = header;
-  EncodeLayers(layout, tokens, rows, options, *kernels, copy, {}, header, layers);
-  if (const ErrorBounds contract = ContractOf(header); !header.errors.AreWithin(contract)) {
+      start.keep.empty() ? planes : GatherKept(layout, planes, start.keep, kept);
+  FrameHeader header;
+  std::vector<CodedLayer> layers;
+  for (const ErrorBounds& bounds : {ErrorBounds(), ContractOf(start)}) {
+    const LayerEncoder encoder(layout, tokens, rows, options, *kernels, start, read_once, bounds);
+    layers = EncodeLayers(encoder, layout.layers.size(), options.runner);
     header = start;
-    layers.clear();
-    EncodeLayers(layout, tokens, rows, options, *kernels, copy, contract, header, layers);
+    AppendLayers(layers, options.profile, header);
+    if (header.errors.AreWithin(ContractOf(header))) break;
   }
   ByteVector frame = SerializeFrameHeader(header);
-  frame.reserve(frame.size() + layers.size());
-  frame.insert(frame.end(), layers.begin(), layers.end());
+  size_t bytes = frame.size();
+  for (const CodedLayer& coded : layers) bytes += coded.layer.bytes.size();
+  frame.reserve(bytes);
+  for (const CodedLayer& coded : layers) {
+    frame.insert(frame.end(), coded.layer.bytes.begin(), coded.layer.bytes.end());
+  }
   return frame;
 }
 
@@ -346,15 +396,12 @@ absl::StatusOr<ByteVector> Encode(const Layout& layout, uint32_t tokens,
 absl::StatusOr<ByteVector> EncodeFrame(const Layout& layout, uint32_t tokens,
                                        const std::vector<std::vector<PlaneView>>& planes,
                                        const EncodeOptions& options) {
-  return Encode(layout, tokens, planes, options, nullptr);
+  return Encode(layout, tokens, planes, options, false);
 }
 
 absl::StatusOr<ByteVector> EncodeSharedFrame(const Layout& layout, uint32_t tokens, ByteSpan raw,
                                              const EncodeOptions& options) {
-  // Kept by each thread: fresh memory would be faulted in, page by page.
-  static thread_local ByteVector copy;
-  if (copy.capacity() > kMostKept) ByteVector().swap(copy);
-  return Encode(layout, tokens, RawChunkViews(layout, tokens, raw), options, &copy);
+  return Encode(layout, tokens, RawChunkViews(layout, tokens, raw), options, true);
 }
 
 absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint, size_t layers,

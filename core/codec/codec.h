@@ -5,6 +5,7 @@
 #define LATTICEKV_CORE_CODEC_CODEC_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -86,6 +87,15 @@ struct SeedOptions {
   bool operator==(const SeedOptions&) const = default;
 };
 
+// Threads that can share in the work on one frame.
+class LayerRunner {
+ public:
+  virtual ~LayerRunner() = default;
+  // Calls `work` once with each of 0 .. count - 1, in any order and from any threads, and returns
+  // when all calls have.
+  virtual void Run(size_t count, const std::function<void(size_t)>& work) const = 0;
+};
+
 struct EncodeOptions {
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
@@ -104,6 +114,8 @@ struct EncodeOptions {
   // one is kept. INVALID_ARGUMENT for layouts with opaque planes, whose rows are not attended to
   // token by token.
   std::vector<uint8_t> keep;
+  // Encodes layers side by side; null: the calling thread does all. The frame is the same.
+  const LayerRunner* runner = nullptr;
 };
 
 inline constexpr uint32_t kSinkTokens = 4;

@@ -4,6 +4,9 @@
 
 #include <bit>
 #include <cmath>
+#include <functional>
+#include <thread>
+#include <vector>
 
 #include "core/codec/frame_format.h"
 #include "tests/support/sample_chunk.h"
@@ -119,6 +122,33 @@ INSTANTIATE_TEST_SUITE_P(
                       Shape{1, 256, 16, DType::kBF16, Rope(256)},
                       Shape{5, 8, 1, DType::kF32, RopeSpec{}},
                       Shape{2, 64, 1, DType::kF16, Rope(64)}));
+
+// A thread for each layer.
+class ThreadForEach : public LayerRunner {
+ public:
+  void Run(size_t count, const std::function<void(size_t)>& work) const override {
+    std::vector<std::thread> threads;
+    for (size_t i = count; i-- > 0;) threads.emplace_back([&work, i] { work(i); });
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+TEST(CodecTest, LayersMayBeEncodedSideBySide) {
+  const Layout layout = MakeUniformLayout("test", 6, 2, 64, DType::kF16, Rope(64));
+  const SampleChunk chunk = MakeSampleChunk(layout, 96, 17);
+  const ModelProfile profile = MakeSampleProfile(layout, 18, true);
+  const ThreadForEach threads;
+  for (PresetId preset :
+       {PresetId::kExact, PresetId::kBalanced, PresetId::kTiny, PresetId::kSeed}) {
+    EncodeOptions options;
+    options.preset = preset;
+    options.profile = &profile;
+    options.stats = StatsMode::kAuto;
+    const ByteVector alone = Encode(chunk, options);
+    options.runner = &threads;
+    EXPECT_EQ(Encode(chunk, options), alone) << PresetName(preset);
+  }
+}
 
 TEST(CodecTest, SinksAndAskedTokensAreBitForBit) {
   const Layout layout = MakeUniformLayout("test", 1, 2, 64, DType::kF16, Rope(64));

@@ -4,6 +4,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
@@ -226,6 +227,57 @@ TEST(CodecPoolTest, EncodesAndDecodesAlternate) {
   release = true;
   while (ran < 5) std::this_thread::yield();
   EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3, 5}));
+}
+
+TEST(CodecPoolTest, IdleThreadsShareWork) {
+  CodecPool pool(2, 8);
+  std::atomic<int> begun{0};
+  std::array<std::atomic<int>, 7> calls{};
+  // Three calls wait for each other: the caller's thread and the pool's two must make them.
+  pool.Share(calls.size(), [&](size_t i) {
+    ++begun;
+    while (begun < 3) std::this_thread::yield();
+    ++calls[i];
+  });
+  for (const auto& n : calls) EXPECT_EQ(n, 1);
+}
+
+TEST(CodecPoolTest, WorkIsDoneByWhoSharesItWhereNoThreadIsIdle) {
+  CodecPool pool(1, 8);
+  std::atomic<int> calls{0}, elsewhere{0};
+  std::atomic<bool> done{false};
+  ASSERT_TRUE(pool.Submit(CodecPool::Kind::kEncode, [&] {
+    const auto self = std::this_thread::get_id();
+    pool.Share(5, [&](size_t) {
+      ++calls;
+      if (std::this_thread::get_id() != self) ++elsewhere;
+    });
+    pool.Share(0, [&](size_t) { ++calls; });
+    done = true;
+  }));
+  while (!done) std::this_thread::yield();
+  EXPECT_EQ(calls, 5);
+  EXPECT_EQ(elsewhere, 0);
+}
+
+TEST(CodecPoolTest, ManyShareAtOnce) {
+  CodecPool pool(3, 64);
+  std::atomic<int> calls{0}, jobs{0};
+  for (int j = 0; j < 40; ++j) {
+    ASSERT_TRUE(pool.Submit(CodecPool::Kind::kEncode, [&] {
+      int mine = 0;  // written by several threads, and read when all are through
+      Mutex mutex;
+      pool.Share(20, [&](size_t) {
+        ++calls;
+        MutexLock lock(mutex);
+        ++mine;
+      });
+      EXPECT_EQ(mine, 20);
+      ++jobs;
+    }));
+  }
+  while (jobs < 40) std::this_thread::yield();
+  EXPECT_EQ(calls, 800);
 }
 
 TEST(ReadPoolTest, JobsRunByTurnAndTheQueueIsBounded) {
