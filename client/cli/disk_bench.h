@@ -33,8 +33,10 @@ struct DiskBenchRow {
 };
 
 // Blocks of 1 MiB, `exact` and incompressible, put and flushed; before each measurement the daemon
-// is started anew and its files leave the page cache. Raw reads are measured before and after each
-// of the service, since the speed of a disk drifts and what lies below it may have caches.
+// is started anew and its files leave the page cache. Each is done with layers in order and with
+// unordered layers, and where there is more than fills the daemon's memory, has a second row for
+// what was read after that. Raw reads are measured before and after each of the service, since the
+// speed of a disk drifts and what lies below it may have caches.
 absl::StatusOr<std::vector<DiskBenchRow>> RunDiskBench(const DiskBenchSettings& settings);
 
 }  // namespace latticekv
