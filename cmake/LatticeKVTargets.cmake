@@ -41,7 +41,7 @@ endfunction()
 function(latticekv_test NAME)
   cmake_parse_arguments(A "" "LABEL;TIMEOUT" "SOURCES;DEPS" ${ARGN})
   if(NOT A_TIMEOUT)
-    # Minutes of it are ThreadSanitizer's on a busy machine: 210 s of the disk tier's property test.
+    # Under ThreadSanitizer on a busy machine the property test of the disk tier takes over 200 s.
     set(A_TIMEOUT 900)
   endif()
   add_executable(${NAME} ${A_SOURCES})
