@@ -15,11 +15,7 @@ namespace latticekv {
 
 size_t LargestLayerBytes(const Layout& layout, uint32_t tokens) {
   size_t largest = 0;
-  for (const LayerSpec& layer : layout.layers) {
-    size_t bytes = 0;
-    for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes();
-    largest = std::max(largest, bytes);
-  }
+  for (const LayerSpec& layer : layout.layers) largest = std::max(largest, layer.token_bytes());
   return largest * tokens;
 }
 

@@ -81,18 +81,12 @@ v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
   return out;
 }
 
-uint64_t LayerTokenBytes(const LayerSpec& layer) {
-  uint64_t bytes = 0;
-  for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes();
-  return bytes;
-}
-
 // Raw bytes of the reply, as far as they are known before it.
 uint64_t ReplyBytes(const GetRequest& request) {
   if (request.content_hashes.empty()) return limits::kMaxRegionBytes;
   uint64_t token_bytes = 0;
   for (uint32_t l = request.first_layer; l < EndLayer(request); ++l) {
-    token_bytes += LayerTokenBytes(request.layout.layout->layers[l]);
+    token_bytes += request.layout.layout->layers[l].token_bytes();
   }
   return token_bytes * request.layout.chunk_tokens * request.content_hashes.size();
 }
@@ -150,7 +144,7 @@ GetReceiver::GetReceiver(const GetRequest& request, GetSink& sink, GetWindow* wi
       current_layer_(request.first_layer) {
   layer_offsets_.push_back(0);
   for (const LayerSpec& layer : layout_.layers) {
-    layer_offsets_.push_back(layer_offsets_.back() + LayerTokenBytes(layer));
+    layer_offsets_.push_back(layer_offsets_.back() + layer.token_bytes());
   }
 }
 

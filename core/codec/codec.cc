@@ -117,8 +117,7 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
 // Makes `planes`, which lie one behind the other, views of a copy.
 void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
                 std::vector<PlaneView>& planes) {
-  size_t bytes = 0;
-  for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes() * rows;
+  const size_t bytes = layer.token_bytes() * rows;
   if (copy.size() < bytes) copy.resize(bytes);
   std::memcpy(copy.data(), planes.front().data, bytes);
   const std::byte* at = copy.data();

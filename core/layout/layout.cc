@@ -133,11 +133,15 @@ absl::StatusOr<DType> ParseDType(std::string_view name) {
       absl::StrCat("unknown dtype '", std::string(name), "'; use f16, bf16 or f32"));
 }
 
+size_t LayerSpec::token_bytes() const {
+  size_t bytes = 0;
+  for (const PlaneSpec& plane : planes) bytes += plane.token_bytes();
+  return bytes;
+}
+
 size_t Layout::token_bytes() const {
   size_t bytes = 0;
-  for (const LayerSpec& layer : layers) {
-    for (const PlaneSpec& plane : layer.planes) bytes += plane.token_bytes();
-  }
+  for (const LayerSpec& layer : layers) bytes += layer.token_bytes();
   return bytes;
 }
 

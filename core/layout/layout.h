@@ -75,6 +75,9 @@ struct PlaneSpec {
 struct LayerSpec {
   std::vector<PlaneSpec> planes;
   bool operator==(const LayerSpec&) const = default;
+
+  // Bytes of one token over all planes.
+  size_t token_bytes() const;
 };
 
 struct Layout {

@@ -50,7 +50,7 @@ absl::Status ErrorOf(GpuFallback why) {
 size_t RawBytes(const Layout& layout, uint32_t tokens, uint32_t first_layer, uint32_t layers) {
   size_t bytes = 0;
   for (uint32_t l = first_layer; l < first_layer + layers; ++l) {
-    for (const PlaneSpec& plane : layout.layers[l].planes) bytes += plane.token_bytes() * tokens;
+    bytes += layout.layers[l].token_bytes() * tokens;
   }
   return bytes;
 }
