@@ -112,14 +112,18 @@ void StoreImpl::RemoveFromDisk(Slot slot, const BlockKey& key, bool tombstone, R
   if (tombstone) QueueTombstone(key);
 }
 
-void StoreImpl::QueueTombstone(const BlockKey& key) {
+void StoreImpl::QueueNote(JobKind kind, const BlockKey& key) {
   Job job;
-  job.kind = JobKind::kTombstone;
+  job.kind = kind;
   job.key = key;
-  // It ends what was put before now, and nothing that is put before it is written.
   job.sequence = ++last_sequence_;
   notes_.push_back(std::move(job));
   writer_wake_.Signal();
+}
+
+void StoreImpl::QueueTombstone(const BlockKey& key) {
+  // Its sequence ends what was put before now, and nothing that is put before it is written.
+  QueueNote(JobKind::kTombstone, key);
 }
 
 void StoreImpl::EvictFromMemory(const std::vector<BlockKey>& victims, Removed& removed) {
@@ -153,13 +157,9 @@ void StoreImpl::MirrorState(const BlockIndex::Entry& entry) {
 
 void StoreImpl::QueueState(const BlockKey& key) {
   if (!states_.insert(key).second) return;
-  Job job;
-  job.kind = JobKind::kState;
-  job.key = key;
-  // Should the block be gone by then, its record must not come back with the state of before.
-  job.sequence = ++last_sequence_;
-  notes_.push_back(std::move(job));
-  writer_wake_.Signal();
+  // By its sequence: should the block be gone by then, its record must not come back with the state
+  // of before.
+  QueueNote(JobKind::kState, key);
 }
 
 void StoreImpl::UseOnDisk(Slot slot) {

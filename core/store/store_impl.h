@@ -143,6 +143,8 @@ class StoreImpl : public TieredStore {
   void EvictFromMemory(const std::vector<BlockKey>& victims, Removed& removed) LKV_REQUIRES(mutex_);
   // Pins and expiry of a block in memory, to its record and, if they changed there, to disk.
   void MirrorState(const BlockIndex::Entry& entry) LKV_REQUIRES(mutex_);
+  // What the writer is to note of a block, in the order of puts and notes.
+  void QueueNote(JobKind kind, const BlockKey& key) LKV_REQUIRES(mutex_);
   void QueueState(const BlockKey& key) LKV_REQUIRES(mutex_);
   void QueueTombstone(const BlockKey& key) LKV_REQUIRES(mutex_);
   static uint32_t DiskRank(const BlockIndex::Entry& entry) {
