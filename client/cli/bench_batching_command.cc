@@ -115,11 +115,6 @@ absl::StatusOr<Row> Measure(const std::string& name, const Settings& settings,
 }
 
 absl::StatusOr<Settings> ReadSettings(const Arguments& arguments) {
-  LKV_ASSIGN_OR_RETURN(const uint64_t layers,
-                       arguments.GetNumber("layers", 30, 1, limits::kMaxLayers));
-  LKV_ASSIGN_OR_RETURN(const uint64_t heads, arguments.GetNumber("heads", 3, 1, limits::kMaxHeads));
-  LKV_ASSIGN_OR_RETURN(const uint64_t head_dim,
-                       arguments.GetNumber("head-dim", 64, 8, limits::kMaxHeadDim));
   LKV_ASSIGN_OR_RETURN(const uint64_t sequences,
                        arguments.GetNumber("sequences", 4, 1, kMaxSequences));
   LKV_ASSIGN_OR_RETURN(const uint64_t tokens,
@@ -128,14 +123,8 @@ absl::StatusOr<Settings> ReadSettings(const Arguments& arguments) {
       const uint64_t block,
       arguments.GetNumber("block", 16, limits::kMinChunkTokens, limits::kMaxChunkTokens));
   Settings out;
-  const auto dim = static_cast<uint32_t>(head_dim);
-  out.layout =
-      MakeUniformLayout("bench", static_cast<uint32_t>(layers), static_cast<uint32_t>(heads), dim,
-                        DType::kF16, {RopeStyle::kNeox, dim, 10000.0});
-  if (absl::Status status = ValidateLayout(out.layout); !status.ok() || tokens % block != 0) {
-    return UsageError(status.ok() ? "--tokens must be a multiple of --block"
-                                  : std::string(status.message()));
-  }
+  LKV_ASSIGN_OR_RETURN(out.layout, ReadSyntheticLayout(arguments, "bench"));
+  if (tokens % block != 0) return UsageError("--tokens must be a multiple of --block");
   out.sequences = static_cast<uint32_t>(sequences);
   out.tokens = static_cast<uint32_t>(tokens);
   out.block = static_cast<uint32_t>(block);
@@ -215,9 +204,9 @@ Command BenchBatchingCommand() {
         {"tokens", "N", "tokens of each (default 512)"},
         {"block", "N", "tokens of an engine's block (default 16)"},
         {"preset", "A", "preset to put with (default balanced)"},
-        {"layers", "N", "of the made-up cache (default 30)"},
-        {"heads", "N", "KV heads (default 3)"},
-        {"head-dim", "N", "channels of a head (default 64)"},
+        LayersFlag(),
+        HeadsFlag(),
+        HeadDimFlag(),
         JsonFlag()}},
       BenchBatching};
 }

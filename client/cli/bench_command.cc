@@ -99,21 +99,10 @@ absl::StatusOr<Workload> MakeWorkload(const Arguments& arguments) {
     return out;
   }
   if (arguments.Has("profile")) return UsageError("--profile needs --input");
-  LKV_ASSIGN_OR_RETURN(const uint64_t layers,
-                       arguments.GetNumber("layers", 30, 1, limits::kMaxLayers));
-  LKV_ASSIGN_OR_RETURN(const uint64_t heads, arguments.GetNumber("heads", 3, 1, limits::kMaxHeads));
-  LKV_ASSIGN_OR_RETURN(const uint64_t head_dim,
-                       arguments.GetNumber("head-dim", 64, 8, limits::kMaxHeadDim));
   LKV_ASSIGN_OR_RETURN(const uint64_t tokens,
                        arguments.GetNumber("tokens", 1024, 1, kMaxBenchTokens));
   out.tokens = static_cast<uint32_t>(tokens);
-  out.layout =
-      MakeUniformLayout("synthetic", static_cast<uint32_t>(layers), static_cast<uint32_t>(heads),
-                        static_cast<uint32_t>(head_dim), DType::kF16,
-                        {RopeStyle::kNeox, static_cast<uint32_t>(head_dim), 10000.0});
-  if (absl::Status status = ValidateLayout(out.layout); !status.ok()) {
-    return UsageError(std::string(status.message()));
-  }
+  LKV_ASSIGN_OR_RETURN(out.layout, ReadSyntheticLayout(arguments, "synthetic"));
   out.profile = MakeSyntheticProfile(out.layout);
   Progress progress("making chunk", out.chunk_count());
   for (size_t i = 0; i < out.chunk_count(); ++i) {
@@ -415,9 +404,9 @@ Command BenchCodecCommand() {
            {{"presets", "A,B", "presets to measure (default: all)"},
             {"input", "IN.safetensors", "measure on this cache instead of a made-up one"},
             ProfileFlag("model profile for --input"),
-            {"layers", "N", "of the made-up cache (default 30)"},
-            {"heads", "N", "KV heads (default 3)"},
-            {"head-dim", "N", "channels of a head (default 64)"},
+            LayersFlag(),
+            HeadsFlag(),
+            HeadDimFlag(),
             {"tokens", "N", "tokens (default 1024)"},
             {"chunk", "N", "tokens per chunk, 16 to 256 (default 256)"},
             {"seconds", "N", "time for each preset and direction (default 1)"},

@@ -13,6 +13,7 @@
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
 #include "client/cli/service_bench.h"
+#include "client/cli/synthetic_cache.h"
 #include "core/base/limits.h"
 #include "core/base/status_macros.h"
 
@@ -56,24 +57,13 @@ absl::StatusOr<std::vector<uint32_t>> ReadNumbers(const Arguments& arguments,
 }
 
 absl::StatusOr<BenchSettings> ReadSettings(const Arguments& arguments) {
-  LKV_ASSIGN_OR_RETURN(const uint64_t layers,
-                       arguments.GetNumber("layers", 30, 1, limits::kMaxLayers));
-  LKV_ASSIGN_OR_RETURN(const uint64_t heads, arguments.GetNumber("heads", 3, 1, limits::kMaxHeads));
-  LKV_ASSIGN_OR_RETURN(const uint64_t head_dim,
-                       arguments.GetNumber("head-dim", 64, 8, limits::kMaxHeadDim));
   LKV_ASSIGN_OR_RETURN(
       const uint64_t tokens,
       arguments.GetNumber("tokens", 512, limits::kMinChunkTokens, kMaxBenchTokens));
   LKV_ASSIGN_OR_RETURN(const uint64_t memory_mb,
                        arguments.GetNumber("memory-mb", 2048, 64, 1 << 20));
   BenchSettings out;
-  const auto dim = static_cast<uint32_t>(head_dim);
-  out.layout =
-      MakeUniformLayout("bench", static_cast<uint32_t>(layers), static_cast<uint32_t>(heads), dim,
-                        DType::kF16, {RopeStyle::kNeox, dim, 10000.0});
-  if (absl::Status status = ValidateLayout(out.layout); !status.ok()) {
-    return UsageError(std::string(status.message()));
-  }
+  LKV_ASSIGN_OR_RETURN(out.layout, ReadSyntheticLayout(arguments, "bench"));
   out.tokens = static_cast<uint32_t>(tokens);
   if (!absl::SimpleAtod(arguments.Get("seconds", "2"), &out.seconds) ||
       !(out.seconds >= kMinBenchSeconds && out.seconds <= kMaxBenchSeconds)) {
@@ -350,9 +340,9 @@ Command BenchServiceCommand() {
             {"wire", "A,B", "raw, frames: the worker compresses and decompresses (default raw)"},
             {"presets", "A,B", "presets to put with (default exact,balanced)"},
             {"data", "A", "synthetic: like a real cache; random: incompressible bytes"},
-            {"layers", "N", "of the made-up cache (default 30)"},
-            {"heads", "N", "KV heads (default 3)"},
-            {"head-dim", "N", "channels of a head (default 64)"},
+            LayersFlag(),
+            HeadsFlag(),
+            HeadDimFlag(),
             {"tokens", "N", "tokens of one put or get (default 512)"},
             {"memory-mb", "N", "memory of the daemon and of Redis (default 2048)"},
             {"seconds", "N", "time for each row (default 2)"},

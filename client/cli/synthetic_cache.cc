@@ -4,6 +4,8 @@
 #include <random>
 #include <vector>
 
+#include "core/base/limits.h"
+#include "core/base/status_macros.h"
 #include "core/codec/codec.h"
 #include "core/codec/cpu/float_cast.h"
 #include "core/layout/rope.h"
@@ -41,6 +43,25 @@ void ApplyRope(const RopeSpec& rope, const SinCos* table, std::vector<float>& ro
 }
 
 }  // namespace
+
+FlagSpec LayersFlag() { return {"layers", "N", "of the made-up cache (default 30)"}; }
+FlagSpec HeadsFlag() { return {"heads", "N", "KV heads (default 3)"}; }
+FlagSpec HeadDimFlag() { return {"head-dim", "N", "channels of a head (default 64)"}; }
+
+absl::StatusOr<Layout> ReadSyntheticLayout(const Arguments& arguments, const std::string& model) {
+  LKV_ASSIGN_OR_RETURN(const uint64_t layers,
+                       arguments.GetNumber("layers", 30, 1, limits::kMaxLayers));
+  LKV_ASSIGN_OR_RETURN(const uint64_t heads, arguments.GetNumber("heads", 3, 1, limits::kMaxHeads));
+  LKV_ASSIGN_OR_RETURN(const uint64_t head_dim,
+                       arguments.GetNumber("head-dim", 64, 8, limits::kMaxHeadDim));
+  const auto dim = static_cast<uint32_t>(head_dim);
+  Layout out = MakeUniformLayout(model, static_cast<uint32_t>(layers), static_cast<uint32_t>(heads),
+                                 dim, DType::kF16, {RopeStyle::kNeox, dim, 10000.0});
+  if (absl::Status status = ValidateLayout(out); !status.ok()) {
+    return UsageError(std::string(status.message()));
+  }
+  return out;
+}
 
 ByteVector MakeSyntheticChunk(const Layout& layout, uint64_t start, uint32_t tokens) {
   ByteVector out(layout.token_bytes() * tokens);
