@@ -1,4 +1,5 @@
 // The server's building blocks without a network: configuration, metadata, admission, sessions.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -10,11 +11,13 @@
 #include <fstream>
 
 #include "core/base/limits.h"
+#include "proto/descriptor_socket.h"
 #include "server/block_metadata.h"
 #include "server/codec_pool.h"
 #include "server/config.h"
 #include "server/error_detail.h"
 #include "server/read_pool.h"
+#include "server/region_leases.h"
 #include "server/session_registry.h"
 #include "server/upload_admission.h"
 
@@ -324,6 +327,70 @@ TEST(ReadPoolTest, WaitingJobsAreDroppedAtTheEnd) {
   release = true;
   ends.join();
   EXPECT_EQ(held.use_count(), 1);
+}
+
+struct LeasedRegion {
+  uint64_t id_ = 0, bytes_ = 0;
+  uint64_t id() const { return id_; }
+  uint64_t bytes() const { return bytes_; }
+};
+
+TEST(RegionLeasesTest, TheSumOfBytesIsBoundedAndAClosedLeaseGivesItsShareBack) {
+  RegionLeases<LeasedRegion> leases(100);
+  const auto first = std::make_shared<LeasedRegion>(LeasedRegion{7, 60});
+  EXPECT_TRUE(leases.Add(first));
+  EXPECT_FALSE(leases.Add(std::make_shared<LeasedRegion>(LeasedRegion{8, 41})));
+  EXPECT_TRUE(leases.Add(std::make_shared<LeasedRegion>(LeasedRegion{9, 40})));
+  EXPECT_EQ(leases.count(), 2u);
+  EXPECT_EQ(leases.bytes(), 100u);
+  EXPECT_EQ(leases.Find(7), first);
+  EXPECT_EQ(leases.Find(8), nullptr);
+  EXPECT_EQ(leases.FindIf([](const LeasedRegion& r) { return r.bytes() == 40; })->id(), 9u);
+  leases.Close(7);
+  leases.Close(7);
+  EXPECT_EQ(leases.Find(7), nullptr);
+  EXPECT_EQ(first.use_count(), 1);
+  EXPECT_EQ(leases.bytes(), 40u);
+  EXPECT_TRUE(leases.Add(std::make_shared<LeasedRegion>(LeasedRegion{8, 60})));
+}
+
+TEST(RegionLeasesTest, NoMoreThanTheLimit) {
+  RegionLeases<LeasedRegion> leases;
+  for (uint64_t id = 0; id < limits::kMaxRegions; ++id) {
+    ASSERT_TRUE(leases.Add(std::make_shared<LeasedRegion>(LeasedRegion{id, 1})));
+  }
+  EXPECT_FALSE(leases.Add(std::make_shared<LeasedRegion>(LeasedRegion{limits::kMaxRegions, 1})));
+}
+
+TEST(DescriptorSocketTest, OneMessageBringsADescriptor) {
+  int sockets[2], pipe_ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets), 0);
+  ASSERT_EQ(pipe(pipe_ends), 0);
+  ASSERT_TRUE(SendDescriptor(sockets[0], pipe_ends[1]));
+  const auto received = ReceiveDescriptor(sockets[1]);
+  ASSERT_TRUE(received.has_value());
+  EXPECT_NE(*received, pipe_ends[1]);
+  EXPECT_EQ(fcntl(*received, F_GETFD), FD_CLOEXEC);
+  ASSERT_EQ(write(*received, "x", 1), 1);
+  char byte = 0;
+  EXPECT_EQ(read(pipe_ends[0], &byte, 1), 1);
+  EXPECT_EQ(byte, 'x');
+  // A message without one, and the end.
+  ASSERT_EQ(send(sockets[0], "x", 1, 0), 1);
+  EXPECT_FALSE(ReceiveDescriptor(sockets[1]).has_value());
+  close(sockets[0]);
+  EXPECT_FALSE(ReceiveDescriptor(sockets[1]).has_value());
+  for (const int end : {sockets[1], pipe_ends[0], pipe_ends[1], *received}) close(end);
+}
+
+TEST(DescriptorSocketTest, AbstractNamesHaveALength) {
+  const size_t room = sizeof(sockaddr_un::sun_path) - 1;
+  EXPECT_FALSE(AbstractAddress::Of("").has_value());
+  EXPECT_FALSE(AbstractAddress::Of(std::string(room + 1, 'a')).has_value());
+  const auto longest = AbstractAddress::Of(std::string(room, 'a'));
+  ASSERT_TRUE(longest.has_value());
+  EXPECT_EQ(longest->size, sizeof(sockaddr_un));
+  EXPECT_EQ(longest->address.sun_path[0], 0);
 }
 
 SessionBlock BlockAt(uint64_t start, uint8_t hash, std::optional<uint8_t> parent) {
