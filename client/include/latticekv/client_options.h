@@ -27,8 +27,8 @@ struct ClientOptions {
   uint32_t connections = 1;
 
   // Payloads go to a server on this host (a unix socket or a loopback address) through a region of
-  // shared memory of this size, leased from it, and come back through one of at most 16 MiB; 0, or
-  // a server that leases none: over the socket.
+  // shared memory of this size, leased from it, and come back through at most half of such a one;
+  // 0, or a server that leases none: over the socket.
   size_t shared_memory_bytes = size_t{64} << 20;
 
   // With a breaker, a server that is away costs a worker microseconds and no errors: once a call
