@@ -8,7 +8,7 @@
 
 #include "core/codec/cpu/float_cast.h"
 #include "core/codec/cuda/cuda_encoder.h"
-#include "tests/gpu/device_batch.h"
+#include "tests/gpu/codec_batch.h"
 #include "tests/gpu/gpu_layouts.h"
 #include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
@@ -17,6 +17,7 @@ namespace latticekv {
 namespace {
 
 using testing::DeviceBuffer;
+using testing::EncodeInput;
 using testing::FromEnvironment;
 using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
@@ -26,6 +27,7 @@ using testing::PinnedBuffer;
 using testing::Random;
 using testing::RandomLayout;
 using testing::SampleChunk;
+using testing::Upload;
 
 class CudaEncodeTest : public ::testing::Test {
  protected:
@@ -42,29 +44,12 @@ std::string Difference(ByteSpan expected, ByteSpan got) {
          std::to_string(at - expected.begin());
 }
 
-struct Input {
-  const SampleChunk* chunk;
-  uint64_t start;
-  std::vector<uint32_t> exact_tokens;
-};
-
 // Encodes chunks as one batch, sources `shift` bytes off their natural alignment, and compares
 // every frame with the scalar encoder's.
 void ExpectSameFrames(const Layout& layout, const CudaEncodeSettings& settings,
-                      const std::vector<Input>& inputs, size_t shift = 0) {
+                      const std::vector<EncodeInput>& inputs, size_t shift = 0) {
   std::vector<DeviceBuffer> sources;
-  std::vector<CudaEncodeChunk> chunks;
-  for (const Input& input : inputs) {
-    const ByteVector& raw = input.chunk->raw;
-    sources.emplace_back(raw.size() + shift);
-    std::byte* at = sources.back().data() + shift;
-    cudaMemcpy(at, raw.data(), raw.size(), cudaMemcpyHostToDevice);
-    chunks.push_back({input.chunk->tokens,
-                      input.start,
-                      input.exact_tokens,
-                      ContiguousPlanes(layout, input.chunk->tokens, at),
-                      {}});
-  }
+  const std::vector<CudaEncodeChunk> chunks = Upload(layout, inputs, shift, sources);
   const auto plan = CudaEncodePlan::Make(layout, settings, chunks);
   ASSERT_TRUE(plan.ok()) << plan.status();
   const OwnedArena owned(*plan);
@@ -94,7 +79,7 @@ TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
     const ModelProfile energy_only = MakeSampleProfile(layout, 3, false);
     std::vector<SampleChunk> chunks;
     for (uint32_t tokens : {1, 33, 256}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
-    const std::vector<Input> inputs = {
+    const std::vector<EncodeInput> inputs = {
         {&chunks[0], 0, {}}, {&chunks[1], 100'003, {3, 9}}, {&chunks[2], 200'006, {3, 9, 255}}};
     for (const Preset& preset : AllPresets()) {
       for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
@@ -167,7 +152,8 @@ TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
     ASSERT_TRUE(ValidateLayout(layout).ok()) << ValidateLayout(layout);
     const SampleChunk chunk = MakeSampleChunk(layout, 1 + random.Below(200), random.Next());
     const SampleChunk other = MakeSampleChunk(layout, 1 + random.Below(256), random.Next());
-    const std::vector<Input> inputs = {{&chunk, random.Below(2) * 131'071, {}}, {&other, 2, {0}}};
+    const std::vector<EncodeInput> inputs = {{&chunk, random.Below(2) * 131'071, {}},
+                                             {&other, 2, {0}}};
     for (const Preset& preset : AllPresets()) {
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
     }
@@ -199,7 +185,7 @@ TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
       }
       chunks.push_back(std::move(chunk));
     }
-    std::vector<Input> inputs;
+    std::vector<EncodeInput> inputs;
     for (const SampleChunk& chunk : chunks) inputs.push_back({&chunk, 512, {}});
     for (PresetId preset : {PresetId::kNear, PresetId::kHigh, PresetId::kTiny}) {
       for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
@@ -223,7 +209,7 @@ TEST_F(CudaEncodeTest, LargestNumbersGiveTheSameBytes) {
       const uint32_t bits = (largest - random.Below(100)) | random.Below(2) << 15;
       StoreLe<uint16_t>(&chunk.raw[2 * i], static_cast<uint16_t>(bits));
     }
-    const std::vector<Input> inputs = {{&chunk, 512, {}}};
+    const std::vector<EncodeInput> inputs = {{&chunk, 512, {}}};
     for (PresetId preset : {PresetId::kNear, PresetId::kBalanced, PresetId::kTiny}) {
       for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {
         ExpectSameFrames(layout, {preset, stats, &profile}, inputs);
@@ -239,7 +225,7 @@ TEST_F(CudaEncodeTest, AutoTakesStatisticsFromSeveralSources) {
   // A profile of these data, and one of others.
   std::set<size_t> sizes;
   const SampleChunk chunk = MakeSampleChunk(layout, 256, 7);
-  const std::vector<Input> inputs = {{&chunk, 1000, {}}};
+  const std::vector<EncodeInput> inputs = {{&chunk, 1000, {}}};
   for (uint64_t seed : {3, 4, 5}) {
     const ModelProfile profile = MakeSampleProfile(layout, seed, true);
     for (StatsMode stats : {StatsMode::kProfile, StatsMode::kOwn, StatsMode::kAuto}) {

@@ -5,13 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <limits>
 
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/cuda_encoder.h"
-#include "core/codec/frame_format.h"
-#include "tests/gpu/device_batch.h"
+#include "tests/gpu/codec_batch.h"
 #include "tests/gpu/gpu_layouts.h"
 #include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
@@ -20,18 +18,20 @@ namespace latticekv {
 namespace {
 
 using testing::DeviceBuffer;
+using testing::EncodeInput;
+using testing::ExpectMutantsDecodeAsScalar;
 using testing::FromEnvironment;
+using testing::kGuard;
 using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
 using testing::NamedLayouts;
 using testing::OwnedArena;
 using testing::Random;
 using testing::RandomLayout;
-using testing::Reseal;
 using testing::SampleChunk;
 using testing::ToHost;
+using testing::Upload;
 
-constexpr size_t kGuard = 256;
 constexpr SeedOptions kSettings[] = {
     {3, 2, false, true}, {1, 6, true, true}, {6, 1, false, false}, {2, 3, true, false}};
 
@@ -42,13 +42,8 @@ class CudaSeedTest : public ::testing::Test {
   }
 };
 
-struct Input {
-  const SampleChunk* chunk;
-  uint64_t start;
-  std::vector<uint32_t> exact_tokens = {};
-};
-
-ByteVector ScalarEncode(const Input& input, const SeedOptions& seed, const ModelProfile* profile) {
+ByteVector ScalarEncode(const EncodeInput& input, const SeedOptions& seed,
+                        const ModelProfile* profile) {
   EncodeOptions options;
   options.preset = PresetId::kSeed;
   options.seed = seed;
@@ -95,23 +90,12 @@ void ExpectDecodesAsScalar(const Layout& layout, const std::vector<ByteVector>& 
 // Encodes chunks as one batch and decodes what came out, both as the scalar codec does. `by_host`:
 // which frames the host had to make.
 void ExpectSame(const Layout& layout, const SeedOptions& seed, const ModelProfile* profile,
-                const std::vector<Input>& inputs, const std::vector<bool>& by_host,
+                const std::vector<EncodeInput>& inputs, const std::vector<bool>& by_host,
                 size_t shift = 0) {
   std::vector<DeviceBuffer> sources;
-  std::vector<CudaEncodeChunk> chunks;
+  const std::vector<CudaEncodeChunk> chunks = Upload(layout, inputs, shift, sources);
   std::vector<ByteVector> frames;
-  for (const Input& input : inputs) {
-    const ByteVector& raw = input.chunk->raw;
-    sources.emplace_back(raw.size() + shift);
-    std::byte* at = sources.back().data() + shift;
-    cudaMemcpy(at, raw.data(), raw.size(), cudaMemcpyHostToDevice);
-    chunks.push_back({input.chunk->tokens,
-                      input.start,
-                      input.exact_tokens,
-                      ContiguousPlanes(layout, input.chunk->tokens, at),
-                      {}});
-    frames.push_back(ScalarEncode(input, seed, profile));
-  }
+  for (const EncodeInput& input : inputs) frames.push_back(ScalarEncode(input, seed, profile));
   const auto plan =
       CudaEncodePlan::Make(layout, {PresetId::kSeed, StatsMode::kAuto, profile, seed}, chunks);
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -135,7 +119,7 @@ TEST_F(CudaSeedTest, SameBytesForNamedLayouts) {
     SCOPED_TRACE(layout.model);
     std::vector<SampleChunk> chunks;
     for (uint32_t tokens : {1, 33, 70}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
-    const std::vector<Input> inputs = {
+    const std::vector<EncodeInput> inputs = {
         {&chunks[0], 0}, {&chunks[1], 100'003}, {&chunks[2], 200'006}};
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     for (int i = 0; i < 2; ++i, ++n) {
@@ -183,11 +167,11 @@ TEST_F(CudaSeedTest, RawVectorsAreTheHostsToEncode) {
     fill(chunks[1], 20, 1, 0x00010001);                                 // denormal
     for (size_t t = 0; t < 21; ++t) fill(chunks[2], t, 1, 0x7F807C00);  // infinite
     fill(chunks[3], 7, 2, 0);
-    const std::vector<Input> inputs = {{&chunks[0], 9},
-                                       {&chunks[1], 9},
-                                       {&chunks[2], 9},
-                                       {&chunks[3], 9},
-                                       {&chunks[4], 9, {0, 3}}};
+    const std::vector<EncodeInput> inputs = {{&chunks[0], 9},
+                                             {&chunks[1], 9},
+                                             {&chunks[2], 9},
+                                             {&chunks[3], 9},
+                                             {&chunks[4], 9, {0, 3}}};
     for (const SeedOptions& seed : kSettings) {
       ExpectSame(layout, seed, nullptr, inputs, {false, true, true, false, true});
     }
@@ -249,8 +233,6 @@ TEST_F(CudaSeedTest, PagedMemoryInBothOrders) {
   }
 }
 
-// Mutants whose checksums are right: device and scalar decoder agree on which are damaged, and on
-// the bytes of those that are not; guards around destinations stay as they were.
 TEST_F(CudaSeedTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
   Layout layout;
   LayerSpec layer;
@@ -267,66 +249,9 @@ TEST_F(CudaSeedTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
       if (tokens > 1) originals.push_back(ScalarEncode({&chunk, 77, {1, 3}}, seed, nullptr));
     }
   }
-  Random random(FromEnvironment("LATTICEKV_SEED", 20261128));
-  const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 3'000);
-  size_t refused_by_host = 0, refused_by_device = 0, decoded = 0;
-  const size_t room = layout.token_bytes() * 40 + kGuard;
-  for (uint64_t n = 0; n < mutants;) {
-    // One batch: whatever one chunk's damage does, its neighbours decode as if alone.
-    constexpr size_t kBatch = 16;
-    std::vector<ByteVector> frames;
-    std::vector<CudaDecodeChunk> chunks;
-    const DeviceBuffer output(kBatch * room + kGuard);
-    cudaMemset(output.data(), 0x5A, output.size());
-    for (; frames.size() < kBatch; ++n) {
-      ByteVector frame = originals[random.Below(static_cast<uint32_t>(originals.size()))];
-      const size_t body = kFrameHeaderBytes + 2 * kLayerEntryBytes;
-      for (uint32_t i = random.Below(3) + 1; i > 0; --i) {
-        const size_t near =
-            random.Below(2) ? std::min<size_t>(frame.size() - body, 80) : frame.size() - body;
-        frame[body + random.Below(static_cast<uint32_t>(near))] =
-            static_cast<std::byte>(random.Next());
-      }
-      Reseal(frame);
-      const CudaDecodeChunk chunk{frame,
-                                  ContiguousPlanes(layout, ReadFrameInfo(frame)->tokens,
-                                                   output.data() + kGuard + frames.size() * room),
-                                  {}};
-      if (!CudaDecodePlan::Make(layout, nullptr, {&chunk, 1}).ok()) {
-        ByteVector raw;
-        EXPECT_FALSE(ScalarDecode(layout, frame, raw).ok());
-        ++refused_by_host;
-        continue;
-      }
-      frames.push_back(std::move(frame));
-      chunks.push_back(chunk);
-      chunks.back().frame = frames.back();
-    }
-    const auto plan = CudaDecodePlan::Make(layout, nullptr, chunks);
-    ASSERT_TRUE(plan.ok()) << plan.status();
-    const OwnedArena owned(*plan);
-    const absl::Status status = plan->Decode(owned.arena(), nullptr);
-    ASSERT_TRUE(status.ok() || status.code() == absl::StatusCode::kDataLoss) << status;
-    const ByteVector got = ToHost(output);
-    for (size_t i = 0; i < frames.size(); ++i) {
-      ByteVector raw;
-      const bool good = ScalarDecode(layout, frames[i], raw).ok();
-      ASSERT_EQ(plan->ChunkResult(owned.arena(), i).ok(), good) << "mutant " << i;
-      const auto begin = got.begin() + static_cast<std::ptrdiff_t>(kGuard + i * room);
-      const auto end = begin + static_cast<std::ptrdiff_t>(raw.size());
-      if (good) {
-        ASSERT_TRUE(std::equal(raw.begin(), raw.end(), begin)) << "mutant " << i;
-      }
-      ASSERT_TRUE(std::all_of(end, begin + static_cast<std::ptrdiff_t>(room),
-                              [](std::byte b) { return b == std::byte{0x5A}; }));
-      ++(good ? decoded : refused_by_device);
-    }
-  }
-  printf("%zu refused by the host, %zu by the device, %zu decoded\n", refused_by_host,
-         refused_by_device, decoded);
-  EXPECT_GT(refused_by_host, mutants / 100);
-  EXPECT_GT(refused_by_device, mutants / 100);
-  EXPECT_GT(decoded, mutants / 100);
+  ExpectMutantsDecodeAsScalar(layout, nullptr, originals, 16,
+                              FromEnvironment("LATTICEKV_MUTATIONS", 3'000),
+                              Random(FromEnvironment("LATTICEKV_SEED", 20261128)));
 }
 
 }  // namespace
