@@ -1,6 +1,7 @@
 // gpu_ipc_bench ADDRESS [TOKENS] [IN_FLIGHT]: a worker that hands its paged cache (Llama-3.1-8B's
 // shape, bf16) to the daemon at ADDRESS, puts TOKENS tokens out of it and gets them back into it,
-// three times; beside plain copies of as many bytes to page-locked memory and back.
+// three times; beside plain copies of as many bytes to page-locked memory and back. The daemon's
+// --learn_profiles=false keeps the rounds alike.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -26,7 +26,8 @@
 
 namespace latticekv::testing {
 
-// latticekvd on a unix socket in a fresh folder, until the object ends.
+// latticekvd on a unix socket in a fresh folder, until the object ends. It learns no profiles: from
+// which blocks on, and from what, several writers' timing decides, and frames would differ.
 class GpuDaemon {
  public:
   explicit GpuDaemon(std::vector<std::string> flags) {
@@ -36,7 +37,8 @@ class GpuDaemon {
     const std::string program =
         (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "latticekvd").string();
     flags.insert(flags.begin(), {program, "--listen=" + address(), "--memory_bytes=4294967296",
-                                 "--port_file=" + folder_ + "/ports", "--log_level=warn"});
+                                 "--port_file=" + folder_ + "/ports", "--log_level=warn",
+                                 "--learn_profiles=false"});
     std::vector<char*> argv;
     for (std::string& flag : flags) argv.push_back(flag.data());
     argv.push_back(nullptr);
