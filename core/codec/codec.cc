@@ -114,6 +114,29 @@ bool HasQueryEnergy(const ModelProfile* profile, const Layout& layout) {
   return true;
 }
 
+// What all chunks with the same layout, preset, statistics and profile have in their headers.
+absl::StatusOr<FrameHeader> StartCommonHeader(const Layout& layout, const EncodeOptions& options) {
+  const Preset& preset = GetPreset(options.preset);
+  FrameHeader header;
+  header.preset = static_cast<uint8_t>(preset.id);
+  header.layout_fingerprint = LayoutFingerprint(layout);
+  if (preset.id == PresetId::kExact) {
+    header.stages = kStageExact;
+    return header;
+  }
+  LKV_RETURN_IF_ERROR(CheckProfile(header, options));
+  if (preset.id == PresetId::kSeed) {
+    LKV_RETURN_IF_ERROR(CheckSeed(options.seed));
+    header.stages = kStageSeed;
+  } else {
+    header.stages = kStageLattice;
+    header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
+  }
+  if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
+  if (!ChunkRope(layout, options.start_position, 0).empty()) header.stages |= kStageRope;
+  return header;
+}
+
 // Makes `planes`, which lie one behind the other, views of a copy.
 void CopyPlanes(const LayerSpec& layer, uint32_t rows, ByteVector& copy,
                 std::vector<PlaneView>& planes) {
@@ -299,35 +322,17 @@ absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t toke
                                              const EncodeOptions& options,
                                              const FrameHeader* alike) {
   LKV_RETURN_IF_ERROR(CheckChunk(layout, tokens, planes, options));
-  if (alike != nullptr) {
-    FrameHeader header = *alike;
-    header.start_position = options.start_position;
-    header.tokens = static_cast<uint16_t>(tokens);
-    return header;
-  }
-  const Preset& preset = GetPreset(options.preset);
   FrameHeader header;
-  header.preset = static_cast<uint8_t>(preset.id);
+  if (alike != nullptr) {
+    header = *alike;
+    header.stages &= ~(kStageMass | kStageEvicted);
+    header.keep.clear();
+  } else {
+    LKV_ASSIGN_OR_RETURN(header, StartCommonHeader(layout, options));
+  }
   header.start_position = options.start_position;
   header.tokens = static_cast<uint16_t>(tokens);
-  header.layout_fingerprint = LayoutFingerprint(layout);
-  if (preset.id == PresetId::kExact) {
-    header.stages = kStageExact;
-  } else {
-    LKV_RETURN_IF_ERROR(CheckProfile(header, options));
-    if (preset.id == PresetId::kSeed) {
-      LKV_RETURN_IF_ERROR(CheckSeed(options.seed));
-      header.stages = kStageSeed;
-    } else {
-      header.stages = kStageLattice;
-      header.value_unit_16 = static_cast<int16_t>(Sixteenths(preset.value_error / kE8Rms));
-    }
-    if (HasQueryEnergy(options.profile, layout)) header.flags |= kFlagProfiled;
-    if (!ChunkRope(layout, options.start_position, 0).empty()) header.stages |= kStageRope;
-    if (options.mass.data != nullptr && header.stages & kStageLattice) {
-      header.stages |= kStageMass;
-    }
-  }
+  if (options.mass.data != nullptr && header.stages & kStageLattice) header.stages |= kStageMass;
   LKV_RETURN_IF_ERROR(CheckKeep(layout, tokens, options.keep));
   for (uint8_t k : options.keep) {
     header.keep.push_back(k != 0);

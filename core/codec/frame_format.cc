@@ -146,6 +146,10 @@ size_t FrameBytesBound(size_t layers, size_t raw_bytes) {
   return raw_bytes + raw_bytes / 8 + 4096 * (layers + 1);
 }
 
+size_t FramePrefixBytes(const FrameHeader& header, size_t layers) {
+  return kFrameHeaderBytes + layers * kLayerEntryBytes + Sections(header).size();
+}
+
 uint64_t FramePrefixBytes(ByteSpan header) {
   const uint64_t layers = LoadLe<uint16_t>(header.data() + kLayerCountOffset);
   const uint64_t sections_bytes = LoadLe<uint32_t>(header.data() + kFrameHeaderBytes - 8);

@@ -84,6 +84,8 @@ absl::StatusOr<ParsedFrame> ParseFrameHeader(ByteSpan prefix, uint64_t frame_byt
 // tables.
 size_t FrameBytesBound(size_t layers, size_t raw_bytes);
 
+// Bytes before the first layer of a frame that will have so many layers.
+size_t FramePrefixBytes(const FrameHeader& header, size_t layers);
 // Bytes before the first layer, told from the frame's first kFrameHeaderBytes; not checked.
 uint64_t FramePrefixBytes(ByteSpan header);
 

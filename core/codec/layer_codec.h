@@ -82,9 +82,8 @@ absl::Status CheckFrameFits(const FrameHeader& header, const Digest& fingerprint
 
 // The parts of encoding a frame that do not depend on where its layers are encoded.
 // The header of a chunk that fits the layout, its layers still missing. Errors of EncodeFrame.
-// `alike` may be what this gave for another chunk without attention mass and evictions, with the
-// same layout, preset, statistics and profile: what follows from those is then not worked out
-// again.
+// `alike` may be what this gave for another chunk with the same layout, preset, statistics and
+// profile: what follows from those is then not worked out again.
 absl::StatusOr<FrameHeader> StartFrameHeader(const Layout& layout, uint32_t tokens,
                                              const std::vector<std::vector<PlaneView>>& planes,
                                              const EncodeOptions& options,

@@ -13,6 +13,7 @@
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/cuda_encoder.h"
 #include "core/codec/frame_format.h"
+#include "core/codec/token_eviction.h"
 #include "tests/gpu/device_batch.h"
 #include "tests/support/mutation.h"
 #include "tests/support/sample_chunk.h"
@@ -26,7 +27,19 @@ struct EncodeInput {
   const SampleChunk* chunk;
   uint64_t start;
   std::vector<uint32_t> exact_tokens = {};
+  std::vector<uint8_t> keep = {};
 };
+
+// Which of a chunk's tokens to keep: about two thirds, one at least.
+inline std::vector<uint8_t> RandomKeep(uint32_t tokens, Random& random) {
+  std::vector<uint8_t> keep(tokens);
+  for (uint8_t& k : keep) k = random.Below(3) != 0;
+  keep[random.Below(tokens)] = 1;
+  return keep;
+}
+
+// Tokens of layouts with opaque planes cannot be evicted.
+inline bool CanEvict(const Layout& layout) { return CheckKeep(layout, 2, {1, 0}).ok(); }
 
 // The chunks of `inputs` on the device, `shift` bytes off their natural alignment; their memory is
 // added to `sources`.
@@ -43,7 +56,8 @@ inline std::vector<CudaEncodeChunk> Upload(const Layout& layout,
                       input.start,
                       input.exact_tokens,
                       ContiguousPlanes(layout, input.chunk->tokens, at),
-                      {}});
+                      {},
+                      input.keep});
   }
   return chunks;
 }
@@ -66,14 +80,16 @@ inline void ExpectMutantsDecodeAsScalar(const Layout& layout, const ModelProfile
     cudaMemset(output.data(), 0x5A, output.size());
     for (; frames.size() < batch; ++n) {
       ByteVector frame = originals[random.Below(static_cast<uint32_t>(originals.size()))];
+      const size_t head = FramePrefixBytes(frame) - body + 80;  // sections, the first tile's head
       for (uint32_t i = random.Below(3) + 1; i > 0; --i) {
         const size_t near =
-            random.Below(2) ? std::min<size_t>(frame.size() - body, 80) : frame.size() - body;
+            random.Below(2) ? std::min<size_t>(frame.size() - body, head) : frame.size() - body;
         frame[body + random.Below(static_cast<uint32_t>(near))] =
             static_cast<std::byte>(random.Next());
       }
       Reseal(frame);
-      const uint32_t tokens = ReadFrameInfo(frame)->tokens;
+      const auto info = ReadFrameInfo(frame);
+      const uint32_t tokens = info.ok() ? info->tokens : 1;
       const CudaDecodeChunk chunk{
           frame,
           ContiguousPlanes(layout, tokens, output.data() + kGuard + frames.size() * room),

@@ -13,6 +13,7 @@
 namespace latticekv {
 namespace {
 
+using testing::CanEvict;
 using testing::DeviceBuffer;
 using testing::ExpectMutantsDecodeAsScalar;
 using testing::FromEnvironment;
@@ -22,6 +23,7 @@ using testing::MakeSampleProfile;
 using testing::NamedLayouts;
 using testing::OwnedArena;
 using testing::Random;
+using testing::RandomKeep;
 using testing::RandomLayout;
 using testing::SampleChunk;
 using testing::ToHost;
@@ -76,28 +78,36 @@ void ExpectSameBytes(const Layout& layout, const ModelProfile* profile,
 }
 
 ByteVector Encode(const SampleChunk& chunk, PresetId preset, StatsMode stats,
-                  const ModelProfile* profile, uint64_t start) {
+                  const ModelProfile* profile, uint64_t start,
+                  const std::vector<uint8_t>& keep = {}) {
   EncodeOptions options;
   options.preset = preset;
   options.stats = stats;
   options.profile = profile;
   options.start_position = start;
+  options.keep = keep;
   if (chunk.tokens > 10) options.exact_tokens = {3, 9};
   auto frame = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
   EXPECT_TRUE(frame.ok()) << frame.status();
   return frame.ok() ? *frame : ByteVector();
 }
 
+// What frames leave out or code in another way.
+enum class Kind { kWhole, kEvicted };
+
 // Every preset and source of statistics of one layout in one batch.
 std::vector<ByteVector> AllFrames(const Layout& layout, const ModelProfile& profile,
-                                  std::span<const uint32_t> tokens, uint64_t seed) {
+                                  std::span<const uint32_t> tokens, uint64_t seed,
+                                  Kind kind = Kind::kWhole) {
   std::vector<ByteVector> frames;
+  Random random(seed);
   for (const Preset& preset : AllPresets()) {
     for (StatsMode stats : {StatsMode::kOwn, StatsMode::kProfile, StatsMode::kAuto}) {
       for (uint32_t t : tokens) {
         const SampleChunk chunk = MakeSampleChunk(layout, t, seed + t);
         const uint64_t start = (frames.size() % 3) * 100'003;
-        frames.push_back(Encode(chunk, preset.id, stats, &profile, start));
+        const auto keep = kind == Kind::kEvicted ? RandomKeep(t, random) : std::vector<uint8_t>();
+        frames.push_back(Encode(chunk, preset.id, stats, &profile, start, keep));
       }
     }
   }
@@ -110,6 +120,15 @@ TEST_F(CudaDecodeTest, SameBytesForNamedLayouts) {
     SCOPED_TRACE(layout.model);
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     ExpectSameBytes(layout, &profile, AllFrames(layout, profile, tokens, 7));
+  }
+}
+
+TEST_F(CudaDecodeTest, EvictedTokensDecodeToZeros) {
+  const uint32_t tokens[] = {2, 70, 256};
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    ExpectSameBytes(layout, &profile, AllFrames(layout, profile, tokens, 7, Kind::kEvicted));
   }
 }
 
@@ -127,6 +146,10 @@ TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
     for (const Preset& preset : AllPresets()) {
       frames.push_back(
           Encode(chunk, preset.id, StatsMode::kOwn, nullptr, random.Below(2) * 131'071));
+    }
+    if (CanEvict(layout)) {
+      frames.push_back(
+          Encode(chunk, PresetId::kHigh, StatsMode::kOwn, nullptr, 77, RandomKeep(tokens, random)));
     }
     ExpectSameBytes(layout, nullptr, frames);
     // f32 elements are 4 bytes: 4 off is aligned for every dtype, and for no wide store.
@@ -306,10 +329,12 @@ TEST_F(CudaDecodeTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
   layout.layers.assign(2, layer);
   const ModelProfile profile = MakeSampleProfile(layout, 3, true);
   const uint32_t tokens[] = {1, 40};
-  const std::vector<ByteVector> originals = AllFrames(layout, profile, tokens, 1);
-  ExpectMutantsDecodeAsScalar(layout, &profile, originals, 64,
-                              FromEnvironment("LATTICEKV_MUTATIONS", 20'000),
-                              Random(FromEnvironment("LATTICEKV_SEED", 20260103)));
+  Random random(FromEnvironment("LATTICEKV_SEED", 20260103));
+  const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 20'000);
+  for (const Kind kind : {Kind::kWhole, Kind::kEvicted}) {
+    const std::vector<ByteVector> originals = AllFrames(layout, profile, tokens, 1, kind);
+    ExpectMutantsDecodeAsScalar(layout, &profile, originals, 64, mutants / 2, random);
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 namespace latticekv {
 namespace {
 
+using testing::CanEvict;
 using testing::DeviceBuffer;
 using testing::EncodeInput;
 using testing::FromEnvironment;
@@ -25,6 +26,7 @@ using testing::NamedLayouts;
 using testing::OwnedArena;
 using testing::PinnedBuffer;
 using testing::Random;
+using testing::RandomKeep;
 using testing::RandomLayout;
 using testing::SampleChunk;
 using testing::Upload;
@@ -62,6 +64,7 @@ void ExpectSameFrames(const Layout& layout, const CudaEncodeSettings& settings,
     options.profile = settings.profile;
     options.start_position = inputs[i].start;
     options.exact_tokens = inputs[i].exact_tokens;
+    options.keep = inputs[i].keep;
     const auto expected =
         EncodeFrame(layout, inputs[i].chunk->tokens, inputs[i].chunk->views(), options);
     ASSERT_TRUE(expected.ok()) << expected.status();
@@ -87,6 +90,26 @@ TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
       }
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, &energy_only}, inputs);
+    }
+  }
+}
+
+TEST_F(CudaEncodeTest, EvictedTokensGiveTheSameBytes) {
+  Random random(FromEnvironment("LATTICEKV_SEED", 20261129));
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    std::vector<SampleChunk> chunks;
+    for (uint32_t tokens : {2, 70, 256}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
+    std::vector<EncodeInput> inputs = {{&chunks[1], 9}};
+    for (const SampleChunk& chunk : chunks) {
+      const auto keep = RandomKeep(chunk.tokens, random);
+      inputs.push_back({&chunk, 0, {}, keep});
+      inputs.push_back({&chunk, 100'003, {0, chunk.tokens - 1}, keep});
+    }
+    for (const Preset& preset : AllPresets()) {
+      ExpectSameFrames(layout, {preset.id, StatsMode::kProfile, &profile}, inputs);
+      ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
     }
   }
 }
@@ -152,8 +175,8 @@ TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
     ASSERT_TRUE(ValidateLayout(layout).ok()) << ValidateLayout(layout);
     const SampleChunk chunk = MakeSampleChunk(layout, 1 + random.Below(200), random.Next());
     const SampleChunk other = MakeSampleChunk(layout, 1 + random.Below(256), random.Next());
-    const std::vector<EncodeInput> inputs = {{&chunk, random.Below(2) * 131'071, {}},
-                                             {&other, 2, {0}}};
+    std::vector<EncodeInput> inputs = {{&chunk, random.Below(2) * 131'071, {}}, {&other, 2, {0}}};
+    if (CanEvict(layout)) inputs.push_back({&other, 777, {}, RandomKeep(other.tokens, random)});
     for (const Preset& preset : AllPresets()) {
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
     }
@@ -282,15 +305,18 @@ struct PagedChunk {
 };
 
 // Whether the host encoded the chunk. Its frame has to be the scalar encoder's.
-bool EncodedByHost(const SampleChunk& chunk, const CudaEncodeSettings& settings, bool hnd) {
+bool EncodedByHost(const SampleChunk& chunk, const CudaEncodeSettings& settings, bool hnd,
+                   const std::vector<uint8_t>& keep = {}) {
   EncodeOptions options;
+  options.keep = keep;
   options.preset = settings.preset;
   options.stats = settings.stats;
   options.profile = settings.profile;
   options.start_position = 256;
   const auto expected = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
   EXPECT_TRUE(expected.ok());
-  const PagedChunk paged(chunk, hnd);
+  PagedChunk paged(chunk, hnd);
+  paged.task.keep = keep;
   const auto plan = CudaEncodePlan::Make(chunk.layout, settings, {&paged.task, 1});
   EXPECT_TRUE(plan.ok()) << plan.status();
   const OwnedArena owned(*plan);
@@ -310,7 +336,11 @@ TEST_F(CudaEncodeTest, PagedSourcesInBothOrders) {
       MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
   const SampleChunk chunk = MakeSampleChunk(layout, 50, 4);
   const CudaEncodeSettings settings{PresetId::kBalanced, StatsMode::kAuto, nullptr};
-  for (const bool hnd : {false, true}) EXPECT_FALSE(EncodedByHost(chunk, settings, hnd));
+  Random random(3);
+  for (const bool hnd : {false, true}) {
+    EXPECT_FALSE(EncodedByHost(chunk, settings, hnd));
+    EXPECT_FALSE(EncodedByHost(chunk, settings, hnd, RandomKeep(50, random)));
+  }
   PagedChunk paged(chunk, false);
   paged.task.table.blocks = std::span(PagedChunk::kBlocks).first(3);
   EXPECT_EQ(CudaEncodePlan::Make(layout, {}, {&paged.task, 1}).status().code(),
@@ -322,11 +352,13 @@ TEST_F(CudaEncodeTest, TheHostEncodesWhatMissesTheContract) {
       MakeUniformLayout("test", 1, 3, 64, DType::kF16, {RopeStyle::kNeox, 64, 10000.0, {}});
   const ModelProfile profile = MakeSampleProfile(layout, 3, true);
   int by_host = 0;
+  Random random(4);
   constexpr int kChunks = 12;
   for (int i = 0; i < kChunks; ++i) {
     const SampleChunk chunk = MakeAlikeChunk(layout, 50, 0.1f + 0.037f * static_cast<float>(i));
     by_host += EncodedByHost(chunk, {PresetId::kTiny, StatsMode::kProfile, &profile}, i % 2 == 0);
-    by_host += EncodedByHost(chunk, {PresetId::kTiny, StatsMode::kProfile, &profile}, i % 2 != 0);
+    by_host += EncodedByHost(chunk, {PresetId::kTiny, StatsMode::kProfile, &profile}, i % 2 != 0,
+                             RandomKeep(50, random));
   }
   // Both ways there are, or this shows little.
   EXPECT_GT(by_host, 0);

@@ -27,6 +27,7 @@ using testing::MakeSampleProfile;
 using testing::NamedLayouts;
 using testing::OwnedArena;
 using testing::Random;
+using testing::RandomKeep;
 using testing::RandomLayout;
 using testing::SampleChunk;
 using testing::ToHost;
@@ -43,13 +44,14 @@ class CudaSeedTest : public ::testing::Test {
 };
 
 ByteVector ScalarEncode(const EncodeInput& input, const SeedOptions& seed,
-                        const ModelProfile* profile) {
+                        const ModelProfile* profile, PresetId preset = PresetId::kSeed) {
   EncodeOptions options;
-  options.preset = PresetId::kSeed;
+  options.preset = preset;
   options.seed = seed;
   options.profile = profile;
   options.start_position = input.start;
   options.exact_tokens = input.exact_tokens;
+  options.keep = input.keep;
   auto frame = EncodeFrame(input.chunk->layout, input.chunk->tokens, input.chunk->views(), options);
   EXPECT_TRUE(frame.ok()) << frame.status();
   return frame.ok() ? *std::move(frame) : ByteVector();
@@ -178,6 +180,50 @@ TEST_F(CudaSeedTest, RawVectorsAreTheHostsToEncode) {
   }
 }
 
+TEST_F(CudaSeedTest, EvictedTokensGiveTheSameBytes) {
+  Random random(FromEnvironment("LATTICEKV_SEED", 20261129));
+  size_t n = 0;
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    std::vector<SampleChunk> chunks;
+    for (uint32_t tokens : {2, 33, 70}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
+    std::vector<EncodeInput> inputs;
+    for (const SampleChunk& chunk : chunks) {
+      inputs.push_back({&chunk, 100'003, {}, RandomKeep(chunk.tokens, random)});
+    }
+    inputs.push_back({&chunks[1], 5, {}, {}});
+    inputs.push_back({&chunks[1], 5, {0, 32}, RandomKeep(33, random)});
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    ExpectSame(layout, kSettings[n++ % 4], &profile, inputs, {false, false, false, false, true});
+    // Of exact frames planes are gathered and vectors copied, as far as there are rows of them.
+    std::vector<DeviceBuffer> sources;
+    const auto plan =
+        CudaEncodePlan::Make(layout, {PresetId::kExact}, Upload(layout, inputs, 0, sources));
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const OwnedArena owned(*plan);
+    const auto frames = plan->Encode(owned.arena(), nullptr);
+    ASSERT_TRUE(frames.ok()) << frames.status();
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      ASSERT_TRUE((*frames)[i] == ScalarEncode(inputs[i], {}, nullptr, PresetId::kExact)) << i;
+    }
+    ExpectDecodesAsScalar(layout, *frames);
+  }
+}
+
+TEST_F(CudaSeedTest, KeepMasksThatDoNotFitAreRefused) {
+  const Layout layout = MakeUniformLayout("test", 1, 1, 64, DType::kF16, RopeSpec{});
+  const SampleChunk chunk = MakeSampleChunk(layout, 8, 1);
+  for (const std::vector<uint8_t>& keep :
+       {std::vector<uint8_t>(7, 1), std::vector<uint8_t>(8, 0), std::vector<uint8_t>(9, 1)}) {
+    std::vector<DeviceBuffer> sources;
+    EXPECT_EQ(CudaEncodePlan::Make(layout, {PresetId::kSeed},
+                                   Upload(layout, {{&chunk, 16, {}, keep}}, 0, sources))
+                  .status()
+                  .code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
 // A paged cache [blocks, heads, block_tokens, head_dim] (HND) or [blocks, block_tokens, heads,
 // head_dim] (NHD), blocks in any order.
 TEST_F(CudaSeedTest, PagedMemoryInBothOrders) {
@@ -239,19 +285,29 @@ TEST_F(CudaSeedTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
   layer.planes.push_back(
       {"k", PlaneRole::kKey, 2, 16, DType::kF16, {RopeStyle::kInterleaved, 8, 10000.0, {}}});
   layer.planes.push_back({"v", PlaneRole::kValue, 2, 24, DType::kBF16, RopeSpec{}});
-  layer.planes.push_back({"state", PlaneRole::kOpaque, 1, 3, DType::kF32, RopeSpec{}});
-  layout.layers.assign(2, layer);
-  std::vector<ByteVector> originals;
-  for (const SeedOptions& seed : kSettings) {
-    for (uint32_t tokens : {1, 5, 40}) {
-      const SampleChunk chunk = MakeSampleChunk(layout, tokens, tokens);
-      originals.push_back(ScalarEncode({&chunk, 77}, seed, nullptr));
-      if (tokens > 1) originals.push_back(ScalarEncode({&chunk, 77, {1, 3}}, seed, nullptr));
+  Random random(FromEnvironment("LATTICEKV_SEED", 20261128));
+  for (const bool evicts : {false, true}) {
+    // Tokens of opaque planes cannot be evicted.
+    if (!evicts) {
+      layer.planes.push_back({"state", PlaneRole::kOpaque, 1, 3, DType::kF32, RopeSpec{}});
+    } else {
+      layer.planes.pop_back();
     }
+    layout.layers.assign(2, layer);
+    std::vector<ByteVector> originals;
+    for (const SeedOptions& seed : kSettings) {
+      for (uint32_t tokens : {1, 5, 40}) {
+        const SampleChunk chunk = MakeSampleChunk(layout, tokens, tokens);
+        const auto keep = evicts ? RandomKeep(tokens, random) : std::vector<uint8_t>();
+        originals.push_back(ScalarEncode({&chunk, 77, {}, keep}, seed, nullptr));
+        if (tokens == 1) continue;
+        originals.push_back(ScalarEncode({&chunk, 77, {1, 3}, keep}, seed, nullptr));
+        originals.push_back(ScalarEncode({&chunk, 77, {}, keep}, seed, nullptr, PresetId::kExact));
+      }
+    }
+    ExpectMutantsDecodeAsScalar(layout, nullptr, originals, 16,
+                                FromEnvironment("LATTICEKV_MUTATIONS", 3'000) / 2, random);
   }
-  ExpectMutantsDecodeAsScalar(layout, nullptr, originals, 16,
-                              FromEnvironment("LATTICEKV_MUTATIONS", 3'000),
-                              Random(FromEnvironment("LATTICEKV_SEED", 20261128)));
 }
 
 }  // namespace

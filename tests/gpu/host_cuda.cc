@@ -95,15 +95,17 @@ cudaError_t LaunchRope(unsigned char* arena, uint64_t tasks_at, uint32_t tasks, 
   for (uint32_t n = 0; n < tasks; ++n) {
     const RopeTask task = ArenaArray<const RopeTask>(arena, tasks_at)[n];
     const auto* frequencies = ArenaArray<const uint64_t>(arena, task.frequencies_at);
+    const auto* tokens = ArenaArray<const uint8_t>(arena, task.tokens_at);
     auto* out = ArenaArray<SinCos>(arena, task.out_at);
-    for (uint32_t i = 0; i < task.tokens * task.pairs; ++i) {
-      out[i] = RopeSinCos((task.start_position + i / task.pairs) * frequencies[i % task.pairs]);
+    for (uint32_t i = 0; i < task.rows * task.pairs; ++i) {
+      const uint64_t position = task.start_position + tokens[i / task.pairs];
+      out[i] = RopeSinCos(position * frequencies[i % task.pairs]);
     }
   }
   return cudaSuccess;
 }
 
-// Tiles without symbols: raw vectors alone.
+// Tiles without symbols: raw vectors and zeros alone.
 cudaError_t LaunchDecode(const DecodeLaunch& launch, cudaStream_t stream) {
   unsigned char* arena = launch.arena_dev;
   LaunchRope(arena, launch.rope_tasks_at, launch.rope_tasks, stream);
@@ -113,11 +115,16 @@ cudaError_t LaunchDecode(const DecodeLaunch& launch, cudaStream_t stream) {
     for (uint32_t u = 0; u < tile.units; ++u) {
       const UnitTask& unit =
           ArenaArray<const UnitTask>(arena, launch.units_at)[tile.first_unit + u];
-      for (uint32_t i = 0; i < unit.raw_count; ++i) {
-        const uint8_t token = arena[unit.order_at + i];
+      const uint32_t vectors = unit.all_zero ? tile.tokens : unit.raw_count;
+      for (uint32_t i = 0; i < vectors; ++i) {
+        const uint32_t token = unit.all_zero ? i : arena[unit.order_at + i];
         const TokenPlace place = ArenaArray<const TokenPlace>(arena, tile.places_at)[token];
-        Copy(Address(unit.dst, unit.block_stride, unit.token_stride, place),
-             arena + unit.raw_at + uint64_t{i} * unit.vector_bytes, unit.vector_bytes);
+        unsigned char* dst = Address(unit.dst, unit.block_stride, unit.token_stride, place);
+        if (unit.all_zero) {
+          std::memset(dst, 0, unit.vector_bytes);
+        } else {
+          Copy(dst, arena + unit.raw_at + uint64_t{i} * unit.vector_bytes, unit.vector_bytes);
+        }
       }
     }
   }

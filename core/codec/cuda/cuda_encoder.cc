@@ -143,7 +143,7 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
   const std::byte* gathered = results + c.gathered_at;
   FrameHeader header = c.header;
   CudaEncodedBatch::Frame frame;
-  size_t at = kFrameHeaderBytes + kLayerEntryBytes * layers;
+  size_t at = FramePrefixBytes(header, layers);
   for (size_t l = 0; l < layers; ++l) {
     const auto r =
         LoadLe<cuda::LayerResult>(results + (chunk * layers + l) * sizeof(cuda::LayerResult));
@@ -183,7 +183,7 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectSeed(const CudaAr
                                                                     size_t chunk) const {
   const Chunk& c = chunks_[chunk];
   if (!c.options.exact_tokens.empty()) return EncodeByHost(chunk);
-  const uint32_t tokens = c.header.tokens;
+  const uint32_t tokens = StoredRows(c.header);
   const std::byte* results = arena.pinned + results_at();
   const std::byte* units = results + (seed_.results_at - launch_.results_at);
   const std::byte *scales = results + c.seed_scales_at, *points = results + c.seed_points_at;

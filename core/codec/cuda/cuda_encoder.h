@@ -42,12 +42,14 @@ struct CudaEncodeSettings {
   SeedOptions seed = {};
 };
 
+// As in EncodeOptions what has its name.
 struct CudaEncodeChunk {
   uint32_t tokens = 0;
   uint64_t start_position = 0;
   std::vector<uint32_t> exact_tokens;
   std::vector<std::vector<DevicePlane>> planes;  // [layer][plane], read only
   BlockTable table;
+  std::vector<uint8_t> keep = {};
 };
 
 // Encoded chunks, their lattice parts still in the arena. Const methods are thread-safe.
@@ -125,7 +127,7 @@ class CudaEncodePlan {
     EncodeOptions options;
     uint64_t gathered_at = 0;  // of the pinned copy: planes that the host codes, one behind another
     std::vector<DevicePlane> sources;      // of all layers
-    std::vector<cuda::TokenPlace> places;  // [tokens]
+    std::vector<cuda::TokenPlace> places;  // [tokens], evicted ones too
     // Of seed chunks: the first unit, and where scales and points are from launch_.results_at on.
     size_t seed_unit = 0;
     uint64_t seed_scales_at = 0, seed_points_at = 0;

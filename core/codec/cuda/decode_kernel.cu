@@ -34,10 +34,12 @@ __global__ void RopeKernel(unsigned char* arena, uint64_t tasks_at, uint32_t cou
   for (uint32_t n = blockIdx.y; n < count; n += gridDim.y) {
     const RopeTask task = tasks[n];
     const auto* frequencies = reinterpret_cast<const uint64_t*>(arena + task.frequencies_at);
+    const unsigned char* tokens = arena + task.tokens_at;
     auto* out = reinterpret_cast<SinCos*>(arena + task.out_at);
-    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < task.tokens * task.pairs;
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < task.rows * task.pairs;
          i += gridDim.x * blockDim.x) {
-      out[i] = RopeSinCos((task.start_position + i / task.pairs) * frequencies[i % task.pairs]);
+      const uint64_t position = task.start_position + tokens[i / task.pairs];
+      out[i] = RopeSinCos(position * frequencies[i % task.pairs]);
     }
   }
 }

@@ -15,7 +15,8 @@ enum RopeMode : uint8_t {
   kStaged = 3,       // rows straddle rounds or pairs straddle groups: whole rows by way of memory
 };
 
-// One head of one plane of one layer of one chunk.
+// One head of one plane of one layer of one chunk. Tokens are counted among those
+// that have rows, wherever they lie.
 struct alignas(16) UnitTask {
   uint64_t dst;           // device address of the head's first element
   uint64_t token_stride;  // bytes between tokens of a block
@@ -77,12 +78,13 @@ struct alignas(16) ProfileHead {
   int32_t mean_exponent;
 };
 
-// A table of cos and sin to compute: [tokens][pairs] at out_at from u64 frequencies.
+// A table of cos and sin to compute: [rows][pairs] at out_at from u64 frequencies.
 struct RopeTask {
   uint64_t start_position;
+  uint64_t tokens_at;  // u8 [rows]: which token from start_position on a row is of
   uint64_t frequencies_at;
   uint64_t out_at;
-  uint32_t tokens;
+  uint32_t rows;
   uint32_t pairs;
 };
 

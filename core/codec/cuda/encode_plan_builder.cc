@@ -13,6 +13,7 @@
 #include "core/codec/fixed_point.h"
 #include "core/codec/layer_codec.h"
 #include "core/codec/seed_codec.h"
+#include "core/codec/token_eviction.h"
 
 namespace latticekv {
 namespace {
@@ -67,11 +68,6 @@ EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSetti
     }
   }
   frequencies_at_ = Place(ropes_.frequencies, tables);
-  if (settings.preset == PresetId::kSeed) {
-    std::vector<uint8_t> order(limits::kMaxChunkTokens);
-    std::iota(order.begin(), order.end(), uint8_t{0});
-    seed_order_at_ = Place(order, tables);
-  }
   tables_ = MakeArenaTables(std::move(tables));
 }
 
@@ -105,6 +101,8 @@ void EncodePlanBuilder::Start() {
   for (auto& list : fused_) list.clear();
   places_.clear();
   asked_.clear();
+  kept_tokens_.resize(limits::kMaxChunkTokens);
+  std::iota(kept_tokens_.begin(), kept_tokens_.end(), uint8_t{0});
   ropes_.StartPlan();
   seed_units_.clear();
   q2_bytes_ = result_bytes_ = words_bytes_ = gathered_bytes_ = output_bytes_ = 0;
@@ -119,6 +117,7 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   options.seed = settings_.seed;
   options.start_position = chunk.start_position;
   options.exact_tokens = chunk.exact_tokens;
+  options.keep = chunk.keep;
   std::vector<std::vector<PlaneView>> shape;
   for (const auto& layer : chunk.planes) shape.emplace_back(layer.size());
   LKV_ASSIGN_OR_RETURN(FrameHeader header, StartFrameHeader(layout_, chunk.tokens, shape, options,
@@ -126,11 +125,9 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   if (!a_header_) a_header_ = header;
   LKV_RETURN_IF_ERROR(
       CheckDevicePlanes(layout_, chunk.planes, 0, static_cast<uint32_t>(layout_.layers.size())));
-  now_ = {&chunk, places_.size() * sizeof(cuda::TokenPlace), asked_.size()};
-  ropes_.StartChunk();
-  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places_));
-  const std::vector<uint8_t> raw_tokens = RawTokens(chunk.tokens, options);
-  asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
+  std::vector<cuda::TokenPlace> places;
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.table, chunk.tokens, places));
+  AddRows(chunk, options, header, places);
   chunks_.push_back({std::move(header),
                      std::move(options),
                      gathered_bytes_,
@@ -142,7 +139,7 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   for (const auto& layer : chunk.planes) {
     chunks_.back().sources.insert(chunks_.back().sources.end(), layer.begin(), layer.end());
   }
-  chunks_.back().places.assign(places_.end() - chunk.tokens, places_.end());
+  chunks_.back().places = std::move(places);
   const bool exact = settings_.preset == PresetId::kExact;
   const bool seed = settings_.preset == PresetId::kSeed;
   // The host encodes seed chunks with raw vectors.
@@ -160,6 +157,25 @@ absl::Status EncodePlanBuilder::AddChunk(const CudaEncodeChunk& chunk) {
   return absl::OkStatus();
 }
 
+void EncodePlanBuilder::AddRows(const CudaEncodeChunk& chunk, const EncodeOptions& options,
+                                const FrameHeader& header,
+                                const std::vector<cuda::TokenPlace>& places) {
+  // Of exact chunks the host gets every token and leaves evicted ones out itself.
+  const bool all = settings_.preset == PresetId::kExact || header.keep.empty();
+  const std::vector<uint8_t> keep = all ? std::vector<uint8_t>() : header.keep;
+  now_ = {&chunk, all ? chunk.tokens : StoredRows(header),
+          places_.size() * sizeof(cuda::TokenPlace), asked_.size(),
+          FramePrefixBytes(header, layout_.layers.size())};
+  ropes_.StartChunk(chunk.start_position, now_.rows, all ? 0 : kept_tokens_.size());
+  const auto kept_places = KeptOnly(places, keep);
+  places_.insert(places_.end(), kept_places.begin(), kept_places.end());
+  const auto raw_tokens = KeptOnly(RawTokens(chunk.tokens, options), keep);
+  asked_.insert(asked_.end(), raw_tokens.begin(), raw_tokens.end());
+  for (size_t t = 0; t < keep.size(); ++t) {
+    if (keep[t]) kept_tokens_.push_back(static_cast<uint8_t>(t));
+  }
+}
+
 void EncodePlanBuilder::AddGather(uint32_t layer, size_t plane) {
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
   const DevicePlane& from = now_.chunk->planes[layer][plane];
@@ -170,7 +186,7 @@ void EncodePlanBuilder::AddGather(uint32_t layer, size_t plane) {
   task.block_stride = from.block_stride;
   task.places_at = now_.places_at;
   task.out_at = gathered_bytes_;
-  task.tokens = now_.chunk->tokens;
+  task.tokens = now_.rows;
   task.heads = spec.heads;
   task.vector_bytes = static_cast<uint32_t>(spec.head_dim * DTypeBytes(spec.dtype));
   gathers_.push_back(task);
@@ -178,7 +194,7 @@ void EncodePlanBuilder::AddGather(uint32_t layer, size_t plane) {
 }
 
 void EncodePlanBuilder::AddLayer(uint32_t layer) {
-  const uint32_t tokens = now_.chunk->tokens;
+  const uint32_t tokens = now_.rows;
   const std::vector<UnitRef>& refs = shapes_[layer].refs;
   const std::vector<uint32_t> tiles = SplitIntoTiles(refs, tokens);
   cuda::EncodeLayer task{};
@@ -186,10 +202,7 @@ void EncodePlanBuilder::AddLayer(uint32_t layer) {
   task.tiles = static_cast<uint32_t>(tiles.size());
   task.first_unit = static_cast<uint32_t>(units_.size());
   task.units = static_cast<uint32_t>(refs.size());
-  if (layer == 0) {
-    task.gap_bytes =
-        static_cast<uint32_t>(kFrameHeaderBytes + kLayerEntryBytes * layout_.layers.size());
-  }
+  if (layer == 0) task.gap_bytes = static_cast<uint32_t>(now_.prefix_bytes);
   output_bytes_ += task.gap_bytes + 2 + 6 * uint64_t{task.tiles};
   size_t next = 0;
   for (uint32_t i = 0; i < task.tiles; ++i) {
@@ -219,7 +232,7 @@ void EncodePlanBuilder::AddLayer(uint32_t layer) {
 }
 
 void EncodePlanBuilder::AddSeedLayer(uint32_t layer) {
-  const uint32_t tokens = now_.chunk->tokens;
+  const uint32_t tokens = now_.rows;
   for (size_t i = 0; i < shapes_[layer].refs.size(); ++i) {
     const UnitRef& ref = shapes_[layer].refs[i];
     const UnitShape& shape = shapes_[layer].units[i];
@@ -229,10 +242,7 @@ void EncodePlanBuilder::AddSeedLayer(uint32_t layer) {
     unit.chunk = static_cast<uint32_t>(chunks_.size() - 1);
     unit.rows = static_cast<uint16_t>(tokens);
     unit.places_at = now_.places_at;
-    unit.order_at = seed_order_at_;
-    if (unit.pairs > 0) {
-      unit.rope_at = ropes_.TableAt(shape.rope, now_.chunk->start_position, tokens);
-    }
+    if (unit.pairs > 0) unit.rope_at = ropes_.TableAt(shape.rope);
     unit.has_energy = shape.energy_at != kNoEnergy;
     if (unit.has_energy) unit.energy_at = shape.energy_at;
     unit.scales_at = seed_scales_bytes_;
@@ -251,11 +261,9 @@ void EncodePlanBuilder::AddUnit(const UnitRef& ref, const UnitShape& shape,
   unit.block_stride = plane.block_stride;
   unit.places_at = now_.places_at;
   unit.asked_at = now_.asked_at;
-  unit.tokens = static_cast<uint16_t>(now_.chunk->tokens);
+  unit.tokens = static_cast<uint16_t>(now_.rows);
   unit.wide_loads = (unit.src | unit.token_stride | unit.block_stride) % 16 == 0;
-  if (unit.pairs > 0) {
-    unit.rope_at = ropes_.TableAt(shape.rope, now_.chunk->start_position, now_.chunk->tokens);
-  }
+  if (unit.pairs > 0) unit.rope_at = ropes_.TableAt(shape.rope);
   unit.q2_at = q2_bytes_;
   q2_bytes_ += RoundUp(uint64_t{unit.tokens} * unit.dim * sizeof(int16_t), kArenaAlignment);
   unit.result_at = result_bytes_;
@@ -335,7 +343,7 @@ void EncodePlanBuilder::PlaceScratch(CudaEncodePlan& plan, uint64_t tasks_bytes)
     tile.states_at += words_at;
   }
   for (cuda::SeedUnit& unit : seed_units_) unit.rope_at += rope_at;
-  ropes_.Move(0, rope_at);
+  ropes_.Move(0, 0, rope_at);
   for (cuda::GatherTask& task : gathers_) task.out_at += launch.results_at + plan.gathered_at_;
   for (CudaEncodePlan::Chunk& chunk : chunks_) chunk.gathered_at += plan.gathered_at_;
 }
@@ -361,6 +369,7 @@ void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
   launch.layers_at = tables_bytes + Place(layers_, tasks);
   const uint64_t places_at = tables_bytes + Place(places_, tasks);
   const uint64_t asked_at = tables_bytes + Place(asked_, tasks);
+  const uint64_t kept_at = tables_bytes + Place(kept_tokens_, tasks);
   // Copied once their offsets count from the arena's start.
   const uint64_t units_in = MakeRoom(units_, tasks), tiles_in = MakeRoom(tiles_, tasks);
   const uint64_t ropes_in = MakeRoom(ropes_.tasks, tasks);
@@ -375,9 +384,12 @@ void EncodePlanBuilder::Finish(CudaEncodePlan& plan) {
     unit.places_at += places_at;
     unit.asked_at += asked_at;
   }
-  for (cuda::SeedUnit& unit : seed_units_) unit.places_at += places_at;
+  for (cuda::SeedUnit& unit : seed_units_) {
+    unit.places_at += places_at;
+    unit.order_at = kept_at;  // rows are coded in their order
+  }
   plan.seed_ = SeedLaunchOf(seed_units_, tables_bytes + seeds_in);
-  ropes_.Move(frequencies_at_, 0);
+  ropes_.Move(frequencies_at_, kept_at, 0);
   for (cuda::GatherTask& task : gathers_) task.places_at += places_at;
   PlaceScratch(plan, tables_bytes + tasks.size());
   launch.units = static_cast<uint32_t>(units_.size());

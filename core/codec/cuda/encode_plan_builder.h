@@ -40,8 +40,13 @@ class EncodePlanBuilder {
   // What the units of the chunk at hand share.
   struct ChunkState {
     const CudaEncodeChunk* chunk = nullptr;
+    uint32_t rows = 0;  // to store of every plane
     uint64_t places_at = 0, asked_at = 0;
+    size_t prefix_bytes = 0;  // of the frame, before its first layer
   };
+  // The rows of the chunk that comes next: where they lie, which are asked for bit for bit.
+  void AddRows(const CudaEncodeChunk& chunk, const EncodeOptions& options,
+               const FrameHeader& header, const std::vector<cuda::TokenPlace>& places);
   void AddLayer(uint32_t layer);
   void AddUnit(const UnitRef& ref, const UnitShape& shape, const DevicePlane& plane);
   void AddSeedLayer(uint32_t layer);
@@ -71,9 +76,9 @@ class EncodePlanBuilder {
   std::vector<uint32_t> lists_[cuda::kSliceShapes], fused_[cuda::kFusedLists];
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> asked_;
+  std::vector<uint8_t> kept_tokens_;  // which tokens rows are of: at first all, then chunks' own
   uint64_t q2_bytes_ = 0, result_bytes_ = 0, words_bytes_ = 0;
   uint64_t gathered_bytes_ = 0, output_bytes_ = 0;
-  uint64_t seed_order_at_ = 0;  // in the tables: all tokens of the longest chunk
   uint64_t seed_scales_bytes_ = 0, seed_points_bytes_ = 0;
   uint32_t max_dim_ = 8;
 };

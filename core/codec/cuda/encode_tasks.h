@@ -9,7 +9,8 @@
 
 namespace latticekv::cuda {
 
-// One head of one plane of one layer of one chunk.
+// One head of one plane of one layer of one chunk. Tokens are counted among those that are not
+// evicted, wherever they lie.
 struct alignas(16) EncodeUnit {
   uint64_t src;           // address of the head's first element, device or pinned memory
   uint64_t token_stride;  // bytes between tokens of a block

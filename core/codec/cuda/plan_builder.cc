@@ -95,10 +95,9 @@ absl::Status PlanBuilder::Open(const CudaDecodeChunk& chunk, CudaDecodePlan& pla
   LKV_ASSIGN_OR_RETURN(ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
-  if (header.stages & (kStageMass | kStageEvicted)) {
+  if (header.stages & kStageMass) {
     return absl::UnimplementedError(
-        "the CUDA decoder knows no frames with attention mass or evicted tokens; decode this one "
-        "on the CPU");
+        "the CUDA decoder knows no frames with attention mass; decode this one on the CPU");
   }
   const auto layers = static_cast<uint32_t>(header.layers.size());
   const uint32_t first = chunk.first_layer;
@@ -118,8 +117,9 @@ absl::Status PlanBuilder::Open(const CudaDecodeChunk& chunk, CudaDecodePlan& pla
     plan.frames_.push_back({upload, frames_end_});
     frames_end_ += RoundUp(upload.size() + kFramePadding, kArenaAlignment);
   }
-  chunks_.push_back(
-      {&chunk, std::move(parsed.header), std::move(parsed.layer_offsets), first, end, frame_at, 0});
+  const uint32_t rows = StoredRows(header);
+  chunks_.push_back({&chunk, std::move(parsed.header), std::move(parsed.layer_offsets), first, end,
+                     frame_at, rows});
   return absl::OkStatus();
 }
 
@@ -139,7 +139,7 @@ void PlanBuilder::StartTasks() {
   tiles_.reserve(chunks_.size() * units);
   places_.reserve(chunks_.size() * limits::kMaxChunkTokens);
   ropes_.StartPlan();
-  // The first list is for units without raw vectors.
+  // The first list is for units without raw vectors and for chunks without evicted tokens.
   orders_.resize(limits::kMaxChunkTokens);
   std::iota(orders_.begin(), orders_.end(), uint8_t{0});
   staged_ = false;
@@ -148,14 +148,29 @@ void PlanBuilder::StartTasks() {
 
 absl::Status PlanBuilder::AddChunk(ChunkState& chunk) {
   now_ = &chunk;
-  ropes_.StartChunk();
-  chunk.places_at = places_.size() * sizeof(cuda::TokenPlace);
-  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.chunk->table, chunk.header.tokens, places_));
+  const std::vector<uint8_t>& keep = chunk.header.keep;
+  ropes_.StartChunk(chunk.header.start_position, chunk.rows, keep.empty() ? 0 : KeptList(keep));
+  LKV_RETURN_IF_ERROR(AddPlaces(chunk));
   for (uint32_t l = chunk.first_layer; l < chunk.end_layer; ++l) {
     LKV_ASSIGN_OR_RETURN(const ByteSpan bytes, CheckedLayer(chunk.chunk->frame, chunk.layer_offsets,
                                                             l, chunk.header.layers[l].crc32c));
     LKV_RETURN_IF_ERROR(AddLayer(l, bytes));
   }
+  return absl::OkStatus();
+}
+
+absl::Status PlanBuilder::AddPlaces(ChunkState& chunk) {
+  const std::vector<uint8_t>& keep = chunk.header.keep;
+  const size_t first = places_.size();
+  LKV_RETURN_IF_ERROR(AppendPlaces(chunk.chunk->table, chunk.header.tokens, places_));
+  if (!keep.empty()) {
+    const std::vector<cuda::TokenPlace> all(places_.begin() + static_cast<std::ptrdiff_t>(first),
+                                            places_.end());
+    size_t row = first, evicted = first + chunk.rows;
+    for (size_t t = 0; t < all.size(); ++t) places_[keep[t] ? row++ : evicted++] = all[t];
+  }
+  chunk.places_at = first * sizeof(cuda::TokenPlace);
+  chunk.evicted_places_at = (first + chunk.rows) * sizeof(cuda::TokenPlace);
   return absl::OkStatus();
 }
 
@@ -183,12 +198,12 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
     LKV_RETURN_IF_ERROR(AddExactPlane(layer, p, in));
   }
   if (in.remaining() != 0) return Damaged("trailing bytes in a layer");
+  if (!now_->header.keep.empty()) AddZeros(layer);
   return absl::OkStatus();
 }
 
 absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileSpan& span) {
   ByteReader in(span.bytes);
-  const uint32_t tokens = now_->header.tokens;
   const uint64_t begin =
       now_->frame_at + static_cast<uint64_t>(span.bytes.data() - now_->chunk->frame.data());
   cuda::TileTask tile = NewTile(static_cast<uint32_t>(span.units.size()));
@@ -196,7 +211,7 @@ absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileS
   const UnitShape* shape = &shapes_[layer].units[first_unit];
   for (const UnitRef& ref : span.units) {
     LKV_ASSIGN_OR_RETURN(const UnitHeader header,
-                         ReadUnitHeader(tokens, ref, profiled ? shape->head : nullptr, in));
+                         ReadUnitHeader(now_->rows, ref, profiled ? shape->head : nullptr, in));
     AddUnit(layer, ref, *shape++, header, tile.groups);
   }
   for (uint32_t u = tile.first_unit; u < units_.size(); ++u) {
@@ -216,7 +231,7 @@ absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileS
 
 absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader& in) {
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
-  const uint32_t tokens = now_->header.tokens;
+  const uint32_t tokens = now_->rows;
   const size_t vector_bytes = spec.head_dim * DTypeBytes(spec.dtype);
   const size_t at = RoundUp(copies_.size(), 16);
   copies_.resize(at + spec.token_bytes() * tokens);
@@ -233,23 +248,39 @@ absl::Status PlanBuilder::AddExactPlane(uint32_t layer, size_t plane, ByteReader
 
 void PlanBuilder::AddCopies(const PlaneSpec& spec, const DevicePlane& to, uint32_t head,
                             uint32_t vectors, uint64_t order_at, uint64_t bytes_at) {
-  tiles_.push_back(NewTile(1));
-  auto unit = NewUnit<cuda::UnitTask>(spec);
-  unit.pairs = 0;  // of vectors that are coded
-  unit.interleaved = 0;
-  SetPlace(to, head, unit);
+  cuda::UnitTask& unit = AddPlainTile(spec, to, head);
   unit.raw_count = static_cast<uint16_t>(vectors);
   unit.order_at = order_at;
   unit.raw_at = bytes_at;
-  units_.push_back(unit);
+}
+
+void PlanBuilder::AddZeros(uint32_t layer) {
+  const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
+  for (size_t p = 0; p < planes.size(); ++p) {
+    for (uint32_t h = 0; h < planes[p].heads; ++h) {
+      AddPlainTile(planes[p], now_->chunk->planes[layer][p], h).all_zero = true;
+      tiles_.back().places_at = now_->evicted_places_at;
+      tiles_.back().tokens = now_->header.tokens - now_->rows;
+    }
+  }
+}
+
+cuda::UnitTask& PlanBuilder::AddPlainTile(const PlaneSpec& spec, const DevicePlane& to,
+                                          uint32_t head) {
+  tiles_.push_back(NewTile(1));
+  cuda::UnitTask& unit = units_.emplace_back(NewUnit<cuda::UnitTask>(spec));
   raw_in_.push_back(RawIn::kCopies);
+  unit.pairs = 0;  // of vectors that are coded
+  unit.interleaved = 0;
+  SetPlace(to, head, unit);
+  return unit;
 }
 
 absl::Status PlanBuilder::AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes,
                                        ByteReader& in) {
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
   const DevicePlane& to = now_->chunk->planes[layer][plane];
-  const uint32_t tokens = now_->header.tokens, dim = spec.head_dim;
+  const uint32_t tokens = now_->rows, dim = spec.head_dim;
   const size_t vector_bytes = dim * DTypeBytes(spec.dtype);
   ByteSpan raw_vectors;
   LKV_ASSIGN_OR_RETURN(const SeedPlane coded, ReadSeedPlane(spec, tokens, in, raw_vectors));
@@ -275,9 +306,7 @@ absl::Status PlanBuilder::AddSeedPlane(uint32_t layer, size_t plane, const UnitS
     unit.rows = static_cast<uint16_t>(rows);
     unit.places_at = now_->places_at;
     unit.order_at = order_at + raw;
-    if (unit.pairs > 0) {
-      unit.rope_at = ropes_.TableAt(shapes[h].rope, now_->header.start_position, tokens);
-    }
+    if (unit.pairs > 0) unit.rope_at = ropes_.TableAt(shapes[h].rope);
     unit.scales_at = (seed_scales_.size() + row * (dim / group)) * sizeof(uint16_t);
     unit.points_at = seed_points_.size() + row * dim;
     seed_units_.push_back(unit);
@@ -294,14 +323,14 @@ cuda::TileTask PlanBuilder::NewTile(uint32_t units) const {
   tile.first_unit = static_cast<uint32_t>(units_.size());
   tile.units = units;
   tile.chunk = static_cast<uint32_t>(now_ - chunks_.data());
-  tile.tokens = now_->header.tokens;
+  tile.tokens = now_->rows;
   tile.value_unit_16 = now_->header.value_unit_16;
   return tile;
 }
 
 void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& shape,
                           const UnitHeader& header, uint32_t& groups) {
-  const uint32_t tokens = now_->header.tokens;
+  const uint32_t tokens = now_->rows;
   cuda::UnitTask& unit = units_.emplace_back(shape.task);
   raw_in_.push_back(RawIn::kFrames);
   SetPlace(now_->chunk->planes[layer][ref.plane], ref.head, unit);
@@ -315,7 +344,7 @@ void PlanBuilder::AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& s
   groups += unit.coded_count * row_groups;
   unit.group_end = groups;
   if (unit.pairs > 0 && unit.coded_count > 0) {
-    unit.rope_at = ropes_.TableAt(shape.rope, now_->header.start_position, tokens);
+    unit.rope_at = ropes_.TableAt(shape.rope);
     // Rows within a round and pairs of whole groups: partners meet in one instruction.
     const bool meets = kLanes % row_groups == 0 && unit.group_begin % row_groups == 0;
     unit.rope_mode = !meets || unit.pairs % 8 != 0 ? cuda::kStaged
@@ -357,6 +386,14 @@ uint64_t PlanBuilder::OrderList(std::span<const uint8_t> raw_tokens, uint32_t to
     next = raw + 1;
   }
   std::copy_n(orders_.data() + next, tokens - next, out);
+  return at;
+}
+
+uint64_t PlanBuilder::KeptList(const std::vector<uint8_t>& keep) {
+  const uint64_t at = orders_.size();
+  for (size_t t = 0; t < keep.size(); ++t) {
+    if (keep[t]) orders_.push_back(static_cast<uint8_t>(t));
+  }
   return at;
 }
 
@@ -402,7 +439,7 @@ void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
     unit.scales_at += scales_at;
     unit.points_at += points_at;
   }
-  ropes_.Move(frequencies_at_, rope_at);
+  ropes_.Move(frequencies_at_, orders_at, rope_at);
   plan.seed_ = SeedLaunchOf(seed_units_, frames_end_ + seeds_in);
   CopyTo(seed_units_, seeds_in, tasks);
   CopyTo(units_, units_in, tasks);

@@ -45,26 +45,36 @@ class PlanBuilder {
     FrameHeader header;
     std::vector<uint64_t> layer_offsets;
     uint32_t first_layer = 0, end_layer = 0;
-    uint64_t frame_at = 0;   // of the frame's first byte in the arena, uploaded or not
-    uint64_t places_at = 0;  // in the region of places
+    uint64_t frame_at = 0;  // of the frame's first byte in the arena, uploaded or not
+    uint32_t rows = 0;      // stored of every plane: of the tokens that were not evicted
+    // In the region of places: of the rows' tokens, and of those without rows.
+    uint64_t places_at = 0, evicted_places_at = 0;
   };
 
   absl::Status Open(const CudaDecodeChunk& chunk, CudaDecodePlan& plan);
   void StartTasks();
   absl::Status AddChunk(ChunkState& chunk);
+  absl::Status AddPlaces(ChunkState& chunk);
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
   absl::Status AddTile(uint32_t layer, size_t first_unit, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
   // `shapes`: of the plane's heads.
   absl::Status AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes, ByteReader& in);
+  // What a layer holds of evicted tokens: zeros.
+  void AddZeros(uint32_t layer);
   // Vectors of a head that are copied, `bytes_at` in the region of those.
   void AddCopies(const PlaneSpec& spec, const DevicePlane& to, uint32_t head, uint32_t vectors,
                  uint64_t order_at, uint64_t bytes_at);
+  // A tile of one unit, of the head's vectors as they are.
+  cuda::UnitTask& AddPlainTile(const PlaneSpec& spec, const DevicePlane& to, uint32_t head);
   cuda::TileTask NewTile(uint32_t units) const;
   void AddUnit(uint32_t layer, const UnitRef& ref, const UnitShape& shape, const UnitHeader& header,
                uint32_t& groups);
-  // Where a list of tokens is: the raw ones first. `raw_tokens` increase; none when all are raw.
+  // Where a list of a chunk's tokens is: the raw ones first. `raw_tokens` increase; none when all
+  // are raw.
   uint64_t OrderList(std::span<const uint8_t> raw_tokens, uint32_t tokens);
+  // Where a list of the tokens that `keep` keeps is.
+  uint64_t KeptList(const std::vector<uint8_t>& keep);
   void PlaceTasks(CudaDecodePlan& plan);
 
   const Layout& layout_;

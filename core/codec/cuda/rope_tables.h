@@ -35,27 +35,32 @@ struct RopeTables {
     tasks.clear();
     bytes = 0;
   }
-  void StartChunk() { of_chunk_.assign(ropes_.size(), kNoTable); }
+  // `tokens_at`: of the chunk's rows, as RopeTask has it, from wherever lists of tokens begin.
+  void StartChunk(uint64_t start_position, uint32_t rows, uint64_t tokens_at) {
+    of_chunk_.assign(ropes_.size(), kNoTable);
+    chunk_ = {};
+    chunk_.start_position = start_position;
+    chunk_.tokens_at = tokens_at;
+    chunk_.rows = rows;
+  }
 
   // Where the chunk's table of the embedding with number `rope` will be.
-  uint64_t TableAt(uint32_t rope, uint64_t start_position, uint32_t tokens) {
+  uint64_t TableAt(uint32_t rope) {
     uint64_t& at = of_chunk_[rope];
     if (at != kNoTable) return at;
     at = bytes;
-    cuda::RopeTask task{};
-    task.start_position = start_position;
+    cuda::RopeTask& task = tasks.emplace_back(chunk_);
     task.frequencies_at = ropes_[rope].frequencies_at;
     task.out_at = at;
-    task.tokens = tokens;
     task.pairs = ropes_[rope].spec.rotary_dims / 2;
-    bytes += RoundUp(uint64_t{task.tokens} * task.pairs * sizeof(SinCos), kArenaAlignment);
-    tasks.push_back(task);
+    bytes += RoundUp(uint64_t{task.rows} * task.pairs * sizeof(SinCos), kArenaAlignment);
     return at;
   }
 
-  void Move(uint64_t frequencies_at, uint64_t tables_at) {
+  void Move(uint64_t frequencies_at, uint64_t tokens_at, uint64_t tables_at) {
     for (cuda::RopeTask& task : tasks) {
       task.frequencies_at += frequencies_at;
+      task.tokens_at += tokens_at;
       task.out_at += tables_at;
     }
   }
@@ -68,6 +73,7 @@ struct RopeTables {
   };
   std::vector<Rope> ropes_;
   std::vector<uint64_t> of_chunk_;  // [rope]
+  cuda::RopeTask chunk_{};          // what all of the chunk's tasks have
 };
 
 }  // namespace latticekv
