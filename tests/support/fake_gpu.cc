@@ -84,6 +84,7 @@ class FakeLane final : public GpuLane {
     options.profile = batch.profile;
     options.start_position = job->start_position;
     options.exact_tokens = job->exact_tokens;
+    options.keep = job->keep;
     ByteVector gathered;
     ByteSpan raw = ByteSpan(job->pinned).first(job->raw_bytes);
     if (job->placement) {

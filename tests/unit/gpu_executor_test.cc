@@ -222,12 +222,29 @@ TEST_F(GpuExecutorTest, WhatTheDeviceDoesNotDoGoesToACpu) {
   options.preset = PresetId::kSeed;
   EXPECT_FALSE(Encode(0, options).has_value());
   options = {};
-  options.keep.assign(32, 1);
+  const std::vector<float> mass(2 * 32, 1.0f);
+  options.mass = {mass.data(), 32, 32};
   EXPECT_FALSE(Encode(0, options).has_value());
   script_->FailNext(1, absl::UnimplementedError("a stage"));
   EXPECT_FALSE(Encode(0).has_value());
   EXPECT_EQ(Fallbacks(GpuFallback::kUnsupported), 4u);
   EXPECT_TRUE(executor_->stats().on);
+}
+
+TEST_F(GpuExecutorTest, EvictedTokensAreLeftOutByTheDevice) {
+  Start();
+  EncodeOptions options;
+  options.start_position = 64;
+  options.exact_tokens = {5};
+  options.keep.assign(32, 1);
+  options.keep[3] = options.keep[17] = 0;
+  const auto frame = Encode(0, options);
+  const auto expected = EncodeFrame(*layout_, 32, chunks_[0].views(), options);
+  ASSERT_TRUE(frame.has_value() && expected.ok());
+  EXPECT_EQ(*frame, *expected);
+  frames_[0] = std::make_shared<ByteVector>(*frame);
+  EXPECT_TRUE(Decode(0, 0, 2));
+  EXPECT_TRUE(Decode(0, 1, 1));
 }
 
 TEST_F(GpuExecutorTest, SmallJobsStayOnTheCpu) {

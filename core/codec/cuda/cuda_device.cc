@@ -151,6 +151,7 @@ class CudaLane final : public GpuLane {
       chunk.tokens = job->tokens;
       chunk.start_position = job->start_position;
       chunk.exact_tokens = job->exact_tokens;
+      chunk.keep = job->keep;
       PlaceJob(layout, *job, 0, layers, staging, chunk);
     }
     if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);

@@ -68,6 +68,7 @@ struct GpuEncodeJob {
   uint32_t tokens = 0;
   uint64_t start_position = 0;
   std::vector<uint32_t> exact_tokens;
+  std::vector<uint8_t> keep;  // as EncodeOptions::keep
   // The raw payload (as RawChunkViews has it) in its first raw_bytes; then the frame in its first
   // frame_bytes.
   MutableByteSpan pinned;

@@ -256,7 +256,7 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
   // Exact frames are copies that zstd makes smaller, on a CPU either way. The seed kernels have not
   // run on a device yet (docs/seed.md).
   if ((options.preset == PresetId::kExact && !on_device) || options.preset == PresetId::kSeed ||
-      options.mass.data != nullptr || !options.keep.empty()) {
+      options.mass.data != nullptr) {
     return Count(GpuFallback::kUnsupported);
   }
   const size_t raw_bytes = request.layout->token_bytes() * request.tokens;
@@ -271,6 +271,7 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
   job->encode.tokens = request.tokens;
   job->encode.start_position = options.start_position;
   job->encode.exact_tokens = options.exact_tokens;
+  job->encode.keep = options.keep;
   job->encode.raw_bytes = raw_bytes;
   job->encode.placement = request.placement;
   const size_t bytes = FrameBytesBound(request.layout->layers.size(), raw_bytes);
