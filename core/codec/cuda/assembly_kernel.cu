@@ -153,6 +153,7 @@ constexpr uint32_t kPolynomial = 0x82F63B78u;
 constexpr int kPieceRounds = 32;
 constexpr int kAhead = 8;  // rounds whose words are loaded together
 constexpr int64_t kPieceBytes = 32 * 4 * kPieceRounds;
+constexpr uint32_t kChecksumShares = 4;  // a warp a piece for layers of up to 128 KiB
 
 struct ChecksumConstants {
   uint32_t round[4][256];    // byte 0 to 3 of a word, times x^(32 * 32): a round later
@@ -239,8 +240,9 @@ __device__ void SumErrors(const EncodeLaunch& launch, const EncodeLayer& layer, 
   r.uses_profile = uses_profile;
 }
 
-// A block a layer, a warp a piece of 4 KiB counted from the layer's end: zeros before the layer's
-// first byte change nothing, so that only the first piece is shorter.
+// kChecksumShares blocks a layer, a warp a piece of 4 KiB counted from the layer's end: zeros before
+// the layer's first byte change nothing, so that only the first piece is shorter. Each block adds
+// what its pieces come to.
 __global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) {
   __shared__ uint32_t round[4][256];
   __shared__ uint32_t total;
@@ -248,16 +250,15 @@ __global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) 
     round[i / 256][i % 256] = kChecksum.round[i / 256][i % 256];
   }
   if (threadIdx.x == 0) total = 0;
+  __syncthreads();
   auto& result = reinterpret_cast<LayerResult*>(launch.arena_dev + launch.results_at)[blockIdx.x];
-  SumErrors(launch,
-            reinterpret_cast<const EncodeLayer*>(launch.arena_dev + launch.layers_at)[blockIdx.x],
-            result);
   const unsigned char* bytes = launch.arena_dev + launch.output_at + result.begin;
   const int64_t size = result.size_bytes;
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t lane_shift = kChecksum.lane_shift[lane];
   uint32_t sum = 0;
-  for (int64_t piece = threadIdx.x / 32; piece * kPieceBytes < size; piece += kThreads / 32) {
+  for (int64_t piece = threadIdx.x / 32 * kChecksumShares + blockIdx.y; piece * kPieceBytes < size;
+       piece += kThreads / 32 * kChecksumShares) {
     const int64_t begin = size - (piece + 1) * kPieceBytes + 4 * static_cast<int64_t>(lane);
     uint32_t crc = 0;
 #pragma unroll 1
@@ -279,8 +280,13 @@ __global__ void __launch_bounds__(kThreads) ChecksumKernel(EncodeLaunch launch) 
   if (lane == 0) atomicXor(&total, sum);
   __syncthreads();
   if (threadIdx.x == 0) {
-    result.crc32c = ~(total ^ Shift(0xFFFFFFFFu, size, kChecksum.byte_shift));
+    if (blockIdx.y == 0) total ^= ~Shift(0xFFFFFFFFu, size, kChecksum.byte_shift);
+    atomicXor(&result.crc32c, total);
   }
+  if (blockIdx.y > 0) return;
+  SumErrors(launch,
+            reinterpret_cast<const EncodeLayer*>(launch.arena_dev + launch.layers_at)[blockIdx.x],
+            result);
 }
 
 __global__ void __launch_bounds__(kThreads) GatherKernel(EncodeLaunch launch) {
@@ -304,7 +310,7 @@ cudaError_t LaunchAssembly(const EncodeLaunch& launch, cudaStream_t stream) {
   if (launch.layers > 0) {
     PlaceKernel<<<1, 512, 0, stream>>>(launch);
     if (launch.tiles > 0) CopyKernel<<<launch.tiles, kThreads, 0, stream>>>(launch);
-    ChecksumKernel<<<launch.layers, kThreads, 0, stream>>>(launch);
+    ChecksumKernel<<<dim3(launch.layers, kChecksumShares), kThreads, 0, stream>>>(launch);
   }
   if (launch.gathers > 0) GatherKernel<<<launch.gathers, kThreads, 0, stream>>>(launch);
   return cudaGetLastError();

@@ -79,17 +79,19 @@ __device__ void Rotate(float a, float b, float2 angle, float& x, float& y) {
   y = __fadd_rn(__fmul_rn(b, angle.x), __fmul_rn(a, angle.y));
 }
 
-// What a lane's unit and place in the row are, in one word; the rotary pairs in the upper half.
+// What a lane's unit and place in the row are, in one word.
 enum LaneFlag : uint32_t {
   kModeMask = 3,  // RopeMode
   kKey = 1 << 2,
-  kLowBits = 1 << 3,  // some channel of the group has them
-  kWide16 = 1 << 4,   // 16-bit elements, stored 16 bytes at once
+  kRowsStaged = 1 << 3,
+  kWide16 = 1 << 4,  // 16-bit elements, stored 16 bytes at once
   kBf16 = 1 << 5,
   kRotates = 1 << 6,  // with the lane given by kPartnerShift
   kFirst = 1 << 7,    // of the two partners
   kPartnerShift = 8,
-  kPairsShift = 16
+  kPairsShift = 13,  // rotary pairs, 11 bits
+  kPairsMask = 0x7FF,
+  kLowBitsShift = 24  // a bit for each of the 8 channels: its lowest bits are sent as they are
 };
 
 // A lane's place among the tile's groups, and what it needs of the unit and the channels there.
@@ -99,6 +101,7 @@ struct LaneGroup {
   const RowRecord* record;
   uint32_t next_record = 0;  // rows from one round to the next; 0: found anew every round
   uint32_t half_frequency = 1;
+  uint32_t low_bits_at = 0;  // bytes from `mean` to the group's counts of low bits
   uint32_t flags = 0;
   uint32_t channel;  // of the output
   uint2 tables;      // bytes, one a channel
@@ -108,6 +111,12 @@ struct LaneGroup {
 
   __device__ bool Is(uint32_t flag) const { return (flags & flag) != 0; }
   __device__ uint32_t mode() const { return flags & kModeMask; }
+  __device__ uint32_t pairs() const { return flags >> kPairsShift & kPairsMask; }
+  // One byte a channel.
+  __device__ uint2 LowBits() const {
+    return *reinterpret_cast<const uint2*>(reinterpret_cast<const unsigned char*>(mean) +
+                                           low_bits_at);
+  }
 
   // Moves to group `at` of the tile; `at` grows by 32 from call to call.
   __device__ void MoveTo(const UnitTask* units, unsigned char* arena, uint32_t at) {
@@ -131,11 +140,15 @@ struct LaneGroup {
     tables = *reinterpret_cast<const uint2*>(numbers.table + 8 * group);
     const uint2 bits = *reinterpret_cast<const uint2*>(numbers.low_bits + 8 * group);
     mean = reinterpret_cast<const int4*>(numbers.mean + 8 * group);
+    low_bits_at =
+        static_cast<uint32_t>(numbers.low_bits + 8 * group - reinterpret_cast<const uint8_t*>(mean));
     step = reinterpret_cast<const float4*>(numbers.step + 8 * group);
     channel = 8 * group;
-    flags = unit->rope_mode | (unit->is_key ? kKey : 0) | ((bits.x | bits.y) != 0 ? kLowBits : 0) |
+    flags = unit->rope_mode | (unit->is_key ? kKey : 0) |
+            (unit->rope_mode == kStaged ? kRowsStaged : 0) |
             (unit->wide_stores && unit->element_bytes == 2 ? kWide16 : 0) |
-            (unit->is_bf16 ? kBf16 : 0) | uint32_t{unit->pairs} << kPairsShift;
+            (unit->is_bf16 ? kBf16 : 0) | uint32_t{unit->pairs} << kPairsShift |
+            BytesNotZero(bits) << kLowBitsShift;
     FindPartner(arena, group);
     tables.x += OpaqueZero();
     record += OpaqueZero();
@@ -155,74 +168,66 @@ struct LaneGroup {
   }
 };
 
-__device__ uint32_t ByteOf(uint2 bytes, int i) {
-  return __byte_perm(bytes.x, bytes.y, 0x4440 | i) & 0xFF;
-}
 
-// One round: a group of 8 a lane, as numbers in the coder's scale without their means. No lane has
-// low bits, words are reserved. kAll: all lanes are active.
-template <bool kAll>
-__device__ void DecodeRound(WarpCoder& coder, const LaneGroup& lane, bool active, int (&q)[8]) {
+// One round: a group of 8 a lane, as numbers in the coder's scale without their means. kAll: all
+// lanes are active. kLowBits: in the channels of the mask `low`, some lane sends lowest bits as
+// they are; words for the round are reserved unless that is so.
+template <bool kAll, bool kLowBits>
+__device__ void DecodeRound(WarpCoder& coder, const LaneGroup& lane, bool active, uint32_t low,
+                            int (&q)[8]) {
+  uint2 splits = {0, 0};
+  if constexpr (kLowBits) {
+    splits = lane.LowBits();
+    coder.Reserve(32 * (5 + __popc(low & 15)));
+  }
   const bool half = coder.Coset<kAll>(lane.half_frequency, active);
-  const uint32_t shift = half ? 0x03030303u : 0u;
-  const uint2 tables = {lane.tables.x + shift, lane.tables.y + shift};
   const uint32_t half_step = half ? kValueOne / 2 : 0;
-  uint32_t parity = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    uint32_t id = ByteOf(tables, i);
-    if (i == 7) id += 1 + (parity & kValueOne) / kValueOne;
-    const uint32_t packed = coder.Packed<kAll>(id, active);
-    parity ^= packed;
-    q[i] = static_cast<int>((packed & kValueMask) + half_step);
+  uint2 tables = lane.tables;
+  if constexpr (kLowBits) {
+    // Points of integers whose lowest bits are apart are of any parity, as those of the half coset.
+    tables.x += 0x03030303u & (half ? ~0u : __vcmpne4(splits.x, 0));
+    tables.y += 0x03030303u & (half ? ~0u : __vcmpne4(splits.y, 0));
+  } else {
+    const uint32_t shift = half ? 0x03030303u : 0u;
+    tables.x += shift;
+    tables.y += shift;
   }
-}
-
-// The same where some lanes have channels whose lowest bits are sent as they are. Apart, and all by
-// value but for copies, so that it costs the common round no registers.
-struct LowBitsRound {
-  WarpCoder coder;
-  int q[8];
-};
-__device__ __noinline__ void DecodeRoundWithLowBits(LowBitsRound& round, uint2 tables,
-                                                    uint2 low_bits, uint32_t half_frequency,
-                                                    bool active) {
-  WarpCoder coder = round.coder;
-  // Where no lane has any, the coordinate is as in the common round.
-  const uint2 any = {__reduce_or_sync(kAllLanes, low_bits.x),
-                     __reduce_or_sync(kAllLanes, low_bits.y)};
-  coder.Reserve(288);
-  const bool half = coder.Coset(half_frequency, active);
-  const int half_step = half ? int{kValueOne} / 2 : 0;
   uint32_t parity = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint32_t split = ByteOf(low_bits, i);
-    uint32_t id = ByteOf(tables, i) + (half || split > 0 ? 3 : 0);
-    if (i == 7 && split == 0) id += 1 + (parity & kValueOne) / kValueOne;
-    uint32_t q = coder.Packed(id, active) & kValueMask;
-    if (ByteOf(any, i) != 0) {
-      coder.Reserve(32 * (8 - i));  // the bits and the coordinates that are left
-      const uint32_t count = split - (i == 7 && split > 0);
-      const uint32_t bits = coder.Bits(count, active && count > 0);
-      int k = static_cast<int>(q / kValueOne) - kValueOffset;
-      k = k * (1 << count) + static_cast<int>(bits);
-      if (i == 7 && split > 0) k = 2 * k + static_cast<int>((parity & kValueOne) / kValueOne);
-      q = static_cast<uint32_t>((k + kValueOffset) * static_cast<int>(kValueOne));
+    if constexpr (kLowBits) {
+      if (i == 4) coder.Reserve(32 * (4 + __popc(low >> 4)));
     }
-    parity ^= q;
-    round.q[i] = static_cast<int>(q) + half_step;
+    uint32_t id = ByteOf(tables, i);
+    const uint32_t split = kLowBits ? ByteOf(splits, i) : 0;
+    if (i == 7 && (!kLowBits || split == 0)) id += 1 + (parity & kValueOne) / kValueOne;
+    uint32_t packed = coder.Packed<kAll>(id, active);
+    if constexpr (kLowBits) {
+      packed &= kValueMask;
+      if (low >> i & 1) {
+        // Of the last channel the very lowest bit is the others' parity.
+        const bool last = i == 7 && split > 0;
+        const uint32_t count = split - last;
+        const uint32_t bits = coder.Bits(count, (kAll || active) && count > 0);
+        const uint32_t k = (packed - kValueOffset * kValueOne) << count;
+        const uint32_t whole = last ? 2 * (k + bits * kValueOne) + (parity & kValueOne)
+                                    : k + bits * kValueOne;
+        packed = whole + kValueOffset * kValueOne;
+      }
+    }
+    parity ^= packed;
+    q[i] = static_cast<int>((kLowBits ? packed : packed & kValueMask) + half_step);
   }
-  round.coder = coder;
 }
 
-// Rotates groups whose partner is in another lane.
-__device__ void RotatePairs(const LaneGroup& lane, uint32_t token, bool active, float (&v)[8]) {
+// Rotates groups whose partner is in another lane. `woven` only: all that rotate are interleaved.
+__device__ void RotatePairs(const LaneGroup& lane, uint32_t token, bool active, bool woven,
+                            float (&v)[8]) {
   const bool rotates = active && lane.Is(kRotates), first = lane.Is(kFirst);
   const uint32_t partner = lane.flags >> kPartnerShift & 31;
   float2 angle[4] = {};
   if (rotates) {
-    const float4* from = lane.angles + token * (lane.flags >> kPairsShift) / 2;
+    const float4* from = lane.angles + token * lane.pairs() / 2;
     const float4 low = __ldcg(from), high = __ldcg(from + 1);
     angle[0] = {low.x, low.y}, angle[1] = {low.z, low.w};
     angle[2] = {high.x, high.y}, angle[3] = {high.z, high.w};
@@ -234,7 +239,7 @@ __device__ void RotatePairs(const LaneGroup& lane, uint32_t token, bool active, 
     Rotate(first ? v[j] : other, first ? other : v[4 + j], angle[j], x[j], y[j]);
   }
   // Woven together in memory, partners need nothing back from one another.
-  if (__any_sync(kAllLanes, rotates && lane.mode() == kNeoxPair)) {
+  if (!woven) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float other = __shfl_sync(kAllLanes, first ? y[j] : x[j], partner);
@@ -330,34 +335,31 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     if (active || lane.unit == nullptr) {
       lane.MoveTo(units, arena, min(at + WarpCoder::Lane(), groups - 1));
     }
-    const bool low_bits = __any_sync(kAllLanes, lane.Is(kLowBits));
+    const uint32_t of_any = __reduce_or_sync(kAllLanes, lane.flags);
+    const uint32_t low = of_any >> kLowBitsShift;
     // Before the record's load: waiting for words would wait for it as well.
-    if (!low_bits) coder.Reserve(288);
+    if (low == 0) coder.Reserve(288);
     const RowRecord record = *lane.record;
+    const bool all = at + 32 <= groups;
     int q[8];
-    if (low_bits) {
-      LowBitsRound round{coder};
-      const Resolved numbers(arena, *lane.unit);
-      const auto channel =
-          static_cast<uint32_t>(reinterpret_cast<const int32_t*>(lane.mean) - numbers.mean);
-      DecodeRoundWithLowBits(round, lane.tables,
-                             *reinterpret_cast<const uint2*>(numbers.low_bits + channel),
-                             lane.half_frequency, active);
-      coder = round.coder;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) q[i] = round.q[i];
-    } else if (at + 32 <= groups) {
-      DecodeRound<true>(coder, lane, true, q);
+    if (low != 0) {
+      if (all) {
+        DecodeRound<true, true>(coder, lane, true, low, q);
+      } else {
+        DecodeRound<false, true>(coder, lane, active, low, q);
+      }
+    } else if (all) {
+      DecodeRound<true, false>(coder, lane, true, 0, q);
     } else {
-      DecodeRound<false>(coder, lane, active, q);
+      DecodeRound<false, false>(coder, lane, active, 0, q);
     }
     if (coder.Overrun()) return false;
     float v[8];
     Reconstruct(lane, record.step, q, v);
-    const bool staged = lane.mode() == kStaged;
-    if (__any_sync(kAllLanes, lane.Is(kRotates))) RotatePairs(lane, record.token, active, v);
+    const bool staged = lane.Is(kRowsStaged);
+    if (of_any & kRotates) RotatePairs(lane, record.token, active, !(of_any & kNeoxPair), v);
     if (active && !staged) StoreRound(lane, record.dst, v);
-    if (__any_sync(kAllLanes, active && staged)) {
+    if (of_any & kRowsStaged) {
       if (active && staged) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -391,8 +393,12 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 1) DecodeKernel(DecodeLau
   const uint32_t warp = threadIdx.x / 32;
   float* staging = reinterpret_cast<float*>(arena + launch.staging_at) +
                    size_t{kStagedFloats} * (blockIdx.x * kWarpsPerBlock + warp);
-  // The first tiles go round the multiprocessors, the rest to whoever is free.
-  uint32_t n = warp * gridDim.x + blockIdx.x;
+  // The first tiles in equal shares, neighbours on one multiprocessor: their rotary tables are the
+  // same. The rest to whoever is free.
+  const uint32_t first = min(launch.tiles, gridDim.x * kWarpsPerBlock);
+  const uint32_t end = first * (blockIdx.x + 1) / gridDim.x;
+  uint32_t n = first * blockIdx.x / gridDim.x + warp;
+  if (n >= end) n = launch.tiles;
   while (n < launch.tiles) {
     const TileTask& tile = reinterpret_cast<const TileTask*>(arena + launch.tiles_at)[n];
     const UnitTask* units =
@@ -401,7 +407,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 1) DecodeKernel(DecodeLau
     if (!good && WarpCoder::Lane() == 0) counter[1 + tile.chunk] = 1;
     uint32_t taken = 0;
     if (WarpCoder::Lane() == 0) taken = atomicAdd(counter, 1);
-    n = gridDim.x * kWarpsPerBlock + __shfl_sync(kAllLanes, taken, 0);
+    n = first + __shfl_sync(kAllLanes, taken, 0);
   }
 }
 

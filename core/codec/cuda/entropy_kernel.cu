@@ -219,35 +219,44 @@ class GroupWalk {
   bool unit_found_ = false;
 };
 
-__device__ uint32_t ByteOf(uint2 bytes, int i) {
-  return __byte_perm(bytes.x, bytes.y, 0x4440 | i) & 0xFF;
-}
 __device__ int PointOf(uint4 points, int i) {
   const uint32_t word = i < 2 ? points.x : i < 4 ? points.y : i < 6 ? points.z : points.w;
   return i % 2 ? static_cast<int32_t>(word) >> 16 : static_cast<int16_t>(word & 0xFFFF);
 }
 
-// A round: a group a lane, last coordinate first. `low_bits`: the bytes of all lanes together, so
-// that no lane has raw low bits where one is zero.
-template <bool kLowBits, bool kAll>
+// A round: a group a lane, last coordinate first. kAll: every lane is active. kLowBits: in the
+// channels of the mask `low`, some lane sends lowest bits as they are.
+template <bool kAll, bool kLowBits>
 __device__ void EncodeRound(const Entry* entries, const GroupWalk& group, bool active,
-                            WarpEncoder& coder, uint2 low_bits = {0, 0}) {
+                            WarpEncoder& coder, uint32_t low = 0) {
   const uint4 points = group.points;
   const int half = points.x & 1;
-  const uint32_t shift = half ? 0x03030303u : 0u;
-  const uint2 tables = {group.tables.x + shift, group.tables.y + shift};
+  uint2 tables = group.tables;
+  if constexpr (kLowBits) {
+    // Points of integers whose lowest bits are apart are of any parity, as those of the half coset.
+    tables.x += 0x03030303u & (half ? ~0u : __vcmpne4(group.low_bits.x, 0));
+    tables.y += 0x03030303u & (half ? ~0u : __vcmpne4(group.low_bits.y, 0));
+  } else {
+    const uint32_t shift = half ? 0x03030303u : 0u;
+    tables.x += shift;
+    tables.y += shift;
+  }
 #pragma unroll
   for (int i = 7; i >= 0; --i) {
     const int k = PointOf(points, i) >> 1;
-    const int bits = kLowBits ? static_cast<int>(ByteOf(group.low_bits, i)) : 0;
     uint32_t id = ByteOf(tables, i);
-    if (kLowBits && bits > 0 && !half) id += 3;
-    if (i == 7 && bits == 0) id += 1 + (k & 1);
-    if (kLowBits && ByteOf(low_bits, i) != 0) {
-      const int sent = bits > 0 ? bits - (i == 7) : 0;
-      coder.Bits(static_cast<uint32_t>(k >> (i == 7)) & ((1u << sent) - 1), sent, active);
+    int symbol = k;
+    if (kLowBits && (low >> i & 1)) {
+      const uint32_t bits = ByteOf(group.low_bits, i);
+      const bool last = i == 7 && bits > 0;  // whose very lowest bit is the others' parity
+      const uint32_t sent = bits - last;
+      coder.Bits(static_cast<uint32_t>(k >> last) & ((1u << sent) - 1), sent, kAll || active);
+      symbol = k >> bits;
+      if (i == 7 && bits == 0) id += 1 + (k & 1);
+    } else if (i == 7) {
+      id += 1 + (k & 1);
     }
-    coder.Symbol<kAll>(entries[id * kSymbolSpan + (k >> bits) + kSymbolOffset], active);
+    coder.Symbol<kAll>(entries[id * kSymbolSpan + symbol + kSymbolOffset], active);
   }
   coder.Symbol<kAll>(half ? group.coset[1] : group.coset[0], active);
 }
@@ -271,15 +280,17 @@ __device__ void EncodeTileOf(const EncodeLaunch& launch, const Entry* entries, E
     const uint32_t at = (end - 1) / 32 * 32;
     const bool active = at + lane < end;
     if (active) walk.MoveTo(at + lane);
-    uint2 low_bits = {0, 0};
-    if (any_low_bits) {
-      low_bits.x = __reduce_or_sync(kEveryLane, walk.low_bits.x);
-      low_bits.y = __reduce_or_sync(kEveryLane, walk.low_bits.y);
-    }
-    if ((low_bits.x | low_bits.y) != 0) {
-      EncodeRound<true, false>(entries, walk, active, coder, low_bits);
-    } else if (at + 32 <= end) {
-      EncodeRound<false, true>(entries, walk, true, coder);
+    const bool all = at + 32 <= end;
+    const uint32_t low =
+        any_low_bits ? __reduce_or_sync(kEveryLane, BytesNotZero(walk.low_bits)) : 0;
+    if (low != 0) {
+      if (all) {
+        EncodeRound<true, true>(entries, walk, true, coder, low);
+      } else {
+        EncodeRound<false, true>(entries, walk, active, coder, low);
+      }
+    } else if (all) {
+      EncodeRound<true, false>(entries, walk, true, coder);
     } else {
       EncodeRound<false, false>(entries, walk, active, coder);
     }

@@ -13,6 +13,25 @@ __device__ inline uint32_t PackHalves(float a, float b) {
   return packed;
 }
 
+// The lowest bytes of two numbers below 2^31, 16 bits each. The language's byte permutation does
+// not know that the instruction can also give a byte's sign, here zeros.
+__device__ inline uint32_t PackLowestBytes(uint32_t a, uint32_t b) {
+  uint32_t packed;
+  asm("prmt.b32 %0, %1, %2, 0xF4B0;" : "=r"(packed) : "r"(a), "r"(b));
+  return packed;
+}
+
+// Of eight bytes, the lowest of `x` first.
+__device__ inline uint32_t ByteOf(uint2 bytes, int i) {
+  return __byte_perm(bytes.x, bytes.y, 0x4440 | i) & 0xFF;
+}
+
+// Bit i: byte i is not zero.
+__device__ inline uint32_t BytesNotZero(uint2 bytes) {
+  const auto four = [](uint32_t v) { return (__vcmpne4(v, 0) & 0x08040201u) * 0x01010101u >> 24; };
+  return four(bytes.x) | four(bytes.y) << 4;
+}
+
 // Zero, unknown to the compiler: adding it to something loaded waits for that load here, in the
 // rare branch, and not where branches meet, together with the loads of the common one.
 __device__ inline uint32_t OpaqueZero() {

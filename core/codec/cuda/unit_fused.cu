@@ -20,8 +20,7 @@ extern __shared__ __align__(16) unsigned char channel_bytes[];
 template <bool kKey>
 constexpr int kFusedBlocks = kKey ? 2 : 3;
 
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-constexpr uint32_t kMagicBits = 0x4B400000u;
+constexpr float kMagic = 12582912.0f;  // its bits are kMagicBits
 
 // Channel constants in the order in which lanes read them: [quad of the slice][slice].
 struct SliceConstants {
@@ -69,37 +68,6 @@ __device__ void ThroughDtypePair(float& a, float& b) {
     const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&w));
     a = pair.x;
     b = pair.y;
-  }
-}
-
-// NearestPoint of unit_passes.cuh on numbers z + kMagicBits; gives q2 + kMagicBits.
-__device__ void NearestPointOfBits(const uint32_t (&b)[8], uint32_t* q2) {
-  int largest = -1, smallest = 1 << 20, sum = 0;
-  uint32_t parity_half = 0, parity_whole = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int fraction = static_cast<int>(b[i] & 255);
-    const int a = min(fraction, 256 - fraction);
-    largest = max(largest, 8 * a + 7 - i);
-    smallest = min(smallest, 8 * a + i);
-    sum += a;
-    parity_half ^= b[i];
-    parity_whole ^= b[i] + 128;
-  }
-  const int odd_half = parity_half >> 8 & 1, odd_whole = parity_whole >> 8 & 1;
-  const int difference = 131072 - 256 * sum + odd_half * 512 * (smallest >> 3) -
-                         odd_whole * (65536 - 512 * (largest >> 3));
-  const bool half = difference < 0;
-  const int moved = half ? smallest & 7 : 7 - (largest & 7);
-  const int at = (half ? odd_half : odd_whole) ? moved : 8;
-  const uint32_t rounding = half ? 0 : 128;
-  // 2 * ((b >> 8) - (kMagicBits >> 8)) + half + kMagicBits.
-  const uint32_t base = kMagicBits - 2 * (kMagicBits >> 8) + half;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    uint32_t point = 2 * ((b[i] + rounding) >> 8) + base;
-    if (i == at) point += ((b[i] & 128) != 0) == half ? 2u : static_cast<uint32_t>(-2);
-    q2[i] = point;
   }
 }
 
@@ -313,7 +281,7 @@ class FusedRows {
           bits[4 * h + i] = __float_as_uint(__fadd_rn(v, kMagic));
         }
       }
-      NearestPointOfBits(bits, q2 + 8 * g);
+      NearestPoint(bits, q2 + 8 * g);
     }
     return active_ ? largest : 0;
   }

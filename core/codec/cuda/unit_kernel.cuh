@@ -219,7 +219,7 @@ cudaError_t LaunchShape(const EncodeLaunch& launch, int shape, cudaStream_t stre
   uint32_t fused = 0;
   for (uint32_t n : launch.fused_lists) fused += n;
   const UnitList list{launch.unit_lists_at[shape], units, shape == kPairedSingle && fused == units};
-  const uint32_t blocks = list.all_fused ? std::min(units, 4 * launch.blocks) : units;
+  const uint32_t blocks = list.all_fused ? std::min(units, 2 * launch.blocks) : units;
   if (launch.stats == kStatsProfile) {
     OnePassKernel<kPaired, kSingle><<<blocks, kUnitThreads, bytes, stream>>>(launch, list);
   }

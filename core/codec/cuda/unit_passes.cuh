@@ -88,32 +88,43 @@ __device__ inline void AddShared(unsigned long long* sum, unsigned long long v) 
   if (high != 0) atomicAdd(halves + 1, high);
 }
 
-// Nearest point of E8 to z / 256: as NearestE8 of core/codec/cpu/e8.h, twice the point into q2.
-__device__ inline void NearestPoint(const int (&z)[8], int* q2) {
-  int largest = -1, smallest = 1 << 20, sum = 0, parity_half = 0, parity_whole = 0;
+// The bits of 1.5 * 2^23, which plus an integer are the bits of the float that much larger.
+inline constexpr uint32_t kMagicBits = 0x4B400000u;
+
+// Nearest point of E8 to z / 256, as NearestE8 of core/codec/cpu/e8.h: takes z + kMagicBits and
+// gives twice the point + kMagicBits. Two coordinates share a register where 16 bits hold them.
+__device__ inline void NearestPoint(const uint32_t (&b)[8], uint32_t* q2) {
+  // Of a coordinate: 16 * its distance to the nearest integer in 1/256, twice its place (backwards
+  // where the largest is looked for), and whether that integer is the upper one.
+  uint32_t largest = 0, smallest = ~0u, sums = 0, bits = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int k = z[i] >> 8, fraction = z[i] & 255, whole = (z[i] + 128) >> 8;
-    const int a = min(fraction, 256 - fraction);
-    largest = max(largest, 8 * a + 7 - i);
-    smallest = min(smallest, 8 * a + i);
-    sum += a;
-    parity_half ^= k;
-    parity_whole ^= whole;
+  for (uint32_t i = 0; i < 8; i += 2) {
+    const uint32_t fraction = PackLowestBytes(b[i], b[i + 1]);
+    const uint32_t distance = __vminu2(fraction, 0x01000100u - fraction);
+    const uint32_t key = 16 * distance + (fraction >> 7 & 0x00010001u);
+    sums += distance;
+    bits ^= b[i] ^ b[i + 1];
+    largest = __viaddmax_u16x2(key, 2 * (7 - i) | 2 * (6 - i) << 16, largest);
+    smallest = __viaddmin_u16x2(key, 2 * i | 2 * (i + 1) << 16, smallest);
   }
-  const int odd_half = parity_half & 1, odd_whole = parity_whole & 1;
-  const int difference = 131072 - 256 * sum + odd_half * 512 * (smallest >> 3) -
-                         odd_whole * (65536 - 512 * (largest >> 3));
+  largest = max(largest & 0xFFFF, largest >> 16);
+  smallest = min(smallest & 0xFFFF, smallest >> 16);
+  const int sum = static_cast<int>((sums & 0xFFFF) + (sums >> 16));
+  // Rounding up changes the parity of the integer below.
+  const int odd_half = bits >> 8 & 1, odd_whole = odd_half ^ (bits >> 7 & 1);
+  const int difference = 131072 - 256 * sum + odd_half * 512 * static_cast<int>(smallest >> 4) -
+                         odd_whole * (65536 - 512 * static_cast<int>(largest >> 4));
   const bool half = difference < 0;
-  const int at = half ? smallest & 7 : 7 - (largest & 7);
-  const bool odd = half ? odd_half : odd_whole;
+  const uint32_t moved = half ? smallest : largest ^ 14;
+  const uint32_t at = (half ? odd_half : odd_whole) ? moved >> 1 & 7 : 8;
+  const uint32_t move = (moved & 1) == half ? 2u : static_cast<uint32_t>(-2);
+  const uint32_t rounding = half ? 0 : 128;
+  // 2 * ((b >> 8) - (kMagicBits >> 8)) + half + kMagicBits.
+  const uint32_t base = kMagicBits - 2 * (kMagicBits >> 8) + half;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int low = z[i] >> 8;
-    const bool up = (z[i] & 255) >= 128;
-    int point = half ? 2 * low + 1 : 2 * (low + up);
-    if (odd && i == at) point += up == half ? 2 : -2;
-    q2[i] = point;
+  for (uint32_t i = 0; i < 8; ++i) {
+    q2[i] = 2 * ((b[i] + rounding) >> 8) + base;
+    if (i == at) q2[i] += move;
   }
 }
 
@@ -333,15 +344,18 @@ class UnitPasses {
     Each(t, counts, slice, load, [&](const S& s) {
 #pragma unroll
       for (int g = 0; g < S::kGroups; ++g) {
-        int z[8];
+        uint32_t bits[8], points[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const uint32_t c = s.channel[g] + i;
           const float scale = u_.is_key ? ch_.inverse[c] : row_scale;
-          z[i] = RoundClamped(__fsub_rn(__fmul_rn(s.y[8 * g + i], scale), ch_.offset[c]));
-          beyond |= z[i] >= kRoundLimitInteger || z[i] <= -kRoundLimitInteger;
+          const int z = RoundClamped(__fsub_rn(__fmul_rn(s.y[8 * g + i], scale), ch_.offset[c]));
+          beyond |= z >= kRoundLimitInteger || z <= -kRoundLimitInteger;
+          bits[i] = kMagicBits + static_cast<uint32_t>(z);
         }
-        NearestPoint(z, q2 + 8 * g);
+        NearestPoint(bits, points);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) q2[8 * g + i] = static_cast<int>(points[i] - kMagicBits);
         StorePoints(q2_ + size_t{t} * u_.dim + s.channel[g], q2 + 8 * g);
       }
     });
