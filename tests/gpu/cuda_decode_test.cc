@@ -25,6 +25,7 @@ using testing::OwnedArena;
 using testing::Random;
 using testing::RandomKeep;
 using testing::RandomLayout;
+using testing::RandomMass;
 using testing::SampleChunk;
 using testing::ToHost;
 
@@ -79,13 +80,14 @@ void ExpectSameBytes(const Layout& layout, const ModelProfile* profile,
 
 ByteVector Encode(const SampleChunk& chunk, PresetId preset, StatsMode stats,
                   const ModelProfile* profile, uint64_t start,
-                  const std::vector<uint8_t>& keep = {}) {
+                  const std::vector<uint8_t>& keep = {}, const std::vector<float>& mass = {}) {
   EncodeOptions options;
   options.preset = preset;
   options.stats = stats;
   options.profile = profile;
   options.start_position = start;
   options.keep = keep;
+  if (!mass.empty()) options.mass = {mass.data(), chunk.tokens, chunk.tokens + 50};
   if (chunk.tokens > 10) options.exact_tokens = {3, 9};
   auto frame = EncodeFrame(chunk.layout, chunk.tokens, chunk.views(), options);
   EXPECT_TRUE(frame.ok()) << frame.status();
@@ -93,7 +95,7 @@ ByteVector Encode(const SampleChunk& chunk, PresetId preset, StatsMode stats,
 }
 
 // What frames leave out or code in another way.
-enum class Kind { kWhole, kEvicted };
+enum class Kind { kWhole, kEvicted, kMass, kEvictedMass };
 
 // Every preset and source of statistics of one layout in one batch.
 std::vector<ByteVector> AllFrames(const Layout& layout, const ModelProfile& profile,
@@ -106,8 +108,11 @@ std::vector<ByteVector> AllFrames(const Layout& layout, const ModelProfile& prof
       for (uint32_t t : tokens) {
         const SampleChunk chunk = MakeSampleChunk(layout, t, seed + t);
         const uint64_t start = (frames.size() % 3) * 100'003;
-        const auto keep = kind == Kind::kEvicted ? RandomKeep(t, random) : std::vector<uint8_t>();
-        frames.push_back(Encode(chunk, preset.id, stats, &profile, start, keep));
+        std::vector<uint8_t> keep;
+        if (kind == Kind::kEvicted || kind == Kind::kEvictedMass) keep = RandomKeep(t, random);
+        std::vector<float> mass;
+        if (kind >= Kind::kMass) mass = RandomMass(layout.layers.size() * t, random);
+        frames.push_back(Encode(chunk, preset.id, stats, &profile, start, keep, mass));
       }
     }
   }
@@ -132,6 +137,23 @@ TEST_F(CudaDecodeTest, EvictedTokensDecodeToZeros) {
   }
 }
 
+TEST_F(CudaDecodeTest, AttentionMassGivesTheSameBytes) {
+  const uint32_t tokens[] = {1, 70, 256};
+  for (const Layout& layout : NamedLayouts()) {
+    SCOPED_TRACE(layout.model);
+    const ModelProfile profile = MakeSampleProfile(layout, 3, true);
+    // In one batch with frames without it.
+    std::vector<ByteVector> frames = AllFrames(layout, profile, tokens, 7, Kind::kMass);
+    const uint32_t some[] = {33};
+    for (const Kind kind : {Kind::kWhole, Kind::kEvictedMass}) {
+      for (ByteVector& frame : AllFrames(layout, profile, some, 8, kind)) {
+        frames.push_back(std::move(frame));
+      }
+    }
+    ExpectSameBytes(layout, &profile, frames);
+  }
+}
+
 TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
   const uint64_t seed = FromEnvironment("LATTICEKV_SEED", 20260102);
   printf("seed %llu\n", static_cast<unsigned long long>(seed));
@@ -147,13 +169,17 @@ TEST_F(CudaDecodeTest, SameBytesForRandomLayouts) {
       frames.push_back(
           Encode(chunk, preset.id, StatsMode::kOwn, nullptr, random.Below(2) * 131'071));
     }
+    const std::vector<float> mass = RandomMass(layout.layers.size() * tokens, random);
+    for (PresetId preset : {PresetId::kNear, PresetId::kTiny}) {
+      frames.push_back(Encode(chunk, preset, StatsMode::kOwn, nullptr, 99, {}, mass));
+    }
     if (CanEvict(layout)) {
       frames.push_back(
           Encode(chunk, PresetId::kHigh, StatsMode::kOwn, nullptr, 77, RandomKeep(tokens, random)));
     }
     ExpectSameBytes(layout, nullptr, frames);
     // f32 elements are 4 bytes: 4 off is aligned for every dtype, and for no wide store.
-    ExpectSameBytes(layout, nullptr, {frames[4]}, 4);
+    ExpectSameBytes(layout, nullptr, {frames[4], frames[AllPresets().size()]}, 4);
   }
 }
 
@@ -176,6 +202,8 @@ TEST_F(CudaDecodeTest, HardInputGivesTheSameBytes) {
     }
     for (PresetId preset : {PresetId::kNear, PresetId::kHigh, PresetId::kTiny}) {
       frames.push_back(Encode(chunk, preset, StatsMode::kOwn, nullptr, 512));
+      frames.push_back(
+          Encode(chunk, preset, StatsMode::kOwn, nullptr, 512, {}, RandomMass(50, random)));
     }
   }
   ExpectSameBytes(layout, nullptr, frames);
@@ -331,9 +359,9 @@ TEST_F(CudaDecodeTest, DamagedFramesAreRefusedAsTheScalarDecoderRefusesThem) {
   const uint32_t tokens[] = {1, 40};
   Random random(FromEnvironment("LATTICEKV_SEED", 20260103));
   const uint64_t mutants = FromEnvironment("LATTICEKV_MUTATIONS", 20'000);
-  for (const Kind kind : {Kind::kWhole, Kind::kEvicted}) {
+  for (const Kind kind : {Kind::kWhole, Kind::kEvicted, Kind::kMass, Kind::kEvictedMass}) {
     const std::vector<ByteVector> originals = AllFrames(layout, profile, tokens, 1, kind);
-    ExpectMutantsDecodeAsScalar(layout, &profile, originals, 64, mutants / 2, random);
+    ExpectMutantsDecodeAsScalar(layout, &profile, originals, 64, mutants / 4, random);
   }
 }
 

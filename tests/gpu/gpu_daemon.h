@@ -110,6 +110,17 @@ class GpuDaemonClient {
     AppendHeaders(salt, number + 1, payload_bytes, &headers);
     return headers.back();
   }
+  // Leaves tokens out of the block, whose successors then are not of its sequence.
+  void EvictEveryThird(v1::BlockHeader* header) const {
+    std::vector<uint8_t> keep(chunk_tokens_);
+    for (uint32_t t = 0; t < chunk_tokens_; ++t) keep[t] = t % 3 != 1;
+    const std::vector<uint32_t> ids(header->token_ids().begin(), header->token_ids().end());
+    std::optional<Digest> parent;
+    if (!header->parent_hash().empty()) parent = *DigestFromBytes(header->parent_hash(), "parent");
+    header->mutable_keep()->assign(keep.begin(), keep.end());
+    header->set_content_hash(DigestToBytes(ChunkHash(*DigestFromBytes(fingerprint_, "fingerprint"),
+                                                     parent, ids, header->salt(), keep)));
+  }
   v1::PutOpen Open(v1::Preset preset) const {
     v1::PutOpen open;
     open.set_namespace_(name_space_);
@@ -142,6 +153,7 @@ class GpuDaemonClient {
     request.set_namespace_(name_space_);
     request.set_fingerprint(fingerprint_);
     request.set_encoding(encoding);
+    request.set_accept_evicted(true);
     request.add_content_hashes(hash);
     const auto call = client_->GetBlocks(request);
     std::string out;

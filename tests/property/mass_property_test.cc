@@ -19,6 +19,7 @@ using testing::MakeSampleChunk;
 using testing::MakeSampleProfile;
 using testing::Random;
 using testing::RandomLayout;
+using testing::RandomMass;
 using testing::SampleChunk;
 
 struct Trial {
@@ -28,15 +29,6 @@ struct Trial {
   EncodeOptions options;
   std::vector<float> levels;  // [layers], or empty
 };
-
-// Attention over six orders of magnitude, some of it none at all.
-std::vector<float> RandomMass(size_t count, Random& random) {
-  std::vector<float> out;
-  for (size_t i = 0; i < count; ++i) {
-    out.push_back(random.Below(8) ? std::ldexp(1.0f, static_cast<int>(random.Below(20)) - 12) : 0);
-  }
-  return out;
-}
 
 Trial MakeTrial(Random& random) {
   const Layout layout = RandomLayout(random);

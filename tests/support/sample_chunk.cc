@@ -84,6 +84,14 @@ std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens) {
   };
 }
 
+std::vector<float> RandomMass(size_t count, Random& random) {
+  std::vector<float> out;
+  for (size_t i = 0; i < count; ++i) {
+    out.push_back(random.Below(8) ? std::ldexp(1.0f, static_cast<int>(random.Below(20)) - 12) : 0);
+  }
+  return out;
+}
+
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics) {
   Random random(seed);
   ProfileStatistics s;

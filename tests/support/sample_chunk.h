@@ -39,6 +39,9 @@ SampleChunk MakeSampleChunk(const Layout& layout, uint32_t tokens, uint64_t seed
 // the largest numbers, outliers, scales far apart.
 std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens);
 
+// Attention over six orders of magnitude, some of it none at all.
+std::vector<float> RandomMass(size_t count, Random& random);
+
 // A profile with query energy and, if asked for, rough statistics for the layout's k and v planes.
 ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics);
 

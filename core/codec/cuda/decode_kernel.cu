@@ -324,7 +324,20 @@ __device__ void StoreRound(const LaneGroup& lane, uint64_t dst, const float (&v)
   }
 }
 
-// False when the tile's stream is damaged.
+// The same where steps vary with attention.
+__device__ void ReconstructMass(const LaneGroup& lane, float factor, const int (&q)[8],
+                                float (&v)[8]) {
+  const float base = ScaledStep(lane.unit->step_base);  // of values
+  float step[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    step[i] = lane.Is(kKey) ? reinterpret_cast<const float*>(lane.step)[i] : base;
+  }
+  RebuildMassRound(q, factor, reinterpret_cast<const int32_t*>(lane.mean), step, v);
+}
+
+// False when the tile's stream is damaged. kMass: as in ResolveUnit.
+template <bool kMass>
 __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const UnitTask* units,
                              WarpCoder& coder, float* staging) {
   LaneGroup lane;
@@ -339,10 +352,13 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     const uint32_t low = of_any >> kLowBitsShift;
     // Before the record's load: waiting for words would wait for it as well.
     if (low == 0) coder.Reserve(288);
-    const RowRecord record = *lane.record;
+    RowRecord record = *lane.record;
     const bool all = at + 32 <= groups;
     int q[8];
-    if (low != 0) {
+    if constexpr (kMass) {
+      const int shift = TakeShift(record);
+      DecodeMassRound(coder, lane.tables, shift, lane.half_frequency, active, q);
+    } else if (low != 0) {
       if (all) {
         DecodeRound<true, true>(coder, lane, true, low, q);
       } else {
@@ -355,7 +371,11 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
     }
     if (coder.Overrun()) return false;
     float v[8];
-    Reconstruct(lane, record.step, q, v);
+    if constexpr (kMass) {
+      ReconstructMass(lane, record.step, q, v);
+    } else {
+      Reconstruct(lane, record.step, q, v);
+    }
     const bool staged = lane.Is(kRowsStaged);
     if (of_any & kRotates) RotatePairs(lane, record.token, active, !(of_any & kNeoxPair), v);
     if (active && !staged) StoreRound(lane, record.dst, v);
@@ -373,18 +393,30 @@ __device__ bool DecodeGroups(unsigned char* arena, const TileTask& tile, const U
   return true;
 }
 
+template <bool kMass>
+__device__ bool DecodeSymbols(unsigned char* arena, const TileTask& tile, const UnitTask* units,
+                              float* staging) {
+  WarpCoder coder(arena + tile.states_at, tile.words);
+  for (uint32_t u = 0; u < tile.units; ++u) {
+    if (units[u].coded_count == 0) continue;
+    if (!ResolveUnit<kMass>(kConstants, arena, tile, units[u], coder)) return false;
+  }
+  return DecodeGroups<kMass>(arena, tile, units, coder, staging) && coder.Finished();
+}
+
+// kMass: the tile may have step offsets.
+template <bool kMass>
 __device__ bool DecodeTile(unsigned char* arena, const TileTask& tile, const UnitTask* units,
                            float* staging) {
   for (uint32_t u = 0; u < tile.units; ++u) CopyRawVectors(arena, tile, units[u]);
   if (tile.groups == 0) return true;
-  WarpCoder coder(arena + tile.states_at, tile.words);
-  for (uint32_t u = 0; u < tile.units; ++u) {
-    if (units[u].coded_count == 0) continue;
-    if (!ResolveUnit(kConstants, arena, tile, units[u], coder)) return false;
+  if constexpr (kMass) {
+    if (tile.mass) return DecodeSymbols<true>(arena, tile, units, staging);
   }
-  return DecodeGroups(arena, tile, units, coder, staging) && coder.Finished();
+  return DecodeSymbols<false>(arena, tile, units, staging);
 }
 
+template <bool kMass>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock, 1) DecodeKernel(DecodeLaunch launch) {
   BuildTables(kConstants, *reinterpret_cast<SharedTables*>(shared_bytes));
   __syncthreads();
@@ -403,7 +435,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 1) DecodeKernel(DecodeLau
     const TileTask& tile = reinterpret_cast<const TileTask*>(arena + launch.tiles_at)[n];
     const UnitTask* units =
         reinterpret_cast<const UnitTask*>(arena + launch.units_at) + tile.first_unit;
-    const bool good = DecodeTile(arena, tile, units, staging);
+    const bool good = DecodeTile<kMass>(arena, tile, units, staging);
     if (!good && WarpCoder::Lane() == 0) counter[1 + tile.chunk] = 1;
     uint32_t taken = 0;
     if (WarpCoder::Lane() == 0) taken = atomicAdd(counter, 1);
@@ -425,11 +457,12 @@ cudaError_t LaunchDecode(const DecodeLaunch& launch, cudaStream_t stream) {
       LaunchRope(launch.arena_dev, launch.rope_tasks_at, launch.rope_tasks, stream);
   if (rope != cudaSuccess) return rope;
   if (launch.tiles > 0) {
+    const auto kernel = launch.mass ? DecodeKernel<true> : DecodeKernel<false>;
     const cudaError_t error =
-        cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(sizeof(SharedTables)));
     if (error != cudaSuccess) return error;
-    DecodeKernel<<<launch.blocks, 32 * kWarpsPerBlock, sizeof(SharedTables), stream>>>(launch);
+    kernel<<<launch.blocks, 32 * kWarpsPerBlock, sizeof(SharedTables), stream>>>(launch);
   }
   return cudaGetLastError();
 }

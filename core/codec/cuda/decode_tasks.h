@@ -49,8 +49,9 @@ struct alignas(16) UnitTask {
 };
 
 struct alignas(16) TileTask {
-  uint64_t states_at;  // 32 states of u32, then the words; not aligned
-  uint64_t places_at;  // TokenPlace [tokens]
+  uint64_t states_at;   // 32 states of u32, then the words; not aligned
+  uint64_t places_at;   // TokenPlace [tokens]
+  uint64_t offsets_at;  // with `mass`: i8 [tokens], step offsets of keys
   uint32_t words;
   uint32_t first_unit;
   uint32_t units;
@@ -58,6 +59,7 @@ struct alignas(16) TileTask {
   uint32_t chunk;
   uint32_t tokens;
   int32_t value_unit_16;
+  uint32_t mass;  // steps vary with the attention that tokens received
 };
 
 // What a coded vector needs besides its symbols.
@@ -96,6 +98,7 @@ struct DecodeLaunch {
   uint32_t tiles;
   uint32_t rope_tasks;
   uint32_t blocks;  // of the decode kernel
+  uint32_t mass;    // some tile has it
 };
 
 inline constexpr uint32_t kWarpsPerBlock = 32;

@@ -95,10 +95,6 @@ absl::Status PlanBuilder::Open(const CudaDecodeChunk& chunk, CudaDecodePlan& pla
   LKV_ASSIGN_OR_RETURN(ParsedFrame parsed, ParseFrameHeader(chunk.frame));
   const FrameHeader& header = parsed.header;
   LKV_RETURN_IF_ERROR(CheckFrameFits(header, fingerprint_, layout_.layers.size(), profile_));
-  if (header.stages & kStageMass) {
-    return absl::UnimplementedError(
-        "the CUDA decoder knows no frames with attention mass; decode this one on the CPU");
-  }
   const auto layers = static_cast<uint32_t>(header.layers.size());
   const uint32_t first = chunk.first_layer;
   if (first >= layers || chunk.layers > layers - first) {
@@ -131,6 +127,7 @@ void PlanBuilder::StartTasks() {
   tiles_.clear();
   places_.clear();
   copies_.clear();
+  offsets_.clear();
   seed_units_.clear();
   seed_scales_.clear();
   seed_points_.clear();
@@ -186,6 +183,7 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
       shapes += planes[p].heads;
     }
   } else if (!exact) {
+    if (now_->header.stages & kStageMass) LKV_RETURN_IF_ERROR(ReadOffsets(in));
     LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(shapes_[layer].refs, in));
     size_t unit = 0;
     for (const TileSpan& tile : tiles) {
@@ -202,11 +200,20 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   return absl::OkStatus();
 }
 
+absl::Status PlanBuilder::ReadOffsets(ByteReader& in) {
+  LKV_ASSIGN_OR_RETURN(const std::vector<int16_t> offsets, ReadTokenOffsets(now_->rows, in));
+  now_->offsets_at = offsets_.size();
+  for (const int16_t offset : offsets) offsets_.push_back(static_cast<int8_t>(offset));
+  return absl::OkStatus();
+}
+
 absl::Status PlanBuilder::AddTile(uint32_t layer, size_t first_unit, const TileSpan& span) {
   ByteReader in(span.bytes);
   const uint64_t begin =
       now_->frame_at + static_cast<uint64_t>(span.bytes.data() - now_->chunk->frame.data());
   cuda::TileTask tile = NewTile(static_cast<uint32_t>(span.units.size()));
+  tile.mass = (now_->header.stages & kStageMass) != 0;
+  tile.offsets_at = now_->offsets_at;
   const bool profiled = now_->header.stages & kStageProfile;
   const UnitShape* shape = &shapes_[layer].units[first_unit];
   for (const UnitRef& ref : span.units) {
@@ -403,12 +410,13 @@ void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
   cuda::DecodeLaunch& launch = plan.launch_;
   tasks.clear();
   tasks.reserve(units_.size() * sizeof(cuda::UnitTask) + tiles_.size() * sizeof(cuda::TileTask) +
-                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + copies_.size() +
-                seed_units_.size() * sizeof(cuda::SeedUnit) + 2 * seed_scales_.size() +
-                seed_points_.size() + ropes_.tasks.size() * sizeof(cuda::RopeTask) +
-                16 * kArenaAlignment);
+                places_.size() * sizeof(cuda::TokenPlace) + orders_.size() + offsets_.size() +
+                copies_.size() + seed_units_.size() * sizeof(cuda::SeedUnit) +
+                2 * seed_scales_.size() + seed_points_.size() +
+                ropes_.tasks.size() * sizeof(cuda::RopeTask) + 16 * kArenaAlignment);
   const uint64_t places_at = frames_end_ + Place(places_, tasks);
   const uint64_t orders_at = frames_end_ + Place(orders_, tasks);
+  const uint64_t offsets_at = frames_end_ + Place(offsets_, tasks);
   const uint64_t copies_at = frames_end_ + Place(copies_, tasks);
   const uint64_t scales_at = frames_end_ + Place(seed_scales_, tasks);
   const uint64_t points_at = frames_end_ + Place(seed_points_, tasks);
@@ -431,7 +439,11 @@ void PlanBuilder::PlaceTasks(CudaDecodePlan& plan) {
     unit.resolved_at += resolved_at;
     unit.rope_at += rope_at;
   }
-  for (cuda::TileTask& tile : tiles_) tile.places_at += places_at;
+  for (cuda::TileTask& tile : tiles_) {
+    tile.places_at += places_at;
+    tile.offsets_at += offsets_at;
+    launch.mass |= tile.mass;
+  }
   for (cuda::SeedUnit& unit : seed_units_) {
     unit.places_at += places_at;
     unit.order_at += orders_at;

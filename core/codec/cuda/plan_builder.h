@@ -49,6 +49,7 @@ class PlanBuilder {
     uint32_t rows = 0;      // stored of every plane: of the tokens that were not evicted
     // In the region of places: of the rows' tokens, and of those without rows.
     uint64_t places_at = 0, evicted_places_at = 0;
+    uint64_t offsets_at = 0;  // of the layer at hand, in the region of step offsets
   };
 
   absl::Status Open(const CudaDecodeChunk& chunk, CudaDecodePlan& plan);
@@ -56,6 +57,8 @@ class PlanBuilder {
   absl::Status AddChunk(ChunkState& chunk);
   absl::Status AddPlaces(ChunkState& chunk);
   absl::Status AddLayer(uint32_t layer, ByteSpan bytes);
+  // Of a layer with attention mass.
+  absl::Status ReadOffsets(ByteReader& in);
   absl::Status AddTile(uint32_t layer, size_t first_unit, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
   // `shapes`: of the plane's heads.
@@ -84,8 +87,8 @@ class PlanBuilder {
   std::shared_ptr<const ArenaTables> tables_;
   uint64_t frequencies_at_ = 0;  // in the arena
   std::vector<ChunkState> chunks_;
-  const ChunkState* now_ = nullptr;  // the one at hand
-  uint64_t frames_end_ = 0;          // in the arena
+  ChunkState* now_ = nullptr;  // the one at hand
+  uint64_t frames_end_ = 0;    // in the arena
   bool staged_ = false;
 
   std::vector<cuda::UnitTask> units_;
@@ -94,6 +97,7 @@ class PlanBuilder {
   RopeTables ropes_;
   std::vector<cuda::TokenPlace> places_;
   std::vector<uint8_t> orders_;
+  std::vector<int8_t> offsets_;
   ByteVector copies_;  // what is unpacked already
   std::vector<cuda::SeedUnit> seed_units_;
   std::vector<uint16_t> seed_scales_;

@@ -3,6 +3,7 @@
 #ifndef LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_
 #define LATTICEKV_CORE_CODEC_CUDA_TILE_SIDE_CUH_
 
+#include "core/codec/cuda/mass_rows.cuh"
 #include "core/codec/cuda/warp_coder.cuh"
 #include "core/codec/side_arithmetic.h"
 
@@ -13,8 +14,8 @@ struct Resolved {
   RowRecord* rows;
   float* step;  // of keys' channels; while resolving, the step indices' bits
   int32_t* mean;
-  uint8_t* table;  // 6 * spread index
-  uint8_t* low_bits;
+  uint8_t* table;  // 6 * spread index; where steps vary with attention, sigma indices
+  uint8_t* low_bits;  // zeros there
   __device__ Resolved(unsigned char* arena, const UnitTask& unit) {
     rows = reinterpret_cast<RowRecord*>(arena + unit.resolved_at);
     step = reinterpret_cast<float*>(rows + unit.coded_count);
@@ -50,8 +51,10 @@ __device__ inline unsigned char* VectorAt(const UnitTask& unit, const TokenPlace
          place.slot * unit.token_stride;
 }
 
-// Reads a unit's side values and resolves its numbers. False when one is out of range.
-__device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned char* arena,
+// Reads a unit's side values and resolves its numbers. False when one is out of range. kMass: the
+// tile has step offsets.
+template <bool kMass>
+__device__ bool ResolveUnit(const DeviceConstants& constants, unsigned char* arena,
                                    const TileTask& tile, const UnitTask& unit, WarpCoder& coder) {
   const Resolved out(arena, unit);
   const ProfileHead* head = reinterpret_cast<const ProfileHead*>(arena + unit.profile_at);
@@ -68,6 +71,9 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
     good &= step >= -kMaxStepIndex && step <= kMaxStepIndex;
     if (key) {
       out.step[c] = __int_as_float(step);
+    } else if constexpr (kMass) {
+      // What is sent is the row's offset; its bits stay here until all of them are known.
+      out.rows[c].step = __int_as_float(step - unit.step_base);
     } else {
       out.rows[c].step = ScaledStep(step);
     }
@@ -96,9 +102,14 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
       sigma += SigmaIndexOf(profile_sigma[c], step_16(c), constants.sigma_with_noise_16);
     }
     good &= sigma >= 0 && sigma <= kMaxSigmaIndex;
-    const SigmaCode code = SigmaCodeOf(sigma);
-    out.table[c] = static_cast<uint8_t>(TableId(code.spread, 0, kAll));
-    out.low_bits[c] = code.low_bits;
+    if constexpr (kMass) {
+      out.table[c] = static_cast<uint8_t>(sigma);
+      out.low_bits[c] = 0;
+    } else {
+      const SigmaCode code = SigmaCodeOf(sigma);
+      out.table[c] = static_cast<uint8_t>(TableId(code.spread, 0, kAll));
+      out.low_bits[c] = code.low_bits;
+    }
     // The index has done its work.
     if (key) out.step[c] = ScaledStep(__float_as_int(out.step[c]));
   };
@@ -112,6 +123,12 @@ __device__ inline bool ResolveUnit(const DeviceConstants& constants, unsigned ch
     const uint32_t token = arena[unit.order_at + unit.raw_count + i];
     out.rows[i].dst = reinterpret_cast<uint64_t>(VectorAt(unit, places, token));
     out.rows[i].token = token;
+    if constexpr (kMass) {
+      const auto* of_keys = reinterpret_cast<const int8_t*>(arena + tile.offsets_at);
+      const int offset = key ? of_keys[token] : __float_as_int(out.rows[i].step);
+      good &= offset >= -kMaxStepOffset && offset <= kMaxStepOffset;
+      SetOffset(ClampValue(offset, -kMaxStepOffset, kMaxStepOffset), out.rows[i]);
+    }
   }
   __syncwarp();
   return __all_sync(kAllLanes, good);
