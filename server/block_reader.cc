@@ -173,8 +173,7 @@ absl::Status FindTarget(CacheEngine& engine, const v1::GetBlocksRequest& request
   }
   plan->target = engine.gpu_regions().Find(request.target().region_id());
   if (plan->target) return absl::OkStatus();
-  return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_GPU,
-                   "there is no such GPU memory; hand it over (OpenRegion) and keep that stream");
+  return NoSuchGpuRegion();
 }
 
 absl::Status PlanPlace(const ReadPlan& plan, const v1::GetBlocksRequest& request,

@@ -243,6 +243,7 @@ void GetStream::Decode(const ItemPtr& item) {
       FailLocked(*item, absl::DataLossError("failed in an earlier layer"));
       return;
     }
+    if (plan_.target) ++placing_;
   }
   absl::Status status;
   std::deque<v1::GetPart> parts;
@@ -265,6 +266,7 @@ void GetStream::Decode(const ItemPtr& item) {
     }
   }
   MutexLock lock(mutex_);
+  if (plan_.target) PlacedLocked();
   item->parts = std::move(parts);
   if (!plan_.frames) item->stored = {};
   item->status = status;
@@ -407,10 +409,16 @@ void GetStream::OnWriteDone(bool ok) {
 void GetStream::FinishLocked(const absl::Status& status) {
   if (finished_) return;
   finished_ = true;
+  end_ = status;
   write_start_ms_ = engine_.clock().MonotonicMs();
   items_.clear();
   window_bytes_ = 0;
-  Finish(ToGrpcStatus(status));
+  if (placing_ == 0) Finish(ToGrpcStatus(end_));
+}
+
+void GetStream::PlacedLocked() {
+  --placing_;
+  if (finished_ && placing_ == 0) Finish(ToGrpcStatus(end_));
 }
 
 void GetStream::OnCancel() {

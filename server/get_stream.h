@@ -98,7 +98,11 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Makes the part, data and all, the next message.
   void SetInlineLocked(v1::GetPart part) LKV_REQUIRES(mutex_);
   void PopFrontLocked() LKV_REQUIRES(mutex_);
+  // Nothing new begins; the stream ends at once, or with its last job that writes to the client's
+  // GPU memory: who has seen the end may use that memory.
   void FinishLocked(const absl::Status& status) LKV_REQUIRES(mutex_);
+  // After a job that wrote there.
+  void PlacedLocked() LKV_REQUIRES(mutex_);
 
   CacheEngine& engine_;
   const RegionRegistry& regions_;
@@ -127,6 +131,8 @@ class GetStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer message_;        // of the write in flight
   bool writing_ LKV_GUARDED_BY(mutex_) = false;
   bool finished_ LKV_GUARDED_BY(mutex_) = false;
+  absl::Status end_ LKV_GUARDED_BY(mutex_);      // of a stream that is finished
+  uint32_t placing_ LKV_GUARDED_BY(mutex_) = 0;  // jobs that write to the client's GPU memory
   bool done_ LKV_GUARDED_BY(mutex_) = false;
   int64_t write_start_ms_ LKV_GUARDED_BY(mutex_) = 0;
 };

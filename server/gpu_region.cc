@@ -5,6 +5,7 @@
 #include "core/base/status_macros.h"
 #include "core/layout/chain_hash.h"
 #include "server/block_metadata.h"
+#include "server/error_detail.h"
 #include "server/region_registry.h"
 
 namespace latticekv {
@@ -28,6 +29,11 @@ bool PlaneFits(const PlaneSpec& spec, const v1::CudaPlane& plane, uint32_t block
 }
 
 }  // namespace
+
+absl::Status NoSuchGpuRegion() {
+  return ErrorWith(absl::StatusCode::kFailedPrecondition, v1::REASON_REGION_GONE,
+                   "the daemon has no such GPU memory (any more); hand it over again");
+}
 
 absl::StatusOr<std::shared_ptr<GpuCacheRegion>> GpuCacheRegion::Open(
     GpuExecutor& gpu, std::shared_ptr<const Layout> layout, const v1::CudaRegion& request) {

@@ -48,6 +48,9 @@ class GpuCacheRegion : public std::enable_shared_from_this<GpuCacheRegion> {
 
 using GpuRegionLeases = RegionLeases<GpuCacheRegion>;
 
+// FAILED_PRECONDITION with REASON_REGION_GONE.
+absl::Status NoSuchGpuRegion();
+
 }  // namespace latticekv
 
 #endif  // LATTICEKV_SERVER_GPU_REGION_H_

@@ -240,8 +240,12 @@ absl::Status PutStream::TakePart(const UploadPtr& upload, const PutPartView& par
 absl::Status PutStream::HandleRegionPart(const v1::RegionPart& part) {
   LKV_ASSIGN_OR_RETURN(const UploadPtr upload, FindReceiving(part.index()));
   if (!upload) return absl::OkStatus();
-  if (const auto gpu = engine_.gpu_regions().Find(part.region_id())) {
-    EncodeFromGpu(upload, *gpu, part);
+  if (part.has_table()) {
+    if (const auto gpu = engine_.gpu_regions().Find(part.region_id())) {
+      EncodeFromGpu(upload, *gpu, part);
+    } else {
+      FailUpload(upload, NoSuchGpuRegion());
+    }
     return absl::OkStatus();
   }
   std::shared_ptr<SharedRegion> region = regions_.Find(part.region_id());

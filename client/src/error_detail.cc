@@ -31,6 +31,7 @@ absl::StatusCode CodeOf(ErrorReason reason) {
       return absl::StatusCode::kInvalidArgument;
     case ErrorReason::kDisk:
     case ErrorReason::kGpu:
+    case ErrorReason::kRegionGone:
       return absl::StatusCode::kFailedPrecondition;
     case ErrorReason::kDraining:
       return absl::StatusCode::kUnavailable;

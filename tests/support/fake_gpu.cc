@@ -1,9 +1,16 @@
 #include "tests/support/fake_gpu.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
 
 namespace latticekv::testing {
 namespace {
@@ -30,23 +37,51 @@ void CopyPlaced(const Layout& layout, const GpuPlacement& placement, uint32_t to
   }
 }
 
-// Host memory of this process; its handle is the address.
+constexpr size_t kHandleBytes = 64;  // of CUDA
+
+// A mapped FakeGpuMemory.
 class FakeRegion final : public GpuRegion {
  public:
-  FakeRegion(std::shared_ptr<FakeGpuScript> script, const GpuMemoryHandle& handle)
-      : script_(std::move(script)),
-        data_(LoadLe<std::byte*>(handle.ipc_handle.data()) + handle.offset),
-        bytes_(handle.bytes) {
-    script_->CountRegion(1);
+  static absl::StatusOr<std::shared_ptr<const GpuRegion>> Open(
+      std::shared_ptr<FakeGpuScript> script, const GpuMemoryHandle& handle) {
+    const auto none = [] { return absl::InvalidArgumentError("no handle of a fake"); };
+    if (handle.ipc_handle.size() != kHandleBytes || handle.ipc_handle.back() != '\0') return none();
+    const int descriptor = open(handle.ipc_handle.c_str(), O_RDWR | O_CLOEXEC);
+    if (descriptor < 0) return none();
+    struct stat file {};
+    const bool fits = fstat(descriptor, &file) == 0 &&
+                      handle.offset <= static_cast<uint64_t>(file.st_size) &&
+                      handle.bytes <= static_cast<uint64_t>(file.st_size) - handle.offset;
+    void* const base = fits ? mmap(nullptr, static_cast<size_t>(file.st_size),
+                                   PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
+                            : MAP_FAILED;
+    close(descriptor);
+    if (base == MAP_FAILED) return none();
+    return std::shared_ptr<const GpuRegion>(
+        new FakeRegion(std::move(script), static_cast<std::byte*>(base),
+                       static_cast<size_t>(file.st_size), handle));
   }
-  ~FakeRegion() override { script_->CountRegion(-1); }
-  std::byte* data_dev() const override { return data_; }
+  ~FakeRegion() override {
+    munmap(base_, mapped_bytes_);
+    script_->CountRegion(-1);
+  }
+  std::byte* data_dev() const override { return base_ + offset_; }
   size_t bytes() const override { return bytes_; }
 
  private:
+  FakeRegion(std::shared_ptr<FakeGpuScript> script, std::byte* base, size_t mapped_bytes,
+             const GpuMemoryHandle& handle)
+      : script_(std::move(script)),
+        base_(base),
+        mapped_bytes_(mapped_bytes),
+        offset_(handle.offset),
+        bytes_(handle.bytes) {
+    script_->CountRegion(1);
+  }
   const std::shared_ptr<FakeGpuScript> script_;
-  std::byte* const data_;
-  const size_t bytes_;
+  std::byte* const base_;
+  const size_t mapped_bytes_;
+  const size_t offset_, bytes_;
 };
 
 class FakeLane final : public GpuLane {
@@ -152,10 +187,7 @@ class FakeGpu final : public GpuDevice {
   }
   absl::StatusOr<std::shared_ptr<const GpuRegion>> OpenRegion(
       const GpuMemoryHandle& handle) override {
-    if (handle.ipc_handle.size() != sizeof(std::byte*)) {
-      return absl::InvalidArgumentError("no handle of a fake");
-    }
-    return std::make_shared<FakeRegion>(script_, handle);
+    return FakeRegion::Open(script_, handle);
   }
 
  private:
@@ -165,6 +197,27 @@ class FakeGpu final : public GpuDevice {
 };
 
 }  // namespace
+
+FakeGpuMemory::FakeGpuMemory(size_t bytes)
+    : bytes_(bytes), descriptor_(memfd_create("fake-gpu", MFD_CLOEXEC)) {
+  void* base = MAP_FAILED;
+  if (descriptor_ >= 0 && ftruncate(descriptor_, static_cast<off_t>(bytes)) == 0) {
+    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_, 0);
+  }
+  if (base == MAP_FAILED) abort();
+  data_ = static_cast<std::byte*>(base);
+}
+
+FakeGpuMemory::~FakeGpuMemory() {
+  munmap(data_, bytes_);
+  close(descriptor_);
+}
+
+std::string FakeGpuMemory::handle() const {
+  std::string out = absl::StrCat("/proc/", getpid(), "/fd/", descriptor_);
+  out.resize(kHandleBytes, '\0');
+  return out;
+}
 
 void FakeGpuScript::FailNext(int batches, absl::Status status) {
   MutexLock lock(mutex_);

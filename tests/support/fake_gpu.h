@@ -6,10 +6,28 @@
 #include <string>
 #include <vector>
 
+#include "core/base/bytes.h"
 #include "core/base/mutex.h"
 #include "core/codec/gpu/gpu_device.h"
 
 namespace latticekv::testing {
+
+// Memory that the fake device takes for its own, in this process or another one: a memory file,
+// whose handle, of the size of CUDA's, is its path.
+class FakeGpuMemory {
+ public:
+  explicit FakeGpuMemory(size_t bytes);
+  ~FakeGpuMemory();
+  FakeGpuMemory(const FakeGpuMemory&) = delete;
+  FakeGpuMemory& operator=(const FakeGpuMemory&) = delete;
+  MutableByteSpan bytes() const { return {data_, bytes_}; }
+  std::string handle() const;
+
+ private:
+  const size_t bytes_;
+  int descriptor_ = -1;
+  std::byte* data_ = nullptr;
+};
 
 // What happens on the device and what it did. Shared by the test and its devices. Thread-safe.
 class FakeGpuScript {

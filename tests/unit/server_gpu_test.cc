@@ -114,14 +114,14 @@ class FakeCache {
         bytes_ += spec.token_bytes() * kBlocks * kBlockTokens + 14;
       }
     }
-    memory_.assign(bytes_, kEmpty);
+    memory_.emplace(bytes_);
+    std::fill(memory_->bytes().begin(), memory_->bytes().end(), kEmpty);
   }
   v1::CudaRegion Region(const std::string& fingerprint) {
     v1::CudaRegion region;
     region.set_fingerprint(fingerprint);
     v1::CudaMemory* memory = region.add_memories();
-    std::byte* address = memory_.data();
-    memory->set_ipc_handle(&address, sizeof(address));
+    memory->set_ipc_handle(memory_->handle());
     memory->set_bytes(bytes_);
     region.set_blocks(kBlocks);
     region.set_block_tokens(kBlockTokens);
@@ -147,7 +147,7 @@ class FakeCache {
       for (uint32_t t = 0; t < tokens; ++t) {
         const uint64_t token = position + t - table.first_position();
         for (uint32_t h = 0; h < spec.heads; ++h, at += vector) {
-          std::byte* place = memory_.data() + offsets_[i] +
+          std::byte* place = memory_->bytes().data() + offsets_[i] +
                              table.blocks(static_cast<int>(token / kBlockTokens)) *
                                  spec.token_bytes() * kBlockTokens +
                              token % kBlockTokens * vector + h * vector * kBlockTokens;
@@ -161,13 +161,15 @@ class FakeCache {
     }
     return out;
   }
-  size_t untouched() const { return std::count(memory_.begin(), memory_.end(), kEmpty); }
+  size_t untouched() const {
+    return std::count(memory_->bytes().begin(), memory_->bytes().end(), kEmpty);
+  }
 
  private:
   const Layout layout_;
   size_t bytes_ = 0;
   std::vector<size_t> offsets_;
-  ByteVector memory_;
+  std::optional<FakeGpuMemory> memory_;
 };
 
 class ServerGpuMemoryTest : public ServerGpuTest {
@@ -279,7 +281,7 @@ TEST_F(ServerGpuMemoryTest, ItIsGivenUpWithItsLeaseAndNotUnderAJob) {
   put.join();
   WaitUntil([&] { return script_->regions() == 0; });
   EXPECT_EQ(PutFrom(region, table, MakeBlocks(Ids(500, kTestChunk))[0]).error().reason(),
-            v1::REASON_BAD_PAYLOAD);
+            v1::REASON_REGION_GONE);
 }
 
 TEST_F(ServerGpuMemoryTest, AClientThatGoesInTheMiddleOfAPutLeavesNothing) {
@@ -309,6 +311,31 @@ TEST_F(ServerGpuMemoryTest, AClientThatGoesInTheMiddleOfAPutLeavesNothing) {
   WaitUntil([&] { return script_->regions() == 0; });
   WaitUntil([&] { return memory_used() == used; });
   EXPECT_EQ(GetHashes(Hashes(blocks)).opens[0].miss().reason(), v1::REASON_NOT_STORED);
+}
+
+TEST_F(ServerGpuMemoryTest, AGetThatIsBrokenOffEndsAfterItsLastWrite) {
+  const auto blocks = MakeBlocks(Ids(1, kTestChunk));
+  PutOne(Open(v1::PRESET_BALANCED), blocks[0]);
+  std::unique_ptr<RegionCall> lease;
+  const uint64_t region = HandOver(cache_->Region(fingerprint_), &lease);
+  v1::GetBlocksRequest request;
+  request.set_fingerprint(fingerprint_);
+  request.add_content_hashes(blocks[0].hash());
+  request.mutable_target()->set_region_id(region);
+  *request.mutable_target()->mutable_table() = Table({0, 1, 2, 3});
+  script_->Close();
+  const size_t begun = script_->batch_sizes().size();
+  const size_t empty = cache_->untouched();
+  const auto call = client_->GetBlocks(request);
+  script_->WaitForBatches(begun + 1);
+  call->Cancel();
+  for (int i = 0; i < 20; ++i) {  // as often as the daemon can say so before the job has ended
+    EXPECT_EQ(client_->Stats().response.open_streams(), 1);
+    EXPECT_EQ(cache_->untouched(), empty);
+  }
+  script_->Open();
+  WaitUntil([&] { return client_->Stats().response.open_streams() == 0; });
+  EXPECT_LT(cache_->untouched(), empty);
 }
 
 TEST_F(ServerGpuMemoryTest, WhatPassesItsEndsIsRefused) {
@@ -354,7 +381,7 @@ TEST_F(ServerGpuMemoryTest, WhatPassesItsEndsIsRefused) {
   v1::GetBlocksRequest get;
   get.set_fingerprint(fingerprint_);
   get.mutable_target()->set_region_id(region + 1);
-  EXPECT_EQ(Get(get).status.detail.reason(), v1::REASON_GPU);
+  EXPECT_EQ(Get(get).status.detail.reason(), v1::REASON_REGION_GONE);
 }
 
 TEST_F(ServerGpuMemoryTest, OnlyOverUnixSockets) {

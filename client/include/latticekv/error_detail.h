@@ -26,7 +26,8 @@ enum class ErrorReason : int {
   kDraining = 11,
   kExpired = 12,
   kDisk = 13,
-  kGpu = 20,
+  kGpu = 20,         // the GPU cannot read or fill this block: move it through the host
+  kRegionGone = 21,  // the server has no lease of this GPU memory (any more)
 };
 
 // "NOT_STORED"; "REASON_<number>" for a value this version does not know.
