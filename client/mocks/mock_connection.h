@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,8 @@ namespace latticekv {
 class MockConnection : public Connection {
  public:
   MOCK_METHOD(absl::StatusOr<RegisteredLayout>, RegisterLayout, (const RegisterLayoutRequest&),
+              (override));
+  MOCK_METHOD(absl::StatusOr<std::shared_ptr<GpuCache>>, OpenGpuCache, (const GpuCacheSpec&),
               (override));
   MOCK_METHOD(absl::StatusOr<PutResult>, PutPrefix, (const PutRequest&), (override));
   MOCK_METHOD(absl::StatusOr<std::vector<PutResult>>, PutBatch, (const std::vector<PutRequest>&),

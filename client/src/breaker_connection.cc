@@ -54,6 +54,10 @@ class CountingSink : public GetSink {
     return view;
   }
   absl::Status OnLayer(uint32_t layer) override { return Note(sink_.OnLayer(layer)); }
+  absl::Status OnBlockPlaced(uint32_t block) override {
+    std::erase(live_, block);
+    return Note(sink_.OnBlockPlaced(block));
+  }
   absl::Status OnBlockFailed(uint32_t block, const absl::Status& why) override {
     std::erase(live_, block);
     return Note(sink_.OnBlockFailed(block, why));
@@ -140,6 +144,13 @@ absl::StatusOr<RegisteredLayout> BreakerConnection::RegisterLayout(
   out.name_space = request.name_space;
   if (request.chunk_tokens != 0) out.chunk_tokens = request.chunk_tokens;
   return out;
+}
+
+absl::StatusOr<std::shared_ptr<GpuCache>> BreakerConnection::OpenGpuCache(
+    const GpuCacheSpec& spec) {
+  auto cache = Guard([&] { return inner_->OpenGpuCache(spec); });
+  Trip(cache.status());
+  return cache;
 }
 
 absl::StatusOr<PutResult> BreakerConnection::PutPrefix(const PutRequest& request) {

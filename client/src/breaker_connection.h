@@ -17,7 +17,7 @@ namespace latticekv {
 // Passes calls on until one fails because the server cannot be reached (UNAVAILABLE,
 // DEADLINE_EXCEEDED of a call without a timeout of its own). From then on, until a probe succeeds,
 // nothing is passed on: look-ups and gets miss, puts are dropped, a layout is registered here and
-// with the server later; the operator's calls fail at once.
+// with the server later; the operator's calls, and OpenGpuCache, fail at once.
 class BreakerConnection : public Connection {
  public:
   // `probe` is called from a thread of this object.
@@ -29,6 +29,7 @@ class BreakerConnection : public Connection {
   bool open() const { return open_.load(std::memory_order_acquire); }
 
   absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) override;
+  absl::StatusOr<std::shared_ptr<GpuCache>> OpenGpuCache(const GpuCacheSpec& spec) override;
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) override;
   absl::StatusOr<std::vector<PutResult>> PutBatch(const std::vector<PutRequest>& requests) override;
   absl::StatusOr<LookupResult> Lookup(const LookupRequest& request) override;

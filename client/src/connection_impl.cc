@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/src/breaker_connection.h"
 #include "client/src/get_operation.h"
+#include "client/src/gpu_cache.h"
 #include "client/src/proto_convert.h"
 #include "client/src/put_operation.h"
 #include "core/base/status_macros.h"
@@ -151,10 +152,20 @@ absl::StatusOr<RegisteredLayout> ConnectionImpl::RegisterLayout(
   return out;
 }
 
+absl::StatusOr<std::shared_ptr<GpuCache>> ConnectionImpl::OpenGpuCache(const GpuCacheSpec& spec) {
+  LKV_RETURN_IF_ERROR(CheckGpuCache(spec));
+  auto cache = std::make_shared<LeasedGpuCache>(stubs_.front(), spec, options_.rpc_timeout_ms);
+  const auto lease = [&] { return RetryLoop(Retry(), [&] { return cache->Region(); }); };
+  auto region = lease();
+  if (IsUnknownLayout(region.status()) && RegisterAgain(spec.layout)) region = lease();
+  if (!region.ok()) return region.status();
+  return cache;
+}
+
 absl::StatusOr<std::vector<PutResult>> ConnectionImpl::Put(
     const std::vector<const PutRequest*>& requests) {
   const auto run = [&] {
-    return RunPuts({&NextStub(), regions_.get()}, requests, options_, Retry());
+    return RunPuts({&NextStub(), regions_.get(), stub_}, requests, options_, Retry());
   };
   auto results = run();
   if (!IsUnknownLayout(results.status()) || !RegisterAgain(requests.front()->layout)) {
@@ -241,7 +252,14 @@ absl::Status ConnectionImpl::Get(const GetRequest& request, GetSink& sink) {
   const GetRoute route{&NextStub(), get_regions_.get(),
                        [this](const RegisteredLayout& layout, const Digest& hash) {
                          return FindProfile(layout, hash);
-                       }};
+                       },
+                       stub_};
+  absl::Status status = RunGet(route, request, sink, options_, Retry());
+  // A server that started anew takes no GPU memory of a layout that it does not know.
+  if (request.target.cache == nullptr || !IsUnknownLayout(status) ||
+      !RegisterAgain(request.layout)) {
+    return status;
+  }
   return RunGet(route, request, sink, options_, Retry());
 }
 

@@ -34,6 +34,7 @@ class ConnectionImpl : public Connection {
   absl::Status Probe(int64_t max_ms);
 
   absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) override;
+  absl::StatusOr<std::shared_ptr<GpuCache>> OpenGpuCache(const GpuCacheSpec& spec) override;
   absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) override;
   absl::StatusOr<std::vector<PutResult>> PutBatch(const std::vector<PutRequest>& requests) override;
   absl::StatusOr<LookupResult> Lookup(const LookupRequest& request) override;

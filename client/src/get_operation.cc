@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/src/call_limit.h"
+#include "client/src/gpu_cache.h"
+#include "client/src/placed_receiver.h"
 #include "client/src/proto_convert.h"
 #include "client/src/stream_watchdog.h"
 #include "core/base/crc32c.h"
@@ -75,6 +77,7 @@ v1::GetBlocksRequest MakeGetRequest(const GetRequest& request) {
     return out;
   }
   out.set_encoding(v1::ENCODING_RAW);
+  if (request.target.cache != nullptr) return out;  // whole blocks
   out.set_first_layer(request.first_layer);
   out.set_layer_count(request.layer_count);
   out.set_unordered_layers(request.unordered_layers);
@@ -91,19 +94,23 @@ uint64_t ReplyBytes(const GetRequest& request) {
   return token_bytes * request.layout.chunk_tokens * request.content_hashes.size();
 }
 
-// One stream, whose messages `receiver` takes.
+// One stream, whose messages `receiver` takes. After an error of the receiver it is broken off, or
+// read `to_its_end`.
 template <typename Receiver>
 absl::Status Receive(ReadStream<v1::GetBlocksResponse>& stream, const ClientOptions& options,
-                     Receiver& receiver, GetWindow* window) {
+                     Receiver& receiver, GetWindow* window, bool to_its_end = false) {
   StreamWatchdog watchdog(options.stream_idle_timeout_ms, [&] { stream.Cancel(); });
   absl::Status wrong;
   v1::GetBlocksResponse message;
   while (stream.Read(message)) {
-    if (!wrong.ok()) continue;  // cancelled; what was under way still arrives
-    watchdog.Arm(false);        // the sink may take its time
+    if (!wrong.ok()) {  // what is under way still arrives
+      watchdog.Touch();
+      continue;
+    }
+    watchdog.Arm(false);  // the sink may take its time
     wrong = receiver.OnMessage(message);
     watchdog.Arm(true);
-    if (!wrong.ok()) stream.Cancel();
+    if (!wrong.ok() && !to_its_end) stream.Cancel();
   }
   const absl::Status status = stream.Finish();
   if (window != nullptr && status.ok()) window->Finish();
@@ -117,8 +124,34 @@ absl::Status Receive(ReadStream<v1::GetBlocksResponse>& stream, const ClientOpti
   return receiver.OnEnd();
 }
 
+// Whatever happens, the stream is read to its end: until then the server may write to the target.
+absl::Status RunGpuAttempt(const GetRoute& route, const GetRequest& request, GetSink& sink,
+                           const ClientOptions& options, uint64_t region) {
+  v1::GetBlocksRequest opening = MakeGetRequest(request);
+  opening.mutable_target()->set_region_id(region);
+  *opening.mutable_target()->mutable_table() = ToProto(request.target);
+  auto stream = route.stub->GetBlocks(opening);
+  PlacedReceiver receiver(request, sink);
+  return Receive(*stream, options, receiver, nullptr, true);
+}
+
+// As RunAttempt, with GPU memory as target; once more when the server has lost it.
+absl::Status RunGpuAttempts(const GetRoute& route, const GetRequest& request, GetSink& sink,
+                            const ClientOptions& options, const CallLimit& limit) {
+  LKV_ASSIGN_OR_RETURN(LeasedGpuCache* const cache,
+                       LeasedCache("get", request.target, route.lease_stub));
+  LKV_ASSIGN_OR_RETURN(uint64_t region, cache->Region(limit.LeftMs()));
+  absl::Status status = RunGpuAttempt(route, request, sink, options, region);
+  if (!IsRegionGone(status)) return status;
+  cache->Retire(region);
+  LKV_RETURN_IF_ERROR(sink.OnRestart());
+  LKV_ASSIGN_OR_RETURN(region, cache->Region(limit.LeftMs()));
+  return RunGpuAttempt(route, request, sink, options, region);
+}
+
 absl::Status RunAttempt(const GetRoute& route, const GetRequest& request, GetSink& sink,
                         const ClientOptions& options, const CallLimit& limit) {
+  if (request.target.cache != nullptr) return RunGpuAttempts(route, request, sink, options, limit);
   v1::GetBlocksRequest opening = MakeGetRequest(request);
   std::unique_ptr<GetWindow> window;
   if (!request.decode_on_worker) window = GetWindow::Open(route.regions, ReplyBytes(request));
@@ -302,7 +335,16 @@ absl::Status CheckGet(const GetRequest& request) {
                                                    request.layer_count,
                                                    " are outside of the layout's ", layers));
   }
-  return absl::OkStatus();
+  if (request.target.cache == nullptr) return absl::OkStatus();
+  if (request.decode_on_worker) {
+    return absl::InvalidArgumentError(
+        "get: the worker decodes into host memory only; leave decode_on_worker out and the "
+        "daemon's GPU decodes, or leave the target out");
+  }
+  if (request.first_layer != 0 || (request.layer_count != 0 && request.layer_count != layers)) {
+    return absl::InvalidArgumentError("get: GPU memory takes whole blocks; ask for all layers");
+  }
+  return CheckGpuTable("get", request.target, request.layout);
 }
 
 absl::Status RunGet(const GetRoute& route, const GetRequest& request, GetSink& sink,

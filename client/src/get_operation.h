@@ -77,8 +77,9 @@ absl::Status CheckGet(const GetRequest& request);
 // What a get comes over.
 struct GetRoute {
   Stub* stub = nullptr;
-  RegionClient* regions = nullptr;  // null: no shared memory
-  ProfileSource profiles;           // of gets that decode here
+  RegionClient* regions = nullptr;   // null: no shared memory
+  ProfileSource profiles;            // of gets that decode here
+  const Stub* lease_stub = nullptr;  // what GPU caches of this client are leased over
 };
 
 // The whole get, over as many streams as `retry` allows.

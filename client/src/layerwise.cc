@@ -37,6 +37,7 @@ struct LayerwiseGet::Impl : public GetSink {
     changed.SignalAll();
     return absl::OkStatus();
   }
+  absl::Status OnBlockPlaced(uint32_t block) override { return sink.OnBlockPlaced(block); }
   absl::Status OnBlockFailed(uint32_t block, const absl::Status& why) override {
     return sink.OnBlockFailed(block, why);
   }

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/src/call_limit.h"
+#include "client/src/gpu_cache.h"
 #include "client/src/proto_convert.h"
 #include "core/base/crc32c.h"
 #include "core/base/status_macros.h"
@@ -20,6 +21,7 @@ PutAttempt::PutAttempt(const PutRoute& route, const ClientOptions& options, PutW
       stream_(route.stub->PutBlocks()),
       states_(work.chunks.size(), State::kWaiting),
       credited_(work.chunks.size(), false),
+      lent_(work.chunks.size(), false),
       watchdog_(options.stream_idle_timeout_ms, [this] { stream_->Cancel(); }) {
   for (const PutChunk& chunk : work_.chunks) {
     if (work_.settled[chunk.index]) {
@@ -85,14 +87,14 @@ bool PutAttempt::Announce(uint32_t chunk) {
 PutAttempt::Step PutAttempt::NextStep(uint32_t& chunk) {
   MutexLock lock(mutex_);
   while (true) {
-    if (ended_ || unsettled_ == 0) return Step::kDone;
+    if (ended_ || stopping_ || unsettled_ == 0) return Step::kDone;
     if (!ready_.empty()) {
       chunk = ready_.front();
       ready_.pop_front();
       return Step::kSend;
     }
     if (!waiting_.empty()) {
-      const uint64_t bytes = work_.chunks[waiting_.front()].payload_bytes;
+      const uint64_t bytes = InflightBytes(waiting_.front());
       const uint32_t max_blocks =
           std::clamp<uint32_t>(options_.max_inflight_blocks, 1, limits::kMaxUnackedBlocksPerStream);
       if (inflight_blocks_ == 0 || (inflight_blocks_ < max_blocks &&
@@ -109,7 +111,23 @@ PutAttempt::Step PutAttempt::NextStep(uint32_t& chunk) {
   }
 }
 
+uint64_t PutAttempt::InflightBytes(uint32_t chunk) const {
+  const PutChunk& what = work_.chunks[chunk];
+  return what.request->gpu.cache == nullptr ? what.payload_bytes : 0;
+}
+
+void PutAttempt::Cancel() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    changed_.SignalAll();
+    if (std::find(lent_.begin(), lent_.end(), true) != lent_.end()) return;
+  }
+  stream_->Cancel();
+}
+
 bool PutAttempt::SendPayload(uint32_t chunk) {
+  if (work_.chunks[chunk].request->gpu.cache != nullptr) return SendGpuPart(chunk);
   const auto frame = frames_.find(chunk);
   const size_t bytes =
       frame == frames_.end() ? work_.chunks[chunk].payload_bytes : frame->second.size();
@@ -148,6 +166,17 @@ bool PutAttempt::SendThroughRegion(uint32_t chunk, RegionSlot slot) {
     MutexLock lock(mutex_);
     if (ended_ || states_[chunk] == State::kSettled) return !ended_;
     slots_[chunk] = std::move(slot);
+  }
+  return stream_->Write(message);
+}
+
+bool PutAttempt::SendGpuPart(uint32_t chunk) {
+  v1::PutBlocksRequest message;
+  *message.mutable_region_part() = MakeGpuPart(work_.chunks[chunk]);
+  {
+    MutexLock lock(mutex_);
+    if (ended_ || stopping_ || states_[chunk] == State::kSettled) return !ended_;
+    lent_[chunk] = true;
   }
   return stream_->Write(message);
 }
@@ -225,6 +254,7 @@ absl::Status PutAttempt::OnCredit(const v1::BlockCredit& credit) {
 absl::Status PutAttempt::OnAck(const v1::BlockAck& ack) {
   const uint32_t index = ack.index();
   BlockResult* block = nullptr;
+  bool never_sent;
   {
     MutexLock lock(mutex_);
     if (index >= work_.chunks.size() || states_[index] != State::kAnnounced ||
@@ -233,6 +263,7 @@ absl::Status PutAttempt::OnAck(const v1::BlockAck& ack) {
           absl::StrCat("put: the server acknowledged block ", index, ", which is not due"));
     }
     block = &work_.results[index];
+    never_sent = stopping_ && !lent_[index];
   }
   block->status = ack.has_error() ? StatusFromDetail(FromProto(ack.error())) : absl::OkStatus();
   block->have_it = ack.have_it();
@@ -241,7 +272,10 @@ absl::Status PutAttempt::OnAck(const v1::BlockAck& ack) {
   block->quality = FromProto(ack.quality());
   block->state =
       ack.state() == v1::BLOCK_STATE_DURABLE ? BlockState::kDurable : BlockState::kMemory;
-  const bool settled = !RetryPolicy::IsTransient(block->status);
+  const bool again = IsRegionGone(block->status) && !work_.region_gone[index];
+  if (again) work_.region_gone[index] = true;
+  const bool settled =
+      !again && !RetryPolicy::IsTransient(block->status) && (block->status.ok() || !never_sent);
   const PutRequest& request = *work_.chunks[index].request;
   if (settled && request.on_block) request.on_block(*block);
   MutexLock lock(mutex_);
@@ -253,10 +287,11 @@ void PutAttempt::SettleLocked(uint32_t chunk, bool settled) {
   work_.settled[chunk] = settled;
   states_[chunk] = State::kSettled;
   --inflight_blocks_;
-  inflight_bytes_ -= work_.chunks[chunk].payload_bytes;
+  inflight_bytes_ -= InflightBytes(chunk);
   --unsettled_;
   std::erase(ready_, chunk);
   slots_.erase(chunk);
+  lent_[chunk] = false;
   changed_.SignalAll();
 }
 
@@ -305,7 +340,20 @@ absl::StatusOr<PutWork> PlanWork(const std::vector<const PutRequest*>& requests)
   }
   work.settled.resize(work.chunks.size());
   work.sent_bytes.resize(work.chunks.size());
+  work.region_gone.resize(work.chunks.size());
   return work;
+}
+
+// Leases the GPU memory that chunks lie in, unless the server has it.
+absl::Status LeaseCaches(const PutRoute& route, const CallLimit& limit, PutWork& work) {
+  for (PutChunk& chunk : work.chunks) {
+    const GpuBlockTable& table = chunk.request->gpu;
+    if (table.cache == nullptr || work.settled[chunk.index]) continue;
+    LKV_ASSIGN_OR_RETURN(LeasedGpuCache* const cache, LeasedCache("put", table, route.lease_stub));
+    if (work.region_gone[chunk.index]) cache->Retire(chunk.gpu_region);
+    LKV_ASSIGN_OR_RETURN(chunk.gpu_region, cache->Region(limit.LeftMs()));
+  }
+  return absl::OkStatus();
 }
 
 std::vector<PutResult> Results(const std::vector<const PutRequest*>& requests, PutWork work) {
@@ -327,6 +375,7 @@ std::vector<PutResult> Results(const std::vector<const PutRequest*>& requests, P
 
 absl::Status RunAttempt(const PutRoute& route, const ClientOptions& options, PutWork& work,
                         const CallLimit& limit) {
+  LKV_RETURN_IF_ERROR(LeaseCaches(route, limit, work));
   PutAttempt attempt(route, options, work);
   const CallGuard guard(limit, [&] { attempt.Cancel(); });
   return attempt.Run();
@@ -353,6 +402,7 @@ absl::StatusOr<std::vector<PutResult>> RunPuts(const PutRoute& route,
     for (const BlockResult& block : work.results) {
       if (refused && status.ok() && RetryPolicy::IsTransient(block.status)) status = block.status;
     }
+    if (status.ok()) continue;  // the server had lost the GPU memory of what is left, and no more
     if (retry.WaitToRetry(status, limit.LeftMs())) continue;
     if (!refused) return status;
     break;

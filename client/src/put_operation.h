@@ -23,7 +23,8 @@ namespace latticekv {
 // What a put sends over.
 struct PutRoute {
   Stub* stub = nullptr;
-  RegionClient* regions = nullptr;  // null: no shared memory
+  RegionClient* regions = nullptr;   // null: no shared memory
+  const Stub* lease_stub = nullptr;  // what GPU caches of this client are leased over
 };
 
 // The chunks of one or more puts and what became of them, side by side.
@@ -32,6 +33,8 @@ struct PutWork {
   std::vector<BlockResult> results;
   std::vector<bool> settled;
   std::vector<uint64_t> sent_bytes;
+  // Once the server did not know the region of a chunk in GPU memory. Another one gets one try.
+  std::vector<bool> region_gone;
 };
 
 // One stream of a put. The calling thread writes while another reads, so that neither side can wait
@@ -45,8 +48,9 @@ class PutAttempt {
   // OK: every chunk has an acknowledgement, good or bad. Otherwise what broke the stream; chunks
   // acknowledged by then stay settled.
   absl::Status Run();
-  // Breaks the stream off. Thread-safe.
-  void Cancel() { stream_->Cancel(); }
+  // Ends the attempt before all is acknowledged. Blocks in GPU memory that the server was told of
+  // it may still read, and store what it finds: those it acknowledges first. Thread-safe.
+  void Cancel();
 
  private:
   enum class State { kWaiting, kAnnounced, kSettled };
@@ -58,6 +62,7 @@ class PutAttempt {
   Step NextStep(uint32_t& chunk);
   bool Announce(uint32_t chunk);
   bool SendPayload(uint32_t chunk);
+  bool SendGpuPart(uint32_t chunk);
   // Room in shared memory, waited for while own blocks hold it; none: send over the socket.
   RegionSlot WaitForSlot(size_t bytes);
   bool SendThroughRegion(uint32_t chunk, RegionSlot slot);
@@ -69,6 +74,8 @@ class PutAttempt {
   absl::Status OnAck(const v1::BlockAck& ack);
   void SettleLocked(uint32_t chunk, bool settled) LKV_REQUIRES(mutex_);
   bool Unwanted(uint32_t chunk);
+  // Of the client's memory that is lent to the server while the chunk is announced.
+  uint64_t InflightBytes(uint32_t chunk) const;
   void Break(absl::Status why);
 
   const PutRoute route_;
@@ -88,9 +95,11 @@ class PutAttempt {
   uint32_t inflight_blocks_ LKV_GUARDED_BY(mutex_) = 0;          // announced, not acknowledged
   uint64_t inflight_bytes_ LKV_GUARDED_BY(mutex_) = 0;
   uint32_t unsettled_ LKV_GUARDED_BY(mutex_) = 0;
-  bool ended_ LKV_GUARDED_BY(mutex_) = false;   // no more reads
-  absl::Status broken_ LKV_GUARDED_BY(mutex_);  // the server broke the protocol
-  StreamWatchdog watchdog_;                     // last: it may cancel the stream
+  std::vector<bool> lent_ LKV_GUARDED_BY(mutex_);  // in GPU memory, and the server was told where
+  bool stopping_ LKV_GUARDED_BY(mutex_) = false;   // nothing more is announced or sent
+  bool ended_ LKV_GUARDED_BY(mutex_) = false;      // no more reads
+  absl::Status broken_ LKV_GUARDED_BY(mutex_);     // the server broke the protocol
+  StreamWatchdog watchdog_;                        // last: it may cancel the stream
 };
 
 // Whole puts, over as many streams as `retry` allows. All of them share one stream: same layout,

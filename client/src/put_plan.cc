@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "client/src/gpu_cache.h"
 #include "client/src/proto_convert.h"
 #include "core/base/crc32c.h"
 #include "core/base/status_macros.h"
@@ -19,6 +20,46 @@ static_assert(size_t{limits::kMaxHeads} * limits::kMaxHeadDim * 4 <= limits::kMa
 
 // Bytes that are gathered before their checksum is taken.
 constexpr size_t kCacheBytes = 64 << 10;
+
+absl::Status CheckHostPlanes(const PutRequest& request) {
+  const std::vector<LayerSpec>& layers = request.layout.layout->layers;
+  if (request.planes.size() != layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("put: tensors of ", request.planes.size(),
+                                                   " layers for a layout of ", layers.size()));
+  }
+  for (size_t l = 0; l < layers.size(); ++l) {
+    if (request.planes[l].size() != layers[l].planes.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("put: layer ", l, " has ", request.planes[l].size(),
+                       " tensors, the layout has ", layers[l].planes.size(), " planes"));
+    }
+    for (const PlaneView& view : request.planes[l]) {
+      if (view.data == nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat("put: a tensor of layer ", l, " is null"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGpuMemory(const PutRequest& request) {
+  if (!request.planes.empty()) {
+    return absl::InvalidArgumentError("put: tensors come in host or in GPU memory, not in both");
+  }
+  if (request.compress_on_worker) {
+    return absl::InvalidArgumentError(
+        "put: the worker compresses out of host memory only; copy the tensors to the host, or "
+        "leave compress_on_worker out and the daemon's GPU compresses");
+  }
+  LKV_RETURN_IF_ERROR(CheckGpuTable("put", request.gpu, request.layout));
+  if (PartOfTable(request.gpu, request.start, request.tokens.size() - request.start)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("put: the block table of ", request.gpu.blocks.size(), " blocks from position ",
+                   request.gpu.first_position, " on does not hold the tokens from ", request.start,
+                   " to ", request.tokens.size()));
+}
 
 absl::Status CheckRequest(const PutRequest& request) {
   const RegisteredLayout& registered = request.layout;
@@ -44,35 +85,18 @@ absl::Status CheckRequest(const PutRequest& request) {
   if (request.tokens.size() > limits::kMaxPosition) {
     return absl::InvalidArgumentError("put: more tokens than kMaxPosition");
   }
-  const std::vector<LayerSpec>& layers = registered.layout->layers;
-  if (request.planes.size() != layers.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("put: tensors of ", request.planes.size(),
-                                                   " layers for a layout of ", layers.size()));
-  }
   if (!request.keep.empty() && request.keep.size() != request.tokens.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "put: keep has ", request.keep.size(), " entries for ", request.tokens.size(), " tokens"));
   }
-  for (size_t l = 0; l < layers.size(); ++l) {
-    if (request.planes[l].size() != layers[l].planes.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("put: layer ", l, " has ", request.planes[l].size(),
-                       " tensors, the layout has ", layers[l].planes.size(), " planes"));
-    }
-    for (const PlaneView& view : request.planes[l]) {
-      if (view.data == nullptr) {
-        return absl::InvalidArgumentError(absl::StrCat("put: a tensor of layer ", l, " is null"));
-      }
-    }
-  }
-  return absl::OkStatus();
+  return request.gpu.cache == nullptr ? CheckHostPlanes(request) : CheckGpuMemory(request);
 }
 
 // Those that the caller knows, or else those of what is put. Null without attention mass.
 std::shared_ptr<const std::vector<float>> PutMassLevels(const PutRequest& request) {
   const AttentionMass& mass = request.mass;
   if (mass.data == nullptr) return nullptr;
-  const size_t layers = request.planes.size();
+  const size_t layers = request.layout.layout->layers.size();
   if (mass.levels != nullptr) {
     return std::make_shared<const std::vector<float>>(mass.levels, mass.levels + layers);
   }
@@ -133,7 +157,7 @@ void AddTokenChoices(const PutRequest& request, const PutChunk& chunk, v1::Block
   }
   if (request.mass.data == nullptr || request.compress_on_worker) return;
   const AttentionMass mass = ChunkMass(chunk);
-  for (size_t l = 0; l < request.planes.size(); ++l) {
+  for (size_t l = 0; l < request.layout.layout->layers.size(); ++l) {
     const float* of_layer = mass.data + l * mass.layer_stride;
     header->mutable_attention_mass()->Add(of_layer, of_layer + tokens);
   }
@@ -179,6 +203,15 @@ v1::BlockHeader MakeBlockHeader(const PutChunk& chunk) {
     }
   }
   return header;
+}
+
+v1::RegionPart MakeGpuPart(const PutChunk& chunk) {
+  v1::RegionPart part;
+  part.set_index(chunk.index);
+  part.set_region_id(chunk.gpu_region);
+  *part.mutable_table() =
+      *PartOfTable(chunk.request->gpu, chunk.start_position, chunk.tokens.size());
+  return part;
 }
 
 absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk) {

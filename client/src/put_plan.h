@@ -21,6 +21,8 @@ struct PutChunk {
   Digest content_hash{};
   std::optional<Digest> parent_hash;
   uint64_t payload_bytes = 0;
+  // With GPU memory: id of its region, for as long as an attempt lasts.
+  uint64_t gpu_region = 0;
   // With attention mass: its levels, of the whole put.
   std::shared_ptr<const std::vector<float>> mass_levels;
 };
@@ -33,6 +35,9 @@ v1::PutOpen MakePutOpen(const PutRequest& request);
 v1::BlockHeader MakeBlockHeader(const PutChunk& chunk);
 // The chunk as a frame, encoded here.
 absl::StatusOr<ByteVector> EncodeChunk(const PutChunk& chunk);
+
+// Where a chunk of a put out of GPU memory lies.
+v1::RegionPart MakeGpuPart(const PutChunk& chunk);
 
 // Gathers a chunk's payload out of the request's strided views, part by part: for each layer, for
 // each plane, contiguous [tokens, heads, head_dim].

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "client/src/stream_watchdog.h"
 #include "core/base/status_macros.h"
 #include "proto/descriptor_socket.h"
 
@@ -95,15 +94,13 @@ RegionClient::~RegionClient() {
 
 void RegionClient::CloseLocked() {
   region_.reset();
-  if (stream_) stream_->Cancel();
-  if (watcher_.joinable()) watcher_.join();
-  stream_.reset();
+  lease_.reset();
 }
 
 std::shared_ptr<ClientRegion> RegionClient::Region() {
   if (bytes_ == 0) return nullptr;
   MutexLock lock(mutex_);
-  if (region_ && alive_->load()) return region_;
+  if (region_ && lease_->alive()) return region_;
   if (SteadyClock::now() < next_try_) return nullptr;
   CloseLocked();
   auto region = Lease();
@@ -113,16 +110,6 @@ std::shared_ptr<ClientRegion> RegionClient::Region() {
     return nullptr;
   }
   region_ = *std::move(region);
-  // The lease ends when the server goes.
-  alive_ = std::make_shared<std::atomic<bool>>(true);
-  watcher_ = std::thread([stream = stream_.get(), alive = alive_] {
-    v1::RegionGrant ignored;
-    while (stream->Read(ignored)) {
-    }
-    alive->store(false);
-    const absl::Status end = stream->Finish();
-    static_cast<void>(end.ok());
-  });
   return region_;
 }
 
@@ -134,32 +121,11 @@ void RegionClient::Retire(const std::shared_ptr<ClientRegion>& region) {
 absl::StatusOr<std::shared_ptr<ClientRegion>> RegionClient::Lease() {
   v1::OpenRegionRequest request;
   request.set_bytes(bytes_);
-  stream_ = stub_.OpenRegion(request);
-  if (!stream_) return NotHere("there is no shared memory");
-  v1::RegionGrant grant;
-  absl::Status failed;
-  {
-    const StreamWatchdog watchdog(kLeaseTimeoutMs, [this]() LKV_NO_ANALYSIS { stream_->Cancel(); });
-    if (!stream_->Read(grant)) failed = NotHere("no region was granted");
-  }
-  absl::StatusOr<int> descriptor =
-      failed.ok() ? AskForDescriptor(grant.socket_name(), grant.token()) : failed;
-  if (descriptor.ok() && grant.bytes() == bytes_) {
-    auto region = ClientRegion::Map(grant.region_id(), *descriptor, grant.bytes());
-    if (region.ok()) return region;
-    failed = region.status();
-  } else {
-    failed = descriptor.ok() ? NotHere("another size than asked for") : descriptor.status();
-    if (descriptor.ok()) close(*descriptor);
-  }
-  // To its end, as gRPC wants it.
-  stream_->Cancel();
-  while (stream_->Read(grant)) {
-  }
-  const absl::Status end = stream_->Finish();
-  static_cast<void>(end.ok());
-  stream_.reset();
-  return failed;
+  LKV_ASSIGN_OR_RETURN(lease_, RegionLease::Open(stub_, request, kLeaseTimeoutMs));
+  const v1::RegionGrant& grant = lease_->grant();
+  if (grant.bytes() != bytes_) return NotHere("another size than asked for");
+  LKV_ASSIGN_OR_RETURN(const int descriptor, AskForDescriptor(grant.socket_name(), grant.token()));
+  return ClientRegion::Map(grant.region_id(), descriptor, grant.bytes());
 }
 
 }  // namespace latticekv

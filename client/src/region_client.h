@@ -3,16 +3,15 @@
 #ifndef LATTICEKV_CLIENT_SRC_REGION_CLIENT_H_
 #define LATTICEKV_CLIENT_SRC_REGION_CLIENT_H_
 
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "client/src/region_lease.h"
 #include "client/src/stub.h"
 #include "core/base/bytes.h"
 #include "core/base/mutex.h"
@@ -86,7 +85,7 @@ class RegionClient {
 
  private:
   using SteadyClock = std::chrono::steady_clock;
-  // Asks for a lease and maps it; leaves the stream open in stream_.
+  // Asks for a lease, which stays in lease_, and maps it.
   absl::StatusOr<std::shared_ptr<ClientRegion>> Lease() LKV_REQUIRES(mutex_);
   void CloseLocked() LKV_REQUIRES(mutex_);
 
@@ -94,9 +93,7 @@ class RegionClient {
   const size_t bytes_;
   Mutex mutex_;
   std::shared_ptr<ClientRegion> region_ LKV_GUARDED_BY(mutex_);
-  std::unique_ptr<ReadStream<v1::RegionGrant>> stream_ LKV_GUARDED_BY(mutex_);
-  std::shared_ptr<std::atomic<bool>> alive_ LKV_GUARDED_BY(mutex_);
-  std::thread watcher_ LKV_GUARDED_BY(mutex_);
+  std::unique_ptr<RegionLease> lease_ LKV_GUARDED_BY(mutex_);
   SteadyClock::time_point next_try_ LKV_GUARDED_BY(mutex_){};
 };
 

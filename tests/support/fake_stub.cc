@@ -1,6 +1,7 @@
 #include "tests/support/fake_stub.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/base/crc32c.h"
 
@@ -24,6 +25,7 @@ class FakePutStream : public PutStream {
     if (message.has_open()) server_.opens.push_back(message.open());
     if (message.has_header()) OnHeader(message.header());
     if (message.has_part()) OnPart(message.part());
+    if (message.has_region_part()) OnRegionPart(message.region_part());
     return true;
   }
 
@@ -100,6 +102,19 @@ class FakePutStream : public PutStream {
     Release();
   }
 
+  void OnRegionPart(const v1::RegionPart& part) LKV_REQUIRES(mutex_) {
+    server_.region_parts.push_back(part);
+    const v1::BlockHeader& header = headers_[part.index()];
+    v1::BlockAck ack = AckOf(header);
+    if (server_.regions.contains(part.region_id())) {
+      server_.blocks[header.content_hash()] = "";
+    } else {
+      ack.mutable_error()->set_reason(v1::REASON_REGION_GONE);
+    }
+    Acknowledge(ack);
+    Release();
+  }
+
   static v1::BlockAck AckOf(const v1::BlockHeader& header) {
     v1::BlockAck ack;
     ack.set_index(header.index());
@@ -144,21 +159,62 @@ class FakePutStream : public PutStream {
   uint64_t unacked_bytes_ = 0;
 };
 
+// One grant, and the lease until it is cancelled; or the status that it is refused with.
+class FakeRegionStream : public ReadStream<v1::RegionGrant> {
+ public:
+  FakeRegionStream(FakeServer& server, uint64_t id, absl::Status status)
+      : server_(server), id_(id), status_(std::move(status)) {
+    if (status_.ok()) ++server_.leases;
+  }
+  ~FakeRegionStream() override {
+    if (status_.ok()) --server_.leases;
+  }
+  bool Read(v1::RegionGrant& grant) override {
+    if (!status_.ok()) return false;
+    if (!std::exchange(granted_, true)) {
+      grant.set_region_id(id_);
+      return true;
+    }
+    MutexLock lock(mutex_);
+    while (!cancelled_) changed_.Wait(mutex_);
+    return false;
+  }
+  absl::Status Finish() override { return status_; }
+  void Cancel() override {
+    MutexLock lock(mutex_);
+    cancelled_ = true;
+    changed_.SignalAll();
+  }
+
+ private:
+  FakeServer& server_;
+  const uint64_t id_;
+  const absl::Status status_;
+  bool granted_ = false;
+  Mutex mutex_;
+  CondVar changed_;
+  bool cancelled_ LKV_GUARDED_BY(mutex_) = false;
+};
+
 class FakeGetStream : public ReadStream<v1::GetBlocksResponse> {
  public:
-  FakeGetStream(std::vector<v1::GetBlocksResponse> messages, absl::Status status)
-      : messages_(std::move(messages)), status_(std::move(status)) {}
+  FakeGetStream(std::vector<v1::GetBlocksResponse> messages, absl::Status status, int& cancelled)
+      : messages_(std::move(messages)), status_(std::move(status)), cancelled_(cancelled) {}
   bool Read(v1::GetBlocksResponse& message) override {
     if (next_ == messages_.size()) return false;
     message = messages_[next_++];
     return true;
   }
   absl::Status Finish() override { return status_; }
-  void Cancel() override { next_ = messages_.size(); }
+  void Cancel() override {
+    next_ = messages_.size();
+    ++cancelled_;
+  }
 
  private:
   const std::vector<v1::GetBlocksResponse> messages_;
   const absl::Status status_;
+  int& cancelled_;
   size_t next_ = 0;
 };
 
@@ -184,11 +240,25 @@ std::unique_ptr<ReadStream<v1::GetBlocksResponse>> FakeStub::GetBlocks(
   get_requests.push_back(request);
   if (gets.empty()) {
     return std::make_unique<FakeGetStream>(std::vector<v1::GetBlocksResponse>(),
-                                           absl::UnavailableError("no stream was prepared"));
+                                           absl::UnavailableError("no stream was prepared"),
+                                           gets_cancelled);
   }
   auto [messages, status] = std::move(gets.front());
   gets.pop_front();
-  return std::make_unique<FakeGetStream>(std::move(messages), std::move(status));
+  return std::make_unique<FakeGetStream>(std::move(messages), std::move(status), gets_cancelled);
+}
+
+std::unique_ptr<ReadStream<v1::RegionGrant>> FakeStub::OpenRegion(
+    const v1::OpenRegionRequest& request) {
+  server_.region_requests.push_back(request);
+  absl::Status status;
+  if (!server_.refuse_regions.empty()) {
+    status = server_.refuse_regions.front();
+    server_.refuse_regions.pop_front();
+  }
+  const uint64_t id = 100 + server_.region_requests.size();
+  if (status.ok()) server_.regions.insert(id);
+  return std::make_unique<FakeRegionStream>(server_, id, std::move(status));
 }
 
 absl::StatusOr<v1::StatsResponse> FakeStub::Stats(const v1::StatsRequest&) {

@@ -2,10 +2,12 @@
 #ifndef LATTICEKV_TESTS_SUPPORT_FAKE_STUB_H_
 #define LATTICEKV_TESTS_SUPPORT_FAKE_STUB_H_
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +26,8 @@ struct FakeServer {
   bool silent = false;           // never answers
   std::vector<v1::PutBlocksResponse> say_first;  // replies sent at the start of each stream
 
+  std::deque<absl::Status> refuse_regions;  // what the next OpenRegion streams end with
+
   // What it has and saw.
   std::map<std::string, std::string> blocks;  // content hash -> payload
   std::vector<v1::PutOpen> opens;
@@ -31,6 +35,10 @@ struct FakeServer {
   size_t parts = 0, largest_part = 0, bad_checksums = 0;
   uint32_t max_unacked = 0;
   uint64_t max_unacked_bytes = 0;
+  std::vector<v1::OpenRegionRequest> region_requests;
+  std::set<uint64_t> regions;  // that were granted; the test may take some away
+  std::vector<v1::RegionPart> region_parts;
+  std::atomic<int> leases{0};  // open now
 };
 
 // RPCs without a function answer UNIMPLEMENTED.
@@ -45,6 +53,7 @@ class FakeStub : public Stub {
   // Streams of GetBlocks, one for each call: messages, then the final status.
   std::deque<std::pair<std::vector<v1::GetBlocksResponse>, absl::Status>> gets;
   std::vector<v1::GetBlocksRequest> get_requests;
+  int gets_cancelled = 0;
 
   absl::StatusOr<v1::RegisterLayoutResponse> RegisterLayout(
       const v1::RegisterLayoutRequest& request) override;
@@ -52,6 +61,8 @@ class FakeStub : public Stub {
   absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request) override;
   std::unique_ptr<ReadStream<v1::GetBlocksResponse>> GetBlocks(
       const v1::GetBlocksRequest& request) override;
+  std::unique_ptr<ReadStream<v1::RegionGrant>> OpenRegion(
+      const v1::OpenRegionRequest& request) override;
   absl::StatusOr<v1::StatsResponse> Stats(const v1::StatsRequest& request) override;
 
   absl::StatusOr<v1::BlocksResponse> Touch(const v1::TouchRequest&) override { return Nothing(); }

@@ -43,6 +43,16 @@ struct RegisteredLayout {
   std::shared_ptr<const ModelProfile> profile;
 };
 
+class GpuCache;  // gpu_memory.h
+
+// Where tokens of a sequence lie in GPU memory: the token at position P is slot
+// (P - first_position) % block_tokens of block blocks[(P - first_position) / block_tokens].
+struct GpuBlockTable {
+  std::shared_ptr<GpuCache> cache;  // Client::OpenGpuCache, of the same client; null: no GPU memory
+  std::vector<uint32_t> blocks;     // of the cache; it must reach to the last token
+  uint64_t first_position = 0;
+};
+
 enum class BlockState { kMemory, kDurable };
 enum class Tier { kUnspecified, kMemory, kDisk };
 
@@ -70,6 +80,12 @@ struct PutRequest {
   uint64_t start = 0;
   // [layer][plane] in the layout's order, tokens.size() - start tokens each. Read during the call.
   std::vector<std::vector<PlaneView>> planes;
+  // Instead of `planes`: the tensors lie in GPU memory, of the layout of this request. What writes
+  // them must be done (a synchronised stream), and they stay as they are until on_block has told of
+  // their block or the call has returned. A block that the GPU cannot encode (docs/operations.md,
+  // GPU; or a device that is short of memory or off) has an error with ErrorReason::kGpu: put it
+  // again with `planes`.
+  GpuBlockTable gpu;
   PresetId preset = kDefaultPreset;
   SeedOptions seed;      // of PresetId::kSeed
   bool durable = false;  // acknowledge only when it survives a power loss
@@ -88,6 +104,7 @@ struct PutRequest {
   // Called for each finished block, from one thread at a time, not necessarily the caller's.
   std::function<void(const BlockResult&)> on_block;
   // Encode here and send frames: a sixth or less of the bytes, for CPU time of the caller's thread.
+  // Not with GPU memory.
   bool compress_on_worker = false;
   int64_t timeout_ms = 0;  // of the whole call, attempts included; 0: none
   CancelToken cancel;
@@ -159,6 +176,13 @@ struct GetRequest {
   // preset, for CPU time of the caller's thread. All of them come before the first layer is
   // decoded.
   bool decode_on_worker = false;
+  // The blocks are decoded into this GPU memory, whole: all layers, not on the worker, and the sink
+  // is asked for no destinations. A block whose tokens the table does not hold fails the request.
+  // The places of the blocks belong to the daemon until the call returns, or until the sink was
+  // told of a block. So that it can return, the call is not broken off midway: `cancel`,
+  // `timeout_ms` and an error of the sink end it when the daemon is done, and only a daemon that is
+  // silent for stream_idle_timeout_ms is given up (UNAVAILABLE; it may still write then).
+  GpuBlockTable target;
   int64_t timeout_ms = 0;  // of the whole call, attempts included; 0: none
   CancelToken cancel;
 };
@@ -175,7 +199,9 @@ struct ServedBlock {
 // Receives a get. Methods are called from the thread that called Get, in this order: OnBlock for
 // each block, then for each layer Destination for each block and plane, and OnLayer. With
 // unordered_layers Destination goes through the layers of each block by itself; OnLayer comes in
-// order as ever. Any error a method returns ends the get, which returns it.
+// order as ever. With GPU memory as target OnBlock is followed by OnBlockPlaced or OnBlockFailed
+// for each block that is not a miss, and there is no Destination and no OnLayer. Any error a method
+// returns ends the get, which returns it.
 class GetSink {
  public:
   virtual ~GetSink() = default;
@@ -186,7 +212,10 @@ class GetSink {
                                                        uint32_t plane) = 0;
   // `layer` of every block that has not failed is written.
   virtual absl::Status OnLayer(uint32_t layer) = 0;
-  // The block turned out damaged on the server: drop what was written of it.
+  // The block is in its place in GPU memory: work that is queued from now on may read it.
+  virtual absl::Status OnBlockPlaced(uint32_t block_index) { return absl::OkStatus(); }
+  // The block turned out damaged on the server: drop what was written of it. With GPU memory as
+  // target and ErrorReason::kGpu it is sound and the GPU cannot decode it: get it without a target.
   virtual absl::Status OnBlockFailed(uint32_t block_index, const absl::Status& why) = 0;
   // The connection broke and everything is sent again, from OnBlock on.
   virtual absl::Status OnRestart() = 0;

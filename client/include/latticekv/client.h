@@ -30,6 +30,15 @@ class Client {
     return connection_->RegisterLayout(request);
   }
 
+  // Hands a cache in GPU memory over to the daemon, which must be on this host and be reached by
+  // its unix socket (FAILED_PRECONDITION otherwise, and for memory of another device than the
+  // daemon's), for as long as the object lives. UNIMPLEMENTED when the daemon uses no GPU: then all
+  // goes through the host; INVALID_ARGUMENT when the handle is none or planes pass their memory;
+  // RESOURCE_EXHAUSTED beyond kMaxRegions caches. Register the layout first.
+  absl::StatusOr<std::shared_ptr<GpuCache>> OpenGpuCache(const GpuCacheSpec& spec) {
+    return connection_->OpenGpuCache(spec);
+  }
+
   // Stores the cache of a token sequence: cuts it into chunks, skips those the server has and sends
   // the rest. An error means that the request was wrong or the stream broke for good; a block that
   // the server refused has its own status (PutResult::status() gives the first). Idempotent: after
@@ -74,6 +83,8 @@ class Client {
   }
   // Reads blocks into memory it allocates.
   absl::StatusOr<StoredPrefix> GetPrefix(const GetRequest& request);
+  // Reads blocks into the GPU memory that request.target names, and says what became of each.
+  absl::StatusOr<PlacedBlocks> GetToGpu(const GetRequest& request);
 
   // Marks blocks as used; gives them a new time to live unless `ttl_ms` is 0.
   absl::StatusOr<SelectionResult> Touch(const BlockSelector& blocks, int64_t ttl_ms = 0) {

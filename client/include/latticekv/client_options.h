@@ -19,7 +19,8 @@ struct ClientOptions {
   int64_t stream_idle_timeout_ms = 60'000;
 
   // A put announces blocks ahead of their acknowledgements up to these many blocks and payload
-  // bytes (one block at least). The server bounds the former by kMaxUnackedBlocksPerStream.
+  // bytes (one block at least; those in GPU memory count as none). The server bounds the former by
+  // kMaxUnackedBlocksPerStream.
   uint32_t max_inflight_blocks = 16;
   size_t max_inflight_bytes = size_t{64} << 20;
 

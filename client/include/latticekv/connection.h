@@ -13,6 +13,7 @@
 #include "latticekv/admin.h"
 #include "latticekv/blocks.h"
 #include "latticekv/client_options.h"
+#include "latticekv/gpu_memory.h"
 
 namespace latticekv {
 
@@ -22,6 +23,7 @@ class Connection {
   virtual ~Connection() = default;
 
   virtual absl::StatusOr<RegisteredLayout> RegisterLayout(const RegisterLayoutRequest& request) = 0;
+  virtual absl::StatusOr<std::shared_ptr<GpuCache>> OpenGpuCache(const GpuCacheSpec& spec) = 0;
   virtual absl::StatusOr<PutResult> PutPrefix(const PutRequest& request) = 0;
   virtual absl::StatusOr<std::vector<PutResult>> PutBatch(
       const std::vector<PutRequest>& requests) = 0;

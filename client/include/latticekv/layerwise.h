@@ -22,7 +22,8 @@ class LayerwiseGet {
   LayerwiseGet& operator=(const LayerwiseGet&) = delete;
 
   // Until every block that was found has this layer; OK as well when no block was found, and an
-  // error when the get ended before. Which blocks were found the sink knows.
+  // error when the get ended before. Which blocks were found the sink knows. GPU memory is filled
+  // block by block: with such a target every layer waits for the end.
   absl::Status WaitLayer(uint32_t layer);
   // Until the end of the get; its status.
   absl::Status Finish();
