@@ -11,32 +11,6 @@
 namespace latticekv {
 namespace {
 
-v1::CudaRegion ToProto(const GpuCacheSpec& spec) {
-  v1::CudaRegion out;
-  out.set_namespace_(spec.layout.name_space);
-  out.set_fingerprint(BytesString(spec.layout.fingerprint));
-  for (const GpuMemory& memory : spec.memories) {
-    v1::CudaMemory* m = out.add_memories();
-    m->set_ipc_handle(BytesString(memory.ipc_handle));
-    m->set_device_uuid(BytesString(memory.device_uuid));
-    m->set_offset(memory.offset);
-    m->set_bytes(memory.bytes);
-  }
-  for (const auto& layer : spec.planes) {
-    for (const GpuPlane& plane : layer) {
-      v1::CudaPlane* p = out.add_planes();
-      p->set_memory(plane.memory);
-      p->set_offset(plane.offset);
-      p->set_block_stride(plane.block_stride);
-      p->set_token_stride(plane.token_stride);
-      p->set_head_stride(plane.head_stride);
-    }
-  }
-  out.set_block_tokens(spec.block_tokens);
-  out.set_blocks(spec.blocks);
-  return out;
-}
-
 absl::Status Invalid(const char* what, std::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat(what, ": ", std::string(why)));
 }
@@ -108,6 +82,32 @@ std::optional<v1::BlockTable> PartOfTable(const GpuBlockTable& table, uint64_t p
   out.mutable_blocks()->Add(table.blocks.begin() + static_cast<std::ptrdiff_t>(first),
                             table.blocks.begin() + static_cast<std::ptrdiff_t>(last) + 1);
   out.set_first_position(table.first_position + first * block_tokens);
+  return out;
+}
+
+v1::CudaRegion ToProto(const GpuCacheSpec& spec) {
+  v1::CudaRegion out;
+  out.set_namespace_(spec.layout.name_space);
+  out.set_fingerprint(BytesString(spec.layout.fingerprint));
+  for (const GpuMemory& memory : spec.memories) {
+    v1::CudaMemory* m = out.add_memories();
+    m->set_ipc_handle(BytesString(memory.ipc_handle));
+    m->set_device_uuid(BytesString(memory.device_uuid));
+    m->set_offset(memory.offset);
+    m->set_bytes(memory.bytes);
+  }
+  for (const auto& layer : spec.planes) {
+    for (const GpuPlane& plane : layer) {
+      v1::CudaPlane* p = out.add_planes();
+      p->set_memory(plane.memory);
+      p->set_offset(plane.offset);
+      p->set_block_stride(plane.block_stride);
+      p->set_token_stride(plane.token_stride);
+      p->set_head_stride(plane.head_stride);
+    }
+  }
+  out.set_block_tokens(spec.block_tokens);
+  out.set_blocks(spec.blocks);
   return out;
 }
 

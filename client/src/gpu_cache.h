@@ -49,8 +49,9 @@ absl::Status CheckGpuTable(const char* what, const GpuBlockTable& table,
 // when it does not hold them all.
 std::optional<v1::BlockTable> PartOfTable(const GpuBlockTable& table, uint64_t position,
                                           uint64_t tokens);
-// The table as it is, for the server to look blocks up in.
+// As they are, for the server to judge.
 v1::BlockTable ToProto(const GpuBlockTable& table);
+v1::CudaRegion ToProto(const GpuCacheSpec& spec);
 
 // The cache behind the public class; INVALID_ARGUMENT, in the name of `what`, when it is not of a
 // client that talks over `stub`.

@@ -24,95 +24,62 @@ void Check(bool ok, const char* what) {
   exit(1);
 }
 
-void Put(GpuDaemonClient& client, uint64_t region, const v1::BlockTable& table,
-         const std::vector<v1::BlockHeader>& headers, size_t in_flight) {
-  const auto call = client.stub().PutBlocks();
-  call->WriteOpen(client.Open(v1::PRESET_BALANCED));
-  v1::PutBlocksResponse response;
-  size_t sent = 0;
-  for (size_t acknowledged = 0; acknowledged < headers.size();) {
-    if (sent < headers.size() && sent - acknowledged < in_flight) {
-      call->WriteHeader(headers[sent++]);
-      continue;
-    }
-    Check(call->Read(&response), "put");
-    if (response.has_ack()) {
-      if (response.ack().has_error())
-        fprintf(stderr, "%s\n", response.ack().error().message().c_str());
-      Check(!response.ack().has_error() && !response.ack().have_it(), "block");
-      ++acknowledged;
-      continue;
-    }
-    v1::PutBlocksRequest request;
-    v1::RegionPart* part = request.mutable_region_part();
-    part->set_index(response.credit().index());
-    part->set_region_id(region);
-    const auto per_chunk = static_cast<int>(kTokens / WorkerCache::kBlockTokens);
-    const int first = static_cast<int>(response.credit().index()) * per_chunk;
-    for (int b = first; b < first + per_chunk; ++b)
-      part->mutable_table()->add_blocks(table.blocks(b));
-    part->mutable_table()->set_first_position(uint64_t{response.credit().index()} * kTokens);
-    call->Write(request);
-  }
-  call->WritesDone();
-  Check(call->Finish().ok(), "put stream");
+void Check(const absl::Status& status, const char* what) {
+  if (!status.ok()) fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  Check(status.ok(), what);
 }
 
-void Get(GpuDaemonClient& client, uint64_t region, const v1::BlockTable& table,
-         const std::vector<v1::BlockHeader>& headers, const std::string& name_space) {
-  v1::GetBlocksRequest request;
-  request.set_namespace_(name_space);
-  request.set_fingerprint(client.Open(v1::PRESET_HIGH).fingerprint());
-  for (const v1::BlockHeader& header : headers) request.add_content_hashes(header.content_hash());
-  request.mutable_target()->set_region_id(region);
-  *request.mutable_target()->mutable_table() = table;
-  const auto call = client.stub().GetBlocks(request);
-  v1::GetBlocksResponse response;
-  size_t placed = 0;
-  while (call->Read(&response)) {
-    placed += response.has_placed();
-    if (response.has_failed()) {
-      fprintf(stderr, "%s\n", response.failed().miss().message().c_str());
-    }
-  }
-  Check(call->Finish().ok() && placed == headers.size(), "get");
-}
-
-int Run(const std::string& address, uint32_t tokens, size_t in_flight) {
-  const Layout layout = MakeUniformLayout("ipc bench", 32, 8, 128, DType::kBF16,
-                                          {RopeStyle::kNeox, 128, 500000.0, {}});
-  const uint32_t chunks = tokens / kTokens;
-  const uint32_t blocks = chunks * (kTokens / WorkerCache::kBlockTokens);
-  GpuDaemonClient client(address, layout, kTokens);
-  WorkerCache cache(layout, blocks, false), other(layout, blocks, true);
-  const v1::BlockTable table = ShuffledTable(blocks, blocks, 1),
-                       places = ShuffledTable(blocks, blocks, 2);
+int Run(const std::string& address, uint32_t tokens, uint32_t in_flight) {
+  auto client = Connect(address, {.max_inflight_blocks = in_flight});
+  Check(client.status(), "connection");
+  const auto layout =
+      client->RegisterLayout({.name_space = "ipc bench",
+                              .layout = MakeUniformLayout("ipc bench", 32, 8, 128, DType::kBF16,
+                                                          {RopeStyle::kNeox, 128, 500000.0, {}}),
+                              .chunk_tokens = kTokens});
+  Check(layout.status(), "layout");
+  const uint32_t blocks = tokens / WorkerCache::kBlockTokens;
+  WorkerCache cache(*layout, blocks, GpuCacheOrder::kNhd);
+  WorkerCache other(*layout, blocks, GpuCacheOrder::kHnd);
+  PutRequest put;
+  put.gpu.blocks = ShuffledTable(blocks, blocks, 1);
   {
-    const SampleChunk chunk = MakeSampleChunk(layout, kTokens, 1);
+    const SampleChunk chunk = MakeSampleChunk(*layout->layout, kTokens, 1);
     ByteVector host = cache.Empty();
-    for (uint32_t n = 0; n < chunks; ++n) {
-      cache.Lay(AsText(chunk.raw), table, uint64_t{n} * kTokens, &host);
+    for (uint32_t at = 0; at < tokens; at += kTokens) {
+      cache.Lay(chunk.raw, put.gpu.blocks, at, &host);
     }
     cache.Upload(host);
   }
-  const std::string fingerprint = client.Open(v1::PRESET_HIGH).fingerprint();
-  std::unique_ptr<RegionCall> lease, other_lease;
-  const uint64_t from = HandOver(client, cache.Region(layout.model, fingerprint), &lease);
-  const uint64_t into = HandOver(client, other.Region(layout.model, fingerprint), &other_lease);
-  Check(from != 0 && into != 0, "hand-over");
+  const auto from = client->OpenGpuCache(cache.spec()), into = client->OpenGpuCache(other.spec());
+  Check(from.status(), "hand-over");
+  Check(into.status(), "hand-over");
+  std::vector<uint32_t> ids(tokens);
+  for (uint32_t t = 0; t < tokens; ++t) ids[t] = t;
+  put.layout = *layout;
+  put.tokens = ids;
+  put.gpu.cache = *from;
+  put.preset = PresetId::kBalanced;
   const double gb = static_cast<double>(cache.bytes()) / 1e9;
   for (int round = 0; round < 3; ++round) {
-    std::vector<v1::BlockHeader> headers;
-    client.AppendHeaders(std::to_string(getpid()) + "/" + std::to_string(round), chunks,
-                         layout.token_bytes() * kTokens, &headers);
+    put.salt = std::to_string(getpid()) + "/" + std::to_string(round);
     auto start = std::chrono::steady_clock::now();
-    Put(client, from, table, headers, in_flight);
-    const double put = Seconds(start);
+    const auto stored = client->PutPrefix(put);
+    const double put_s = Seconds(start);
+    Check(stored.ok() ? stored->status() : stored.status(), "put");
+    GetRequest get;
+    get.layout = *layout;
+    for (const BlockResult& block : stored->blocks) {
+      Check(!block.have_it, "new block");
+      get.content_hashes.push_back(block.content_hash);
+    }
+    get.target = {*into, ShuffledTable(blocks, blocks, 2)};
     start = std::chrono::steady_clock::now();
-    Get(client, into, places, headers, layout.model);
-    const double get = Seconds(start);
+    const auto placed = client->GetToGpu(get);
+    const double get_s = Seconds(start);
+    Check(placed.ok() ? placed->status() : placed.status(), "get");
     printf("%u tokens, %.2f GB: put %.1f ms, %.1f GB/s; get %.1f ms, %.1f GB/s\n", tokens, gb,
-           1e3 * put, gb / put, 1e3 * get, gb / get);
+           1e3 * put_s, gb / put_s, 1e3 * get_s, gb / get_s);
   }
   const PinnedBuffer pinned(std::min<size_t>(cache.bytes(), size_t{4} << 30));
   DeviceBuffer device(pinned.size());
@@ -143,5 +110,5 @@ int main(int argc, char** argv) {
   }
   const uint32_t tokens = argc > 2 ? static_cast<uint32_t>(atoi(argv[2])) : 16384;
   return latticekv::testing::Run(argv[1], std::max(256u, tokens / 256 * 256),
-                                 argc > 3 ? static_cast<size_t>(atoi(argv[3])) : 16);
+                                 argc > 3 ? static_cast<uint32_t>(atoi(argv[3])) : 16);
 }

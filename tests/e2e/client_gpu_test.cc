@@ -16,6 +16,7 @@
 #include "latticekv/error_detail.h"
 #include "tests/support/daemon_process.h"
 #include "tests/support/fake_gpu.h"
+#include "tests/support/paged_tokens.h"
 #include "tests/support/sample_chunk.h"
 
 namespace latticekv {
@@ -93,24 +94,9 @@ class Cache {
   }
   const GpuCacheSpec& spec() const { return spec_; }
   std::vector<std::byte> image() const { return {memory_.bytes().begin(), memory_.bytes().end()}; }
-  // Moves contiguous bytes [layer][plane][tokens from position 0 on] in, or out.
-  void Move(ByteVector& raw, const std::vector<uint32_t>& table, bool in) {
-    std::byte* at = raw.data();
-    for (size_t l = 0; l < spec_.planes.size(); ++l) {
-      for (size_t p = 0; p < spec_.planes[l].size(); ++p) {
-        const PlaneSpec& plane = spec_.layout.layout->layers[l].planes[p];
-        const GpuPlane& place = spec_.planes[l][p];
-        const size_t vector_bytes = plane.head_dim * DTypeBytes(plane.dtype);
-        for (uint32_t t = 0; t < kTokens; ++t) {
-          for (uint32_t h = 0; h < plane.heads; ++h, at += vector_bytes) {
-            std::byte* slot = memory_.bytes().data() + place.offset +
-                              table[t / kBlockTokens] * place.block_stride +
-                              t % kBlockTokens * place.token_stride + h * place.head_stride;
-            std::memcpy(in ? slot : at, in ? at : slot, vector_bytes);
-          }
-        }
-      }
-    }
+  // The tokens of a sequence, contiguous.
+  void Lay(ByteSpan raw, const std::vector<uint32_t>& table) {
+    testing::LayTokens(spec_, table, 0, raw, memory_.bytes().data());
   }
 
  private:
@@ -129,7 +115,7 @@ struct Worker {
         sample(testing::MakeSampleChunk(TestLayout(), kTokens, 1)),
         cache(layout, GpuCacheOrder::kNhd),
         ids(Ids(1000)) {
-    cache.Move(sample.raw, kTable, true);
+    cache.Lay(sample.raw, kTable);
     auto opened = client.OpenGpuCache(cache.spec());
     EXPECT_TRUE(opened.ok()) << opened.status();
     if (opened.ok()) gpu = *opened;
@@ -217,7 +203,7 @@ TEST_F(ClientGpuTest, BlocksComeOutOfItAndGoIntoIt) {
   by_host.planes = worker.sample.views();
   const auto from_host = worker.client.PutPrefix(by_host);
   ASSERT_TRUE(from_host.ok() && from_host->status().ok()) << from_host.status();
-  ByteVector stored = worker.Stored(*put);
+  const ByteVector stored = worker.Stored(*put);
   EXPECT_TRUE(stored == worker.Stored(*from_host));
 
   // Into another cache, in another order and at other places; nothing else is written.
@@ -230,7 +216,7 @@ TEST_F(ClientGpuTest, BlocksComeOutOfItAndGoIntoIt) {
   ASSERT_TRUE(placed.ok()) << placed.status();
   EXPECT_TRUE(placed->status().ok()) << placed->status();
   EXPECT_EQ(placed->placed_tokens(), kTokens);
-  expected.Move(stored, kOtherTable, true);
+  expected.Lay(stored, kOtherTable);
   EXPECT_TRUE(other.image() == expected.image());
 
   const auto again = worker.client.PutPrefix(worker.Put());

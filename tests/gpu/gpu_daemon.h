@@ -17,10 +17,9 @@
 #include <thread>
 #include <vector>
 
+#include "client/src/proto_convert.h"
 #include "core/base/limits.h"
 #include "core/layout/chain_hash.h"
-#include "server/block_metadata.h"
-#include "server/layout_proto.h"
 #include "tests/support/sample_chunk.h"
 #include "tests/support/service_client.h"
 
@@ -75,7 +74,7 @@ class GpuDaemonClient {
     v1::RegisterLayoutRequest request;
     request.set_chunk_tokens(chunk_tokens);
     request.set_namespace_(layout.model);
-    LayoutToProto(layout, request.mutable_layout());
+    *request.mutable_layout() = ToProto(layout);
     const auto called = client_->RegisterLayout(request);
     EXPECT_TRUE(called.status.ok()) << called.status.message;
     fingerprint_ = called.response.fingerprint();
@@ -84,31 +83,24 @@ class GpuDaemonClient {
   ServiceClient& stub() { return *client_; }
   v1::CodecPaths Paths() { return client_->Stats().response.codec_paths(); }
 
-  // Appends the headers of the first `count` blocks of a sequence that `salt` names.
-  void AppendHeaders(const std::string& salt, uint32_t count, uint64_t payload_bytes,
-                     std::vector<v1::BlockHeader>* out) const {
-    const Digest fingerprint = *DigestFromBytes(fingerprint_, "fingerprint");
+  // The header of block `number` of a sequence that `salt` names.
+  v1::BlockHeader Header(const std::string& salt, uint32_t number, uint64_t payload_bytes) const {
+    v1::BlockHeader header;
     std::optional<Digest> parent;
-    for (uint32_t n = 0; n < count; ++n) {
+    for (uint32_t n = 0; n <= number; ++n) {
       std::vector<uint32_t> ids(chunk_tokens_);
       for (uint32_t t = 0; t < chunk_tokens_; ++t) ids[t] = n * chunk_tokens_ + t;
-      const Digest hash = ChunkHash(fingerprint, parent, ids, salt);
-      v1::BlockHeader& header = out->emplace_back();
-      header.set_content_hash(DigestToBytes(hash));
-      if (parent) header.set_parent_hash(DigestToBytes(*parent));
-      header.mutable_token_ids()->Add(ids.begin(), ids.end());
-      header.set_index(n);
-      header.set_start_position(uint64_t{n} * chunk_tokens_);
-      header.set_payload_bytes(payload_bytes);
-      header.set_salt(salt);
+      const Digest hash = ChunkHash(*ToDigest(fingerprint_), parent, ids, salt);
+      header.set_content_hash(BytesString(hash));
+      if (parent) header.set_parent_hash(BytesString(*parent));
+      header.mutable_token_ids()->Assign(ids.begin(), ids.end());
       parent = hash;
     }
-  }
-  // The header of its block `number`.
-  v1::BlockHeader Header(const std::string& salt, uint32_t number, uint64_t payload_bytes) const {
-    std::vector<v1::BlockHeader> headers;
-    AppendHeaders(salt, number + 1, payload_bytes, &headers);
-    return headers.back();
+    header.set_index(number);
+    header.set_start_position(uint64_t{number} * chunk_tokens_);
+    header.set_payload_bytes(payload_bytes);
+    header.set_salt(salt);
+    return header;
   }
   // Leaves tokens out of the block, whose successors then are not of its sequence.
   void EvictEveryThird(v1::BlockHeader* header) const {
@@ -116,10 +108,10 @@ class GpuDaemonClient {
     for (uint32_t t = 0; t < chunk_tokens_; ++t) keep[t] = t % 3 != 1;
     const std::vector<uint32_t> ids(header->token_ids().begin(), header->token_ids().end());
     std::optional<Digest> parent;
-    if (!header->parent_hash().empty()) parent = *DigestFromBytes(header->parent_hash(), "parent");
+    if (!header->parent_hash().empty()) parent = *ToDigest(header->parent_hash());
     header->mutable_keep()->assign(keep.begin(), keep.end());
-    header->set_content_hash(DigestToBytes(ChunkHash(*DigestFromBytes(fingerprint_, "fingerprint"),
-                                                     parent, ids, header->salt(), keep)));
+    header->set_content_hash(
+        BytesString(ChunkHash(*ToDigest(fingerprint_), parent, ids, header->salt(), keep)));
   }
   v1::PutOpen Open(v1::Preset preset) const {
     v1::PutOpen open;

@@ -6,6 +6,8 @@
 
 #include <functional>
 
+#include "client/src/gpu_cache.h"
+#include "tests/gpu/gpu_daemon.h"
 #include "tests/gpu/worker_cache.h"
 
 namespace latticekv::testing {
@@ -21,94 +23,95 @@ Layout WorkerLayout() {
                            {RopeStyle::kNeox, 128, 500000.0, {}});
 }
 
-std::string Payload(const Layout& layout, uint32_t chunk) {
-  return std::string(AsText(MakeSampleChunk(layout, kTokens, 40 + chunk).raw));
+SampleChunk Chunk(uint32_t number) { return MakeSampleChunk(WorkerLayout(), kTokens, 40 + number); }
+
+int Fail(int code, const absl::Status& why) {
+  fprintf(stderr, "worker: %s\n", std::string(why.message()).c_str());
+  return code;
 }
 
-// Puts the chunks out of the cache; announces each acknowledgement on stdout.
-bool PutChunks(GpuDaemonClient& client, uint64_t region, const v1::BlockTable& table,
-               const std::string& salt) {
-  const auto call = client.stub().PutBlocks();
-  call->WriteOpen(client.Open(v1::PRESET_BALANCED));
-  for (uint32_t n = 0; n < kChunks; ++n) {
-    call->WriteHeader(client.Header(salt, n, WorkerLayout().token_bytes() * kTokens));
-    v1::PutBlocksResponse response;
-    if (!call->Read(&response) || !response.has_credit()) return false;
-    v1::PutBlocksRequest request;
-    request.mutable_region_part()->set_index(n);
-    request.mutable_region_part()->set_region_id(region);
-    *request.mutable_region_part()->mutable_table() = table;
-    if (!call->Write(request) || !call->Read(&response)) return false;
-    if (response.ack().has_error()) {
-      fprintf(stderr, "worker: %s\n", response.ack().error().message().c_str());
-      return false;
-    }
-    printf("put\n");
-    fflush(stdout);
+// Contiguous tokens of one block, by the host.
+absl::StatusOr<ByteVector> GetByHost(Client& client, const RegisteredLayout& layout,
+                                     const Digest& hash) {
+  GetRequest request;
+  request.layout = layout;
+  request.content_hashes = {hash};
+  const auto prefix = client.GetPrefix(request);
+  if (!prefix.ok() || !prefix->miss.ok()) return prefix.ok() ? prefix->miss : prefix.status();
+  ByteVector out;
+  for (const auto& planes : prefix->planes) {
+    for (const ByteVector& plane : planes) out.insert(out.end(), plane.begin(), plane.end());
   }
-  call->WritesDone();
-  return call->Finish().ok();
+  return out;
 }
 
-// Gets the chunks into the cache; false unless all are placed.
-bool GetChunks(GpuDaemonClient& client, uint64_t region, const v1::BlockTable& table,
-               const std::string& salt) {
-  v1::GetBlocksRequest request;
-  request.set_namespace_(WorkerLayout().model);
-  request.set_fingerprint(client.Open(v1::PRESET_HIGH).fingerprint());
-  for (uint32_t n = 0; n < kChunks; ++n) {
-    request.add_content_hashes(client.Header(salt, n, 1).content_hash());
+// Gets what was put into a cache in the other order, at other places; 0 when it is all there and
+// nothing else was written.
+int GetAndCompare(Client& client, const RegisteredLayout& layout, const PutResult& put, bool hnd) {
+  WorkerCache other(layout, kCacheBlocks, hnd ? GpuCacheOrder::kNhd : GpuCacheOrder::kHnd);
+  const auto into = client.OpenGpuCache(other.spec());
+  if (!into.ok()) return Fail(6, into.status());
+  GetRequest get;
+  get.layout = layout;
+  for (const BlockResult& block : put.blocks) get.content_hashes.push_back(block.content_hash);
+  get.target = {*into, ShuffledTable(kCacheBlocks, kTableBlocks, 2)};
+  const auto placed = client.GetToGpu(get);
+  if (!placed.ok() || !placed->status().ok()) {
+    return Fail(6, placed.ok() ? placed->status() : placed.status());
   }
-  request.mutable_target()->set_region_id(region);
-  *request.mutable_target()->mutable_table() = table;
-  const auto call = client.stub().GetBlocks(request);
-  v1::GetBlocksResponse response;
-  uint32_t placed = 0;
-  while (call->Read(&response)) {
-    placed += response.has_placed();
-    if (response.has_failed()) {
-      fprintf(stderr, "worker: %s\n", response.failed().miss().message().c_str());
-    }
+  ByteVector expected = other.Empty();
+  for (const BlockResult& block : put.blocks) {
+    const auto raw = GetByHost(client, layout, block.content_hash);
+    if (!raw.ok()) return Fail(7, raw.status());
+    other.Lay(*raw, get.target.blocks, block.start_position, &expected);
   }
-  return call->Finish().ok() && placed == kChunks;
+  if (other.Download() != expected) return Fail(7, absl::DataLossError("other bytes were placed"));
+  return 0;
 }
 
-// The worker's process. `once`: puts, gets into another cache, compares; `forever`: puts until it
-// is killed.
+// The worker's process. Announces each block that is put on stdout. `once`: puts, gets into another
+// cache, compares; `forever`: puts until it is killed.
 int RunWorker(const std::string& address, const std::string& what) {
-  const Layout layout = WorkerLayout();
-  GpuDaemonClient client(address, layout, kTokens);
-  const bool hnd = what != "forever" && what.find("hnd") != std::string::npos;
-  WorkerCache cache(layout, kCacheBlocks, hnd);
-  const v1::BlockTable table = ShuffledTable(kCacheBlocks, kTableBlocks, 1);
+  auto client = Connect(address);
+  if (!client.ok()) return Fail(2, client.status());
+  const auto layout = client->RegisterLayout(
+      {.name_space = WorkerLayout().model, .layout = WorkerLayout(), .chunk_tokens = kTokens});
+  if (!layout.ok()) return Fail(2, layout.status());
+  const bool hnd = what.find("hnd") != std::string::npos;
+  WorkerCache cache(*layout, kCacheBlocks, hnd ? GpuCacheOrder::kHnd : GpuCacheOrder::kNhd);
+  const std::vector<uint32_t> table = ShuffledTable(kCacheBlocks, kTableBlocks, 1);
   ByteVector host = cache.Empty();
   for (uint32_t n = 0; n < kChunks; ++n) {
-    cache.Lay(Payload(layout, n), table, uint64_t{n} * kTokens, &host);
+    cache.Lay(Chunk(n).raw, table, uint64_t{n} * kTokens, &host);
   }
   cache.Upload(host);
-  std::unique_ptr<RegionCall> lease;
-  const std::string fingerprint = client.Open(v1::PRESET_HIGH).fingerprint();
-  const uint64_t region = HandOver(client, cache.Region(layout.model, fingerprint), &lease);
-  if (region == 0) return 3;
-  if (what == "forever") {
-    for (uint32_t round = 0;; ++round) {
-      if (!PutChunks(client, region, table, std::to_string(getpid() * 1000 + round))) return 4;
-    }
+  const auto handed_over = client->OpenGpuCache(cache.spec());
+  if (!handed_over.ok()) return Fail(3, handed_over.status());
+
+  std::vector<uint32_t> ids(kChunks * kTokens);
+  for (uint32_t t = 0; t < ids.size(); ++t) ids[t] = t;
+  PutRequest request;
+  request.layout = *layout;
+  request.tokens = ids;
+  request.gpu = {*handed_over, table};
+  request.preset = PresetId::kBalanced;
+  request.salt = what;
+  request.on_block = [](const BlockResult& block) {
+    if (!block.status.ok()) return;
+    printf("put\n");
+    fflush(stdout);
+  };
+  for (uint32_t round = 0; what == "forever"; ++round) {
+    request.salt = std::to_string(getpid() * 1000 + round);
+    const auto put = client->PutPrefix(request);
+    if (!put.ok() || !put->status().ok()) return Fail(4, put.ok() ? put->status() : put.status());
   }
-  if (!PutChunks(client, region, table, what)) return 5;
-  // Back into a cache in the other order, at other places.
-  WorkerCache other(layout, kCacheBlocks, !hnd);
-  std::unique_ptr<RegionCall> other_lease;
-  const uint64_t into = HandOver(client, other.Region(layout.model, fingerprint), &other_lease);
-  const v1::BlockTable places = ShuffledTable(kCacheBlocks, kTableBlocks, 2);
-  if (into == 0 || !GetChunks(client, into, places, what)) return 6;
-  ByteVector expected = other.Empty();
-  for (uint32_t n = 0; n < kChunks; ++n) {
-    const std::string raw = client.Get(client.Header(what, n, 1).content_hash(), v1::ENCODING_RAW);
-    other.Lay(raw, places, uint64_t{n} * kTokens, &expected);
-  }
-  if (other.Download() != expected) return 7;
-  return cache.Download() == host ? 0 : 8;  // what was put was only read
+  const auto put = client->PutPrefix(request);
+  if (!put.ok() || !put->status().ok()) return Fail(5, put.ok() ? put->status() : put.status());
+
+  if (const int code = GetAndCompare(*client, *layout, *put, hnd)) return code;
+  if (cache.Download() == host) return 0;
+  return Fail(8, absl::DataLossError("what was put was written to"));
 }
 
 class Worker {
@@ -190,7 +193,7 @@ TEST_F(GpuIpcTest, BlocksGoFromAndToWorkersMemoryInBothOrders) {
     EXPECT_EQ(Worker(daemon.address(), what).Wait(), 0);
     for (uint32_t n = 0; n < kChunks; ++n) {
       // The frames that a CPU makes of the same chunks.
-      const SampleChunk chunk = MakeSampleChunk(layout, kTokens, 40 + n);
+      const SampleChunk chunk = Chunk(n);
       EncodeOptions options;
       options.preset = PresetId::kBalanced;
       options.start_position = uint64_t{n} * kTokens;
@@ -236,11 +239,13 @@ TEST_F(GpuIpcTest, AWorkerKilledInTheMiddleOfAPutLeavesNothing) {
 TEST_F(GpuIpcTest, HandlesThatAreNoneAreRefused) {
   GpuDaemon daemon({"--gpu=0"});
   GpuDaemonClient client(daemon.address(), WorkerLayout(), kTokens);
-  WorkerCache cache(WorkerLayout(), kCacheBlocks, false);
-  const std::string fingerprint = client.Open(v1::PRESET_HIGH).fingerprint();
+  const Layout layout = WorkerLayout();
+  const RegisteredLayout registered = {std::make_shared<const Layout>(layout),
+                                       LayoutFingerprint(layout), layout.model, kTokens};
+  const WorkerCache cache(registered, kCacheBlocks, GpuCacheOrder::kNhd);
   const auto refused = [&](const std::function<void(v1::CudaMemory*)>& change) {
     v1::OpenRegionRequest request;
-    *request.mutable_cuda() = cache.Region(WorkerLayout().model, fingerprint);
+    *request.mutable_cuda() = ToProto(cache.spec());
     change(request.mutable_cuda()->mutable_memories(0));
     const auto lease = client.stub().OpenRegion(request);
     v1::RegionGrant grant;
