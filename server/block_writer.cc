@@ -102,6 +102,8 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
                     plan.mass_levels.empty() ? nullptr : plan.mass_levels.data()};
   }
   const Layout& layout = *target.layout.layout;
+  const IdleCodecThreads threads(engine);
+  options.runner = &threads;
   const BusyTimer timer(engine.metrics().encode_busy_ns);
   if (plan.placement) return EncodeOnGpu(engine, target, plan, profile, options);
   ByteVector frame;
@@ -115,8 +117,6 @@ absl::StatusOr<ByteVector> Encode(CacheEngine& engine, const PutTarget& target,
     frame = *std::move(by_gpu);
   } else {
     ++engine.metrics().cpu_encodes;
-    const IdleCodecThreads threads(engine);
-    options.runner = &threads;
     const uint32_t tokens = plan.metadata.tokens;
     LKV_ASSIGN_OR_RETURN(
         frame, payload.region

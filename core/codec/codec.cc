@@ -228,15 +228,10 @@ struct CodedLayer {
 std::vector<CodedLayer> EncodeLayers(const LayerEncoder& encoder, size_t layers,
                                      const LayerRunner* runner) {
   std::vector<CodedLayer> out(layers);
-  const auto encode = [&](size_t l) {
+  RunLayers(runner, layers, [&](size_t l) {
     out[l].layer = encoder.Encode(l);
     out[l].crc32c = Crc32c(out[l].layer.bytes);
-  };
-  if (runner != nullptr) {
-    runner->Run(layers, encode);
-  } else {
-    for (size_t l = 0; l < layers; ++l) encode(l);
-  }
+  });
   return out;
 }
 
@@ -363,6 +358,14 @@ void AppendLayerEntry(size_t size_bytes, uint32_t crc32c, const LayerErrors& e,
   header.layers.push_back({static_cast<uint32_t>(size_bytes), crc32c,
                            RmsQ15(e.within.key_error_sum, e.within.key_vectors),
                            RmsQ15(e.within.value_error_sum, e.within.value_vectors)});
+}
+
+void RunLayers(const LayerRunner* runner, size_t layers, const std::function<void(size_t)>& work) {
+  if (runner != nullptr) {
+    runner->Run(layers, work);
+  } else {
+    for (size_t l = 0; l < layers; ++l) work(l);
+  }
 }
 
 namespace {

@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_CODEC_LAYER_CODEC_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -99,6 +100,9 @@ int16_t KeyBaseFromEnergy(double logit_noise, const HeadProfile& profile);
 std::vector<int16_t> KeyStepsFromEnergy(int16_t key_base, const HeadProfile& profile);
 // Weights of squared errors in such steps: query energy times squared step, units of 2^-12.
 std::vector<uint64_t> LogitWeights(const HeadProfile& profile, const std::vector<int16_t>& steps);
+
+// Calls `work` with 0 .. layers - 1: by `runner`, or here and in order where that is null.
+void RunLayers(const LayerRunner* runner, size_t layers, const std::function<void(size_t)>& work);
 
 ByteVector EncodeExactLayer(const LayerSpec& layer, uint32_t tokens,
                             const std::vector<PlaneView>& planes);

@@ -47,6 +47,26 @@ void AppendSeedPlane(const PlaneSpec& spec, const SeedPlane& plane, const PlaneV
 absl::StatusOr<SeedPlane> ReadSeedPlane(const PlaneSpec& spec, uint32_t tokens, ByteReader& in,
                                         ByteSpan& raw_vectors);
 
+// The key and value planes of a layer, read, and where in the layer's bytes the rest is.
+struct SeedLayer {
+  struct Plane {
+    SeedPlane coded;
+    size_t raw_at = 0, raw_bytes = 0;  // its raw vectors
+  };
+  std::vector<Plane> planes;
+  size_t opaque_at = 0;  // the other planes, as ReadExactPlane reads them
+};
+// `rows`: of every head.
+absl::StatusOr<SeedLayer> ReadSeedLayer(const LayerSpec& layer, uint32_t rows, ByteSpan bytes);
+
+// Some layers of a frame of this layout, so read: most of what decoding them takes on a CPU. Their
+// checksums are not looked at. Errors of FrameDecoder.
+struct SeedLayers {
+  std::vector<SeedLayer> layers;
+};
+absl::StatusOr<SeedLayers> ReadSeedLayers(const Layout& layout, ByteSpan frame,
+                                          uint32_t first_layer, uint32_t layers);
+
 EncodedLayer EncodeSeedLayer(const LatticeContext& context, const LatticeChoices& choices,
                              const SeedOptions& options, const std::vector<PlaneView>& planes);
 absl::Status DecodeSeedLayer(const LatticeContext& context, ByteSpan bytes,

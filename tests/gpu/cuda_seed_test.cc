@@ -9,6 +9,7 @@
 
 #include "core/codec/cuda/cuda_decoder.h"
 #include "core/codec/cuda/cuda_encoder.h"
+#include "core/codec/seed_codec.h"
 #include "tests/gpu/codec_batch.h"
 #include "tests/gpu/gpu_layouts.h"
 #include "tests/support/mutation.h"
@@ -65,8 +66,10 @@ absl::Status ScalarDecode(const Layout& layout, ByteSpan frame, ByteVector& raw)
   return DecodeFrame(*decoder, layout, raw);
 }
 
+// `read_before`: their layers, for the plan not to read them.
 void ExpectDecodesAsScalar(const Layout& layout, const std::vector<ByteVector>& frames,
-                           size_t shift = 0) {
+                           size_t shift = 0, bool read_before = false) {
+  std::vector<SeedLayers> read(frames.size());
   std::vector<DeviceBuffer> outputs;
   std::vector<CudaDecodeChunk> chunks;
   for (const ByteVector& frame : frames) {
@@ -75,6 +78,12 @@ void ExpectDecodesAsScalar(const Layout& layout, const std::vector<ByteVector>& 
     cudaMemset(outputs.back().data(), 0x5A, outputs.back().size());
     chunks.push_back(
         {frame, ContiguousPlanes(layout, tokens, outputs.back().data() + kGuard + shift), {}});
+    if (!read_before) continue;
+    SeedLayers& layers = read[chunks.size() - 1];
+    auto all = ReadSeedLayers(layout, frame, 0, static_cast<uint32_t>(layout.layers.size()));
+    ASSERT_TRUE(all.ok()) << all.status();
+    layers = *std::move(all);
+    chunks.back().seed = &layers;
   }
   const auto plan = CudaDecodePlan::Make(layout, nullptr, chunks);
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -88,6 +97,13 @@ void ExpectDecodesAsScalar(const Layout& layout, const std::vector<ByteVector>& 
     ASSERT_TRUE(ToHost(outputs[i]) == want) << "chunk " << i;
   }
 }
+
+class Backwards : public LayerRunner {
+ public:
+  void Run(size_t count, const std::function<void(size_t)>& work) const override {
+    while (count-- > 0) work(count);
+  }
+};
 
 // Encodes chunks as one batch and decodes what came out, both as the scalar codec does. `by_host`:
 // which frames the host had to make.
@@ -111,8 +127,16 @@ void ExpectSame(const Layout& layout, const SeedOptions& seed, const ModelProfil
     ASSERT_TRUE(batch->DownloadAsync(owned.arena(), i, got, nullptr).ok());
     ASSERT_TRUE(got == frames[i]) << "chunk " << i;
     EXPECT_EQ(batch->encoded_by_host(i), by_host[i]) << "chunk " << i;
+    const auto left = plan->CollectForHost(owned.arena(), i);
+    ASSERT_TRUE(left.ok()) << left.status();
+    const Backwards runner;
+    const auto frame = left->Encode(&runner);
+    ASSERT_TRUE(frame.ok()) << frame.status();
+    EXPECT_TRUE(*frame == frames[i]) << "chunk " << i;
   }
-  ExpectDecodesAsScalar(layout, frames, shift);
+  for (const bool read_before : {false, true}) {
+    ExpectDecodesAsScalar(layout, frames, shift, read_before);
+  }
 }
 
 TEST_F(CudaSeedTest, SameBytesForNamedLayouts) {

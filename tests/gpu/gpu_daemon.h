@@ -122,9 +122,12 @@ class GpuDaemonClient {
   }
 
   v1::BlockAck Put(v1::Preset preset, const v1::BlockHeader& header, ByteSpan payload) {
+    return Put(Open(preset), header, payload);
+  }
+  v1::BlockAck Put(const v1::PutOpen& open, const v1::BlockHeader& header, ByteSpan payload) {
     const auto call = client_->PutBlocks();
     v1::PutBlocksResponse response;
-    call->WriteOpen(Open(preset));
+    call->WriteOpen(open);
     call->WriteHeader(header);
     if (call->Read(&response) && response.has_credit()) {
       const std::string_view text = AsText(payload);

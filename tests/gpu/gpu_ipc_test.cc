@@ -94,7 +94,7 @@ int RunWorker(const std::string& address, const std::string& what) {
   request.layout = *layout;
   request.tokens = ids;
   request.gpu = {*handed_over, table};
-  request.preset = PresetId::kBalanced;
+  request.preset = what.find("seed") != std::string::npos ? PresetId::kSeed : PresetId::kBalanced;
   request.salt = what;
   request.on_block = [](const BlockResult& block) {
     if (!block.status.ok()) return;
@@ -188,24 +188,30 @@ TEST_F(GpuIpcTest, BlocksGoFromAndToWorkersMemoryInBothOrders) {
   GpuDaemon daemon({"--gpu=0"});
   const Layout layout = WorkerLayout();
   GpuDaemonClient client(daemon.address(), layout, kTokens);
-  for (const char* what : {"once nhd", "once hnd"}) {
-    SCOPED_TRACE(what);
-    EXPECT_EQ(Worker(daemon.address(), what).Wait(), 0);
+  for (const PresetId preset : {PresetId::kBalanced, PresetId::kSeed}) {
+    const std::string suffix = preset == PresetId::kSeed ? " seed" : "";
+    const std::string workers[] = {"once nhd" + suffix, "once hnd" + suffix};
+    for (const std::string& what : workers) {
+      EXPECT_EQ(Worker(daemon.address(), what).Wait(), 0) << what;
+    }
     for (uint32_t n = 0; n < kChunks; ++n) {
       // The frames that a CPU makes of the same chunks.
       const SampleChunk chunk = Chunk(n);
       EncodeOptions options;
-      options.preset = PresetId::kBalanced;
+      options.preset = preset;
       options.start_position = uint64_t{n} * kTokens;
       const auto frame = EncodeFrame(layout, kTokens, chunk.views(), options);
       ASSERT_TRUE(frame.ok()) << frame.status();
-      EXPECT_EQ(client.Get(client.Header(what, n, 1).content_hash(), v1::ENCODING_FRAME),
-                std::string(AsText(*frame)));
+      for (const std::string& what : workers) {
+        EXPECT_EQ(client.Get(client.Header(what, n, 1).content_hash(), v1::ENCODING_FRAME),
+                  std::string(AsText(*frame)))
+            << what;
+      }
     }
   }
   EXPECT_TRUE(Eventually([&] { return client.Paths().gpu_regions() == 0; }));
   const v1::CodecPaths paths = client.Paths();
-  EXPECT_EQ(paths.gpu_encodes(), 2 * kChunks);
+  EXPECT_EQ(paths.gpu_encodes(), 4 * kChunks);
   EXPECT_EQ(paths.cpu_encodes() + paths.cpu_decodes(), 0u);
 }
 

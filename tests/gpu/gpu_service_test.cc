@@ -24,24 +24,46 @@ std::vector<Layout> ServedLayouts() {
           MakeUniformLayout("wide", 2, 2, 256, DType::kF32, {woven, 64, 10000.0, {}})};
 }
 
-// Puts and gets the same blocks at both, the last without some tokens; compares every byte.
+// What a block is put with.
+struct PutSetting {
+  v1::Preset preset;
+  SeedOptions seed = {};
+
+  v1::PutOpen Open(const GpuDaemonClient& client) const {
+    v1::PutOpen open = client.Open(preset);
+    if (preset != v1::PRESET_SEED) return open;
+    open.mutable_seed()->set_key_bits(static_cast<uint32_t>(seed.key_bits));
+    open.mutable_seed()->set_value_bits(static_cast<uint32_t>(seed.value_bits));
+    open.mutable_seed()->set_group_scales(seed.group_scales);
+    open.mutable_seed()->set_no_token_delta(!seed.token_delta);
+    return open;
+  }
+};
+
+const std::vector<PutSetting>& LatticeSettings() {
+  static const std::vector<PutSetting> settings = {
+      {v1::PRESET_BALANCED}, {v1::PRESET_TINY}, {v1::PRESET_NEAR}};
+  return settings;
+}
+
+// Puts and gets the same blocks at both, with the settings in turn, the last without some tokens;
+// compares every byte.
 void CompareDaemons(GpuDaemon& cpu, GpuDaemon& gpu, const Layout& layout, uint32_t threads,
-                    uint32_t blocks) {
+                    uint32_t blocks, const std::vector<PutSetting>& settings = LatticeSettings()) {
   constexpr uint32_t kTokens = 256;
   std::vector<std::thread> workers;
   for (uint32_t w = 0; w < threads; ++w) {
     workers.emplace_back([&, w] {
       GpuDaemonClient slow(cpu.address(), layout, kTokens);
       GpuDaemonClient fast(gpu.address(), layout, kTokens);
-      const v1::Preset presets[] = {v1::PRESET_BALANCED, v1::PRESET_TINY, v1::PRESET_NEAR};
       for (uint32_t n = 0; n < blocks; ++n) {
         const SampleChunk chunk = MakeSampleChunk(layout, kTokens, 100 * w + n);
         const std::string salt = "worker " + std::to_string(w);
         v1::BlockHeader header = slow.Header(salt, n, chunk.raw.size());
         if (n + 1 == blocks) slow.EvictEveryThird(&header);
-        const v1::Preset preset = presets[(w + n) % 3];
-        const v1::BlockAck expected = slow.Put(preset, header, chunk.raw);
-        const v1::BlockAck ack = fast.Put(preset, header, chunk.raw);
+        const PutSetting& setting = settings[(w + n) % settings.size()];
+        const v1::BlockAck expected = slow.Put(setting.Open(slow), header, chunk.raw);
+        const v1::BlockAck ack = fast.Put(setting.Open(fast), header, chunk.raw);
         EXPECT_EQ(ack.stored_bytes(), expected.stored_bytes());
         const std::string& hash = header.content_hash();
         const std::string frame = fast.Get(hash, v1::ENCODING_FRAME);
@@ -90,6 +112,26 @@ TEST_F(GpuServiceTest, ManyWorkersShareItsBatches) {
   printf("%llu jobs in %llu batches\n",
          static_cast<unsigned long long>(paths.gpu_encodes() + paths.gpu_decodes()),
          static_cast<unsigned long long>(paths.gpu_batches()));
+}
+
+// The seed stages with several settings at once, and lattice stages between them.
+TEST_F(GpuServiceTest, SeedBlocksAreThoseOfTheCpu) {
+  GpuDaemon cpu({"--gpu=off"}), gpu({"--gpu=0"});
+  const std::vector<PutSetting> settings = {{v1::PRESET_SEED},
+                                            {v1::PRESET_SEED, {5, 1, true, true}},
+                                            {v1::PRESET_SEED, {2, 6, false, false}},
+                                            {v1::PRESET_BALANCED}};
+  uint64_t layers = 0;
+  for (const Layout& layout : ServedLayouts()) {
+    CompareDaemons(cpu, gpu, layout, 4, 4, settings);
+    layers += layout.layers.size();
+  }
+  const v1::CodecPaths paths = GpuDaemonClient(gpu.address(), ServedLayouts()[0], 256).Paths();
+  EXPECT_EQ(paths.gpu_state(), v1::GPU_STATE_ON) << paths.gpu_reason();
+  EXPECT_EQ(paths.gpu_encodes(), ServedLayouts().size() * 16);
+  EXPECT_EQ(paths.gpu_decodes(), 16 * layers);
+  EXPECT_EQ(paths.cpu_encodes() + paths.cpu_decodes(), 0u);
+  EXPECT_EQ(paths.gpu_errors(), 0u);
 }
 
 // Too little memory on the device for such chunks: CPUs do them, and Stats say why.

@@ -117,6 +117,7 @@ class FakeLane final : public GpuLane {
     options.preset = batch.preset;
     options.stats = batch.stats;
     options.profile = batch.profile;
+    options.seed = batch.seed;
     options.start_position = job->start_position;
     options.exact_tokens = job->exact_tokens;
     options.keep = job->keep;
@@ -126,6 +127,16 @@ class FakeLane final : public GpuLane {
       gathered.resize(job->raw_bytes);
       CopyPlaced(*batch.layout, *job->placement, job->tokens, gathered.data(), true);
       raw = gathered;
+    }
+    if (batch.preset == PresetId::kSeed) {  // as the real one
+      job->status = absl::OkStatus();
+      job->finish = [layout = batch.layout, tokens = job->tokens, options,
+                     raw = ByteVector(raw.begin(), raw.end())](const LayerRunner* runner) {
+        EncodeOptions all = options;
+        all.runner = runner;
+        return EncodeFrame(*layout, tokens, RawChunkViews(*layout, tokens, raw), all);
+      };
+      return;
     }
     auto frame = EncodeFrame(*batch.layout, job->tokens,
                              RawChunkViews(*batch.layout, job->tokens, raw), options);

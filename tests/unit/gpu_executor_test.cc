@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "core/codec/frame_format.h"
@@ -48,12 +49,12 @@ class GpuExecutorTest : public ::testing::Test {
     return executor_->Encode({layout_, nullptr, 32, options, chunks_[i].raw});
   }
   // Whether the device decoded the layers; checks the bytes if so.
-  bool Decode(size_t i, uint32_t first_layer, uint32_t layers) {
+  bool Decode(size_t i, uint32_t first_layer, uint32_t layers, PresetId preset = kDefaultPreset) {
     const size_t plane_bytes = layout_->layers[0].planes[0].token_bytes() * 32;
     std::vector<ByteVector> planes(2 * layers, ByteVector(plane_bytes));
     std::vector<MutableByteSpan> out(planes.begin(), planes.end());
-    if (!executor_->Decode({layout_, nullptr, *frames_[i], frames_[i], kDefaultPreset, 32,
-                            first_layer, layers, out})) {
+    if (!executor_->Decode(
+            {layout_, nullptr, *frames_[i], frames_[i], preset, 32, first_layer, layers, out})) {
       return false;
     }
     auto decoder = FrameDecoder::Open(*frames_[i], *layout_, nullptr);
@@ -155,6 +156,63 @@ TEST_F(GpuExecutorTest, BatchesKeepTheirBoundAndTheirKind) {
   EXPECT_EQ(stats.decodes, 1u);
 }
 
+// Settings of the seed stages arrive, and are one batch's.
+TEST_F(GpuExecutorTest, SeedSettingsGoInBatchesOfTheirOwn) {
+  options_.streams = 1;
+  Start();
+  script_->Close();
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] { EXPECT_TRUE(Encode(0).has_value()); });
+  script_->WaitForBatches(self_test_batches_ + 1);
+  const std::vector<SeedOptions> settings = {
+      {3, 2}, {3, 2}, {2, 3}, {3, 2, true}, {3, 2, false, false}};
+  for (size_t i = 0; i < settings.size(); ++i) {
+    threads.emplace_back([&, i] {
+      EncodeOptions options;
+      options.preset = PresetId::kSeed;
+      options.seed = settings[i];
+      const auto frame = EncodeFrame(*layout_, 32, chunks_[i].views(), options);
+      ASSERT_TRUE(frame.ok()) << frame.status();
+      EXPECT_EQ(Encode(i, options), *frame);
+    });
+  }
+  WaitForWaiting(settings.size());
+  script_->Open();
+  for (std::thread& thread : threads) thread.join();
+  std::vector<size_t> batches = Batches();
+  std::sort(batches.begin(), batches.end());
+  EXPECT_EQ(batches, (std::vector<size_t>{1, 1, 1, 1, 2}));
+  EXPECT_EQ(executor_->stats().encodes, 1 + settings.size());
+}
+
+// What the device leaves to CPUs is done by the thread that asked and its helpers, when neither the
+// lane nor the ring is held any more.
+TEST_F(GpuExecutorTest, WhatIsLeftOfAChunkKeepsNoOtherWaiting) {
+  struct Runner : LayerRunner {
+    explicit Runner(std::function<void()> before) : before(std::move(before)) {}
+    void Run(size_t count, const std::function<void(size_t)>& work) const override {
+      before();
+      for (size_t i = count; i-- > 0;) work(i);
+    }
+    std::function<void()> before;
+  };
+  options_.streams = 1;
+  options_.ring_bytes = (FrameBytesBound(2, chunks_[0].raw.size()) + 255) / 256 * 256;
+  Start();
+  size_t calls = 0;
+  const Runner runner([&] {
+    ++calls;
+    EXPECT_EQ(Encode(1), *frames_[1]);
+  });
+  EncodeOptions options;
+  options.preset = PresetId::kSeed;
+  const auto frame = EncodeFrame(*layout_, 32, chunks_[0].views(), options);
+  ASSERT_TRUE(frame.ok()) << frame.status();
+  options.runner = &runner;
+  EXPECT_EQ(Encode(0, options), *frame);
+  EXPECT_EQ(calls, 1u);
+}
+
 TEST_F(GpuExecutorTest, LanesWorkSideBySide) {
   Start();
   script_->Close();
@@ -219,15 +277,13 @@ TEST_F(GpuExecutorTest, WhatTheDeviceDoesNotDoGoesToACpu) {
   EncodeOptions options;
   options.preset = PresetId::kExact;
   EXPECT_FALSE(Encode(0, options).has_value());
-  options.preset = PresetId::kSeed;
-  EXPECT_FALSE(Encode(0, options).has_value());
   options = {};
   const std::vector<float> mass(2 * 32, 1.0f);
   options.mass = {mass.data(), 32, 32};
   EXPECT_FALSE(Encode(0, options).has_value());
   script_->FailNext(1, absl::UnimplementedError("a stage"));
   EXPECT_FALSE(Encode(0).has_value());
-  EXPECT_EQ(Fallbacks(GpuFallback::kUnsupported), 4u);
+  EXPECT_EQ(Fallbacks(GpuFallback::kUnsupported), 3u);
   EXPECT_TRUE(executor_->stats().on);
 }
 
@@ -238,13 +294,16 @@ TEST_F(GpuExecutorTest, EvictedTokensAreLeftOutByTheDevice) {
   options.exact_tokens = {5};
   options.keep.assign(32, 1);
   options.keep[3] = options.keep[17] = 0;
-  const auto frame = Encode(0, options);
-  const auto expected = EncodeFrame(*layout_, 32, chunks_[0].views(), options);
-  ASSERT_TRUE(frame.has_value() && expected.ok());
-  EXPECT_EQ(*frame, *expected);
-  frames_[0] = std::make_shared<ByteVector>(*frame);
-  EXPECT_TRUE(Decode(0, 0, 2));
-  EXPECT_TRUE(Decode(0, 1, 1));
+  for (const PresetId preset : {kDefaultPreset, PresetId::kSeed}) {
+    options.preset = preset;
+    const auto frame = Encode(0, options);
+    const auto expected = EncodeFrame(*layout_, 32, chunks_[0].views(), options);
+    ASSERT_TRUE(frame.has_value() && expected.ok());
+    EXPECT_EQ(*frame, *expected);
+    frames_[0] = std::make_shared<ByteVector>(*frame);
+    EXPECT_TRUE(Decode(0, 0, 2, preset));
+    EXPECT_TRUE(Decode(0, 1, 1, preset));
+  }
 }
 
 TEST_F(GpuExecutorTest, SmallJobsStayOnTheCpu) {
@@ -260,16 +319,16 @@ TEST_F(GpuExecutorTest, AFullRingFallsBackAndComesBack) {
   options_.ring_bytes = 2 * ((FrameBytesBound(2, chunks_[0].raw.size()) + 255) / 256 * 256);
   Start();
   script_->Close();
-  std::vector<std::thread> threads;
   // Two hold the ring while the lane is held: the third waits as long as the queue lets it.
-  threads.emplace_back([&] { EXPECT_EQ(*Encode(0), *frames_[0]); });
+  std::thread first([&] { EXPECT_EQ(*Encode(0), *frames_[0]); });
   script_->WaitForBatches(self_test_batches_ + 1);
-  threads.emplace_back([&] { EXPECT_EQ(*Encode(1), *frames_[1]); });
+  std::thread second([&] { EXPECT_EQ(*Encode(1), *frames_[1]); });
   WaitForWaiting(1);
   EXPECT_FALSE(Encode(2).has_value());
   EXPECT_EQ(Fallbacks(GpuFallback::kQueueFull), 1u);
   script_->Open();
-  for (std::thread& thread : threads) thread.join();
+  first.join();
+  second.join();
   for (size_t i = 0; i < 8; ++i) EXPECT_EQ(*Encode(i), *frames_[i]);
 }
 

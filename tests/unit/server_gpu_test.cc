@@ -67,6 +67,28 @@ TEST_F(ServerGpuTest, FramesAndPayloadsAreThoseOfTheCpu) {
   EXPECT_EQ(paths.fallbacks_size(), 0);
 }
 
+TEST_F(ServerGpuTest, SeedBlocksAreTheDevicesWithTheirSettings) {
+  const auto blocks = MakeBlocks(Ids(1, 3 * kTestChunk));
+  std::vector<v1::PutOpen> opens(3, Open(v1::PRESET_SEED));
+  opens[1].mutable_seed()->set_key_bits(5);
+  opens[2].mutable_seed()->set_value_bits(1);
+  opens[2].mutable_seed()->set_group_scales(true);
+  const auto put_all = [&] {
+    for (size_t i = 0; i < 3; ++i) EXPECT_FALSE(PutOne(opens[i], blocks[i]).has_error());
+  };
+  put_all();
+  const auto cpu_frames = GetHashes(Hashes(blocks), v1::ENCODING_FRAME).payloads;
+  const auto cpu_raw = GetHashes(Hashes(blocks)).payloads;
+  StartWithGpu();
+  put_all();
+  EXPECT_EQ(GetHashes(Hashes(blocks), v1::ENCODING_FRAME).payloads, cpu_frames);
+  EXPECT_EQ(GetHashes(Hashes(blocks)).payloads, cpu_raw);
+  const v1::CodecPaths paths = Paths();
+  EXPECT_EQ(paths.gpu_encodes(), 3u);
+  EXPECT_EQ(paths.gpu_decodes(), 3 * layout_.layers.size());
+  EXPECT_EQ(paths.cpu_encodes() + paths.cpu_decodes(), 0u);
+}
+
 TEST_F(ServerGpuTest, FramesThatClientsMadeAreCheckedByTheDevice) {
   const auto blocks = MakeBlocks(Ids(1, 2 * kTestChunk));
   Put(Open(v1::PRESET_BALANCED), blocks);
@@ -191,9 +213,10 @@ class ServerGpuMemoryTest : public ServerGpuTest {
     if (code != nullptr) *code = status.code;
     return 0;
   }
-  v1::BlockAck PutFrom(uint64_t region, const v1::BlockTable& table, const TestBlock& block) {
+  v1::BlockAck PutFrom(uint64_t region, const v1::BlockTable& table, const TestBlock& block,
+                       v1::Preset preset = v1::PRESET_BALANCED) {
     const auto call = client_->PutBlocks();
-    call->WriteOpen(Open(v1::PRESET_BALANCED));
+    call->WriteOpen(Open(preset));
     call->WriteHeader(block.header);
     v1::PutBlocksResponse response;
     EXPECT_TRUE(call->Read(&response));
@@ -224,9 +247,11 @@ TEST_F(ServerGpuMemoryTest, BlocksComeOutOfItAndGoIntoIt) {
   ASSERT_NE(region, 0u);
   EXPECT_EQ(Paths().gpu_regions(), 1u);
   const v1::BlockTable table = Table({7, 2, 11, 0, 5, 9, 1});
-  for (const TestBlock& block : blocks) {
+  const v1::Preset presets[] = {v1::PRESET_BALANCED, v1::PRESET_SEED};
+  for (size_t i = 0; i < 2; ++i) {
+    const TestBlock& block = blocks[i];
     cache_->Move(&block.payload, table, block.header.start_position(), kTestChunk);
-    const v1::BlockAck ack = PutFrom(region, table, block);
+    const v1::BlockAck ack = PutFrom(region, table, block, presets[i]);
     EXPECT_FALSE(ack.has_error()) << ack.error().message();
   }
   EXPECT_EQ(Paths().gpu_encodes(), 2u);
@@ -260,7 +285,7 @@ TEST_F(ServerGpuMemoryTest, BlocksComeOutOfItAndGoIntoIt) {
 
   // The same frames as of payloads that came over the wire.
   StartServer();
-  Put(Open(v1::PRESET_BALANCED), blocks);
+  for (size_t i = 0; i < 2; ++i) PutOne(Open(presets[i]), blocks[i]);
   EXPECT_EQ(GetHashes(Hashes(blocks), v1::ENCODING_FRAME).payloads, frames);
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/base/status_macros.h"
 #include "core/codec/cpu/seed_transform.h"
+#include "core/codec/frame_format.h"
 #include "core/codec/seed_codec.h"
 
 namespace latticekv {
@@ -118,6 +119,40 @@ absl::StatusOr<SeedPlane> ReadSeedPlane(const PlaneSpec& spec, uint32_t tokens, 
   }
   out.points.resize(rows * spec.head_dim);
   LKV_RETURN_IF_ERROR(ReadPoints(in, out.points));
+  return out;
+}
+
+absl::StatusOr<SeedLayer> ReadSeedLayer(const LayerSpec& layer, uint32_t rows, ByteSpan bytes) {
+  ByteReader in(bytes);
+  SeedLayer out;
+  for (const PlaneSpec& spec : layer.planes) {
+    if (spec.role == PlaneRole::kOpaque) continue;
+    ByteSpan raw;
+    SeedLayer::Plane& plane = out.planes.emplace_back();
+    LKV_ASSIGN_OR_RETURN(plane.coded, ReadSeedPlane(spec, rows, in, raw));
+    plane.raw_bytes = raw.size();
+    if (!raw.empty()) plane.raw_at = static_cast<size_t>(raw.data() - bytes.data());
+  }
+  out.opaque_at = bytes.size() - in.remaining();
+  return out;
+}
+
+absl::StatusOr<SeedLayers> ReadSeedLayers(const Layout& layout, ByteSpan frame,
+                                          uint32_t first_layer, uint32_t layers) {
+  LKV_ASSIGN_OR_RETURN(const ParsedFrame parsed, ParseFrameHeader(frame));
+  const FrameHeader& header = parsed.header;
+  const size_t all = layout.layers.size();
+  if (!(header.stages & kStageSeed) || header.layers.size() != all || first_layer > all ||
+      layers > all - first_layer) {
+    return Damaged("other layers than asked for");
+  }
+  SeedLayers out;
+  for (uint32_t l = first_layer; l < first_layer + layers; ++l) {
+    const uint64_t at = parsed.layer_offsets[l];
+    LKV_ASSIGN_OR_RETURN(out.layers.emplace_back(),
+                         ReadSeedLayer(layout.layers[l], StoredRows(header),
+                                       frame.subspan(at, parsed.layer_offsets[l + 1] - at)));
+  }
   return out;
 }
 

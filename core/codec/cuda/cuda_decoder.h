@@ -3,8 +3,8 @@
 //
 // The host checks a whole frame before a kernel sees any of it: header, checksums, tables, unit
 // headers, sizes. What only decoding can tell (a damaged symbol stream) is bounded in the
-// kernel and reported for each chunk afterwards. Of seed frames the host undoes zstd; no device
-// has decoded one yet (docs/seed.md).
+// kernel and reported for each chunk afterwards. Of seed frames the host undoes zstd, which is most
+// of the work: other threads can do it before (ReadSeedLayers).
 //
 //   LKV_ASSIGN_OR_RETURN(CudaDecodePlan plan, CudaDecodePlan::Make(layout, profile, chunks));
 //
@@ -43,6 +43,8 @@
 
 namespace latticekv {
 
+struct SeedLayers;
+
 struct CudaDecodeChunk {
   // In host memory until the upload is done; copied asynchronously where it is pinned.
   ByteSpan frame;
@@ -52,6 +54,8 @@ struct CudaDecodeChunk {
   // planes of others may be empty.
   uint32_t first_layer = 0;
   uint32_t layers = 0;
+  // Of a seed frame: these layers of it, if they were read already, for as long as `frame`.
+  const SeedLayers* seed = nullptr;
 };
 
 // A checked batch; empty until a planner has filled it. Allocates host memory when made and nothing

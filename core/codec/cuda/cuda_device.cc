@@ -159,6 +159,7 @@ class CudaLane final : public GpuLane {
     settings.preset = batch.preset;
     settings.stats = batch.stats;
     settings.profile = batch.profile;
+    settings.seed = batch.seed;
     LKV_ASSIGN_OR_RETURN(const CudaEncodePlan plan, CudaEncodePlan::Make(layout, settings, chunks));
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
                          ArenaBehind(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
@@ -172,6 +173,7 @@ class CudaLane final : public GpuLane {
     }
     LKV_RETURN_IF_ERROR(plan.EncodeAsync(arena, stream_, max_multiprocessors_));
     LKV_RETURN_IF_ERROR(WaitForStream());
+    if (CudaEncodePlan::CodedByHost(batch.preset)) return LeaveToCpus(batch, plan, arena);
     LKV_ASSIGN_OR_RETURN(const CudaEncodedBatch encoded, plan.Collect(arena));
     for (size_t i = 0; i < batch.jobs.size(); ++i) {
       GpuEncodeJob& job = *batch.jobs[i];
@@ -187,6 +189,17 @@ class CudaLane final : public GpuLane {
     return WaitForStream();
   }
 
+  static absl::Status LeaveToCpus(const GpuEncodeBatch& batch, const CudaEncodePlan& plan,
+                                  const CudaArena& arena) {
+    for (size_t i = 0; i < batch.jobs.size(); ++i) {
+      LKV_ASSIGN_OR_RETURN(CudaHostChunk chunk, plan.CollectForHost(arena, i));
+      batch.jobs[i]->finish = [shared = std::make_shared<const CudaHostChunk>(std::move(chunk))](
+                                  const LayerRunner* runner) { return shared->Encode(runner); };
+      batch.jobs[i]->status = absl::OkStatus();
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status DecodeNow(const GpuDecodeBatch& batch) {
     const Layout& layout = *batch.layout;
     Staging staging;
@@ -196,6 +209,7 @@ class CudaLane final : public GpuLane {
       chunk.frame = job->frame;
       chunk.first_layer = job->first_layer;
       chunk.layers = job->layers;
+      chunk.seed = job->seed.get();
       PlaceJob(layout, *job, job->first_layer, job->first_layer + job->layers, staging, chunk);
     }
     if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);

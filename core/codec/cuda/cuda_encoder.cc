@@ -13,7 +13,6 @@
 #include "core/codec/cuda/encode_plan_builder.h"
 #include "core/codec/cuda/seed_kernel.h"
 #include "core/codec/layer_codec.h"
-#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 
@@ -121,20 +120,6 @@ absl::Status CudaEncodePlan::LaunchAsync(const CudaArena& arena, cudaStream_t st
       "download of sizes");
 }
 
-absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectExact(const CudaArena& arena,
-                                                                     size_t chunk) const {
-  const Chunk& c = chunks_[chunk];
-  const uint32_t tokens = c.header.tokens;
-  const ByteSpan raw(arena.pinned + results_at() + c.gathered_at, layout_->token_bytes() * tokens);
-  CudaEncodedBatch::Frame frame;
-  LKV_ASSIGN_OR_RETURN(
-      ByteVector bytes,
-      EncodeFrame(*layout_, tokens, RawChunkViews(*layout_, tokens, raw), c.options));
-  frame.size_bytes = bytes.size();
-  frame.host.push_back({0, std::move(bytes)});
-  return frame;
-}
-
 absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaArena& arena,
                                                                      size_t chunk) const {
   const Chunk& c = chunks_[chunk];
@@ -173,65 +158,16 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectFrame(const CudaA
     frame.host.push_back({part_at, exact.Take()});
   }
   // EncodeFrame encodes such chunks again with every unit held to the contract.
-  if (!header.errors.AreWithin(ContractOf(header))) return EncodeByHost(chunk);
+  if (!header.errors.AreWithin(ContractOf(header))) {
+    LKV_ASSIGN_OR_RETURN(const CudaHostChunk whole, WholeChunk(chunk));
+    return EncodeByHost(whole);
+  }
   frame.size_bytes = at;
   frame.host.push_back({0, SerializeFrameHeader(header)});
   return frame;
 }
 
-absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::CollectSeed(const CudaArena& arena,
-                                                                    size_t chunk) const {
-  const Chunk& c = chunks_[chunk];
-  if (!c.options.exact_tokens.empty()) return EncodeByHost(chunk);
-  const uint32_t tokens = StoredRows(c.header);
-  const std::byte* results = arena.pinned + results_at();
-  const std::byte* units = results + (seed_.results_at - launch_.results_at);
-  const std::byte *scales = results + c.seed_scales_at, *points = results + c.seed_points_at;
-  const std::byte* gathered = results + c.gathered_at;
-  size_t unit = c.seed_unit;
-  FrameHeader header = c.header;
-  ByteWriter layers;
-  for (const LayerSpec& layer : layout_->layers) {
-    ByteWriter out;
-    LayerErrors errors;
-    for (const PlaneSpec& spec : layer.planes) {
-      if (spec.role == PlaneRole::kOpaque) continue;
-      const bool key = spec.role == PlaneRole::kKey;
-      for (uint32_t h = 0; h < spec.heads; ++h) {
-        const auto r = LoadLe<cuda::SeedResult>(units + unit++ * sizeof(cuda::SeedResult));
-        if (r.raw_rows > 0) return EncodeByHost(chunk);
-        (key ? errors.within.key_error_sum : errors.within.value_error_sum) += r.error_sum;
-        (key ? errors.within.key_vectors : errors.within.value_vectors) += tokens;
-      }
-      const SeedShape shape = SeedShapeOf(spec, c.options.seed);
-      const size_t rows = size_t{spec.heads} * tokens;
-      SeedPlane plane{shape,
-                      std::vector<std::vector<uint8_t>>(spec.heads, std::vector<uint8_t>(tokens)),
-                      std::vector<uint16_t>(rows * (spec.head_dim / shape.Group(spec.head_dim))),
-                      std::vector<int8_t>(rows * spec.head_dim)};
-      std::memcpy(plane.scales.data(), scales, plane.scales.size() * sizeof(uint16_t));
-      std::memcpy(plane.points.data(), points, plane.points.size());
-      scales += plane.scales.size() * sizeof(uint16_t);
-      points += plane.points.size();
-      AppendSeedPlane(spec, plane, {}, out);
-    }
-    for (const PlaneSpec& spec : layer.planes) {
-      if (spec.role != PlaneRole::kOpaque) continue;
-      AppendExactPlane(spec, tokens, ContiguousPlane(spec, gathered), out);
-      gathered += spec.token_bytes() * tokens;
-    }
-    AppendLayerEntry(out.size(), Crc32c(out.bytes()), errors, header);
-    layers.PutBytes(out.bytes());
-  }
-  ByteVector bytes = SerializeFrameHeader(header);
-  bytes.insert(bytes.end(), layers.bytes().begin(), layers.bytes().end());
-  CudaEncodedBatch::Frame frame;
-  frame.size_bytes = bytes.size();
-  frame.host.push_back({0, std::move(bytes)});
-  return frame;
-}
-
-absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::EncodeByHost(size_t chunk) const {
+absl::StatusOr<CudaHostChunk> CudaEncodePlan::WholeChunk(size_t chunk) const {
   const Chunk& c = chunks_[chunk];
   const uint32_t tokens = c.header.tokens;
   ByteVector raw(layout_->token_bytes() * tokens);
@@ -244,12 +180,37 @@ absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::EncodeByHost(size_t chun
       at += bytes;
     }
   }
+  return CudaHostChunk::Whole(*layout_, tokens, c.options, std::move(raw));
+}
+
+absl::StatusOr<CudaHostChunk> CudaEncodePlan::CollectForHost(const CudaArena& arena,
+                                                             size_t chunk) const {
+  LKV_RETURN_IF_ERROR(CheckRun(arena));
+  const Chunk& c = chunks_[chunk];
+  const uint32_t tokens = c.header.tokens;
+  const std::byte* results = arena.pinned + results_at();
+  const std::byte* gathered = results + c.gathered_at;
+  if (settings_.preset == PresetId::kExact) {
+    return CudaHostChunk::Whole(*layout_, tokens, c.options,
+                                {gathered, gathered + layout_->token_bytes() * tokens});
+  }
+  if (settings_.preset == PresetId::kSeed && c.options.exact_tokens.empty()) {
+    const std::byte* units =
+        results + (seed_.results_at - launch_.results_at) + c.seed_unit * sizeof(cuda::SeedResult);
+    auto coded = CudaHostChunk::Seed(
+        *layout_, c.header, c.options,
+        {units, results + c.seed_scales_at, results + c.seed_points_at, gathered});
+    if (coded) return *std::move(coded);
+  }
+  return WholeChunk(chunk);
+}
+
+absl::StatusOr<CudaEncodedBatch::Frame> CudaEncodePlan::EncodeByHost(
+    const CudaHostChunk& chunk) const {
+  LKV_ASSIGN_OR_RETURN(ByteVector bytes, chunk.Encode(nullptr));
   CudaEncodedBatch::Frame frame;
-  LKV_ASSIGN_OR_RETURN(
-      ByteVector bytes,
-      EncodeFrame(*layout_, tokens, RawChunkViews(*layout_, tokens, raw), c.options));
   frame.size_bytes = bytes.size();
-  frame.by_host = true;
+  frame.by_host = chunk.whole() && settings_.preset != PresetId::kExact;
   frame.host.push_back({0, std::move(bytes)});
   return frame;
 }
@@ -258,11 +219,12 @@ absl::StatusOr<CudaEncodedBatch> CudaEncodePlan::Collect(const CudaArena& arena)
   LKV_RETURN_IF_ERROR(CheckRun(arena));
   CudaEncodedBatch out;
   for (size_t i = 0; i < chunks_.size(); ++i) {
-    LKV_ASSIGN_OR_RETURN(CudaEncodedBatch::Frame frame,
-                         settings_.preset == PresetId::kExact  ? CollectExact(arena, i)
-                         : settings_.preset == PresetId::kSeed ? CollectSeed(arena, i)
-                                                               : CollectFrame(arena, i));
-    out.frames_.push_back(std::move(frame));
+    if (CodedByHost(settings_.preset)) {
+      LKV_ASSIGN_OR_RETURN(const CudaHostChunk chunk, CollectForHost(arena, i));
+      LKV_ASSIGN_OR_RETURN(out.frames_.emplace_back(), EncodeByHost(chunk));
+    } else {
+      LKV_ASSIGN_OR_RETURN(out.frames_.emplace_back(), CollectFrame(arena, i));
+    }
   }
   return out;
 }

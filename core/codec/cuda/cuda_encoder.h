@@ -13,8 +13,9 @@
 // Only compressed bytes cross the bus. What has no lattice stage (opaque planes, the preset exact)
 // is gathered by the device and coded by Collect on the host. So is, whole, a chunk whose frame
 // misses its preset's contract, which hard input alone does: its sources must be there until
-// Collect. Of seed frames Collect does zstd, and whole chunks with vectors to be stored raw; no
-// device has encoded one yet (docs/seed.md).
+// Collect. Of seed frames Collect does zstd, and whole chunks with vectors to be stored raw. Of
+// these and of exact frames the host has most of the work; where many threads should share in it,
+// CollectForHost gives it to them chunk by chunk.
 #ifndef LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 #define LATTICEKV_CORE_CODEC_CUDA_CUDA_ENCODER_H_
 
@@ -29,6 +30,7 @@
 #include "core/codec/codec.h"
 #include "core/codec/cuda/cuda_memory.h"
 #include "core/codec/cuda/encode_tasks.h"
+#include "core/codec/cuda/host_chunk.h"
 #include "core/codec/cuda/seed_tasks.h"
 #include "core/codec/frame_format.h"
 
@@ -111,15 +113,20 @@ class CudaEncodePlan {
                            uint32_t max_multiprocessors = 0) const;
   // Once the stream is through.
   absl::StatusOr<CudaEncodedBatch> Collect(const CudaArena& arena) const;
+  // The same of one chunk, with the host's work still to be done: of presets that are CodedByHost.
+  absl::StatusOr<CudaHostChunk> CollectForHost(const CudaArena& arena, size_t chunk) const;
+  static bool CodedByHost(PresetId preset) {
+    return preset == PresetId::kExact || preset == PresetId::kSeed;
+  }
   // All of it, with waiting.
   absl::StatusOr<std::vector<ByteVector>> Encode(const CudaArena& arena, cudaStream_t stream) const;
 
  private:
   friend class EncodePlanBuilder;
   absl::StatusOr<CudaEncodedBatch::Frame> CollectFrame(const CudaArena& arena, size_t chunk) const;
-  absl::StatusOr<CudaEncodedBatch::Frame> CollectExact(const CudaArena& arena, size_t chunk) const;
-  absl::StatusOr<CudaEncodedBatch::Frame> CollectSeed(const CudaArena& arena, size_t chunk) const;
-  absl::StatusOr<CudaEncodedBatch::Frame> EncodeByHost(size_t chunk) const;
+  absl::StatusOr<CudaEncodedBatch::Frame> EncodeByHost(const CudaHostChunk& chunk) const;
+  // As it was before it was encoded.
+  absl::StatusOr<CudaHostChunk> WholeChunk(size_t chunk) const;
 
   // What Collect needs of a chunk.
   struct Chunk {

@@ -176,12 +176,16 @@ absl::Status PlanBuilder::AddLayer(uint32_t layer, ByteSpan bytes) {
   const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
   const bool exact = now_->header.stages & kStageExact;
   if (now_->header.stages & kStageSeed) {
-    const UnitShape* shapes = shapes_[layer].units.data();
-    for (size_t p = 0; p < planes.size(); ++p) {
-      if (planes[p].role == PlaneRole::kOpaque) continue;
-      LKV_RETURN_IF_ERROR(AddSeedPlane(layer, p, shapes, in));
-      shapes += planes[p].heads;
+    SeedLayer own;
+    const SeedLayers* before = now_->chunk->seed;
+    if (before == nullptr) {
+      LKV_ASSIGN_OR_RETURN(own, ReadSeedLayer(layout_.layers[layer], now_->rows, bytes));
+    } else if (before->layers.size() != now_->end_layer - now_->first_layer) {
+      return absl::InvalidArgumentError("other seed layers were read than are decoded");
     }
+    const SeedLayer& read = before ? before->layers[layer - now_->first_layer] : own;
+    LKV_RETURN_IF_ERROR(AddSeedLayer(layer, read, bytes));
+    in.GetBytes(read.opaque_at);
   } else if (!exact) {
     if (now_->header.stages & kStageMass) LKV_RETURN_IF_ERROR(ReadOffsets(in));
     LKV_ASSIGN_OR_RETURN(const std::vector<TileSpan> tiles, ReadTiles(shapes_[layer].refs, in));
@@ -283,14 +287,26 @@ cuda::UnitTask& PlanBuilder::AddPlainTile(const PlaneSpec& spec, const DevicePla
   return unit;
 }
 
+absl::Status PlanBuilder::AddSeedLayer(uint32_t layer, const SeedLayer& read, ByteSpan bytes) {
+  const std::vector<PlaneSpec>& planes = layout_.layers[layer].planes;
+  const UnitShape* shapes = shapes_[layer].units.data();
+  auto next = read.planes.begin();
+  for (size_t p = 0; p < planes.size(); ++p) {
+    if (planes[p].role == PlaneRole::kOpaque) continue;
+    LKV_RETURN_IF_ERROR(AddSeedPlane(layer, p, shapes, *next++, bytes));
+    shapes += planes[p].heads;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PlanBuilder::AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes,
-                                       ByteReader& in) {
+                                       const SeedLayer::Plane& read, ByteSpan bytes) {
   const PlaneSpec& spec = layout_.layers[layer].planes[plane];
   const DevicePlane& to = now_->chunk->planes[layer][plane];
   const uint32_t tokens = now_->rows, dim = spec.head_dim;
   const size_t vector_bytes = dim * DTypeBytes(spec.dtype);
-  ByteSpan raw_vectors;
-  LKV_ASSIGN_OR_RETURN(const SeedPlane coded, ReadSeedPlane(spec, tokens, in, raw_vectors));
+  const SeedPlane& coded = read.coded;
+  const ByteSpan raw_vectors = bytes.subspan(read.raw_at, read.raw_bytes);
   size_t copies_at = RoundUp(copies_.size(), 16);
   copies_.resize(copies_at + raw_vectors.size());
   std::copy(raw_vectors.begin(), raw_vectors.end(), copies_.data() + copies_at);

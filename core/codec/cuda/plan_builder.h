@@ -11,6 +11,7 @@
 #include "core/codec/cuda/rope_tables.h"
 #include "core/codec/cuda/seed_tasks.h"
 #include "core/codec/frame_format.h"
+#include "core/codec/seed_codec.h"
 #include "core/codec/tile_format.h"
 
 namespace latticekv {
@@ -61,8 +62,10 @@ class PlanBuilder {
   absl::Status ReadOffsets(ByteReader& in);
   absl::Status AddTile(uint32_t layer, size_t first_unit, const TileSpan& span);
   absl::Status AddExactPlane(uint32_t layer, size_t plane, ByteReader& in);
-  // `shapes`: of the plane's heads.
-  absl::Status AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes, ByteReader& in);
+  absl::Status AddSeedLayer(uint32_t layer, const SeedLayer& read, ByteSpan bytes);
+  // `shapes`: of the plane's heads; `bytes`: the layer's.
+  absl::Status AddSeedPlane(uint32_t layer, size_t plane, const UnitShape* shapes,
+                            const SeedLayer::Plane& read, ByteSpan bytes);
   // What a layer holds of evicted tokens: zeros.
   void AddZeros(uint32_t layer);
   // Vectors of a head that are copied, `bytes_at` in the region of those.

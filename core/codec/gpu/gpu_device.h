@@ -4,6 +4,7 @@
 #define LATTICEKV_CORE_CODEC_GPU_GPU_DEVICE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "core/codec/gpu/device_planes.h"
 
 namespace latticekv {
+
+struct SeedLayers;
 
 struct GpuOptions {
   int device = 0;
@@ -76,6 +79,10 @@ struct GpuEncodeJob {
   size_t raw_bytes = 0;
   absl::Status status;
   size_t frame_bytes = 0;
+  // What is left for CPUs of a chunk that zstd codes: makes the frame, instead of `pinned` holding
+  // one. For a thread that is no lane's, which would be kept from the device's work. Refers to the
+  // batch's layout and profile.
+  std::function<absl::StatusOr<ByteVector>(const LayerRunner*)> finish;
 };
 
 // Layers of a frame to decode.
@@ -84,6 +91,7 @@ struct GpuDecodeJob {
   uint32_t tokens = 0;
   uint32_t first_layer = 0;
   uint32_t layers = 0;
+  std::shared_ptr<const SeedLayers> seed;  // of seed frames: these layers, read
   // Page-locked memory for raw bytes, [layer][plane] contiguous; empty: only find out whether the
   // frame decodes.
   MutableByteSpan pinned;
@@ -98,6 +106,7 @@ struct GpuEncodeBatch {
   const ModelProfile* profile = nullptr;
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
+  SeedOptions seed;
   std::vector<GpuEncodeJob*> jobs;
 };
 struct GpuDecodeBatch {

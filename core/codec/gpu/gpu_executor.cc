@@ -9,6 +9,7 @@
 #include "core/base/status_macros.h"
 #include "core/base/thread_time.h"
 #include "core/codec/frame_format.h"
+#include "core/codec/seed_codec.h"
 
 namespace latticekv {
 namespace {
@@ -74,6 +75,7 @@ struct GpuExecutor::Job {
   std::shared_ptr<const void> frame_owner;
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
+  SeedOptions seed;
   size_t raw_bytes = 0;
   size_t room_at = 0;
   GpuEncodeJob encode;
@@ -253,10 +255,8 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
                                                   ByteVector* frame) {
   const EncodeOptions& options = request.options;
   const bool on_device = request.placement != nullptr;
-  // Exact frames are copies that zstd makes smaller, on a CPU either way. The seed kernels have not
-  // run on a device yet (docs/seed.md).
-  if ((options.preset == PresetId::kExact && !on_device) || options.preset == PresetId::kSeed ||
-      options.mass.data != nullptr) {
+  // Exact frames are copies that zstd makes smaller, on a CPU either way.
+  if ((options.preset == PresetId::kExact && !on_device) || options.mass.data != nullptr) {
     return Count(GpuFallback::kUnsupported);
   }
   const size_t raw_bytes = request.layout->token_bytes() * request.tokens;
@@ -267,6 +267,7 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
   job->profile = request.profile;
   job->preset = options.preset;
   job->stats = options.stats;
+  job->seed = options.seed;
   job->raw_bytes = raw_bytes;
   job->encode.tokens = request.tokens;
   job->encode.start_position = options.start_position;
@@ -280,18 +281,23 @@ std::optional<GpuFallback> GpuExecutor::RunEncode(const GpuEncodeRequest& reques
   job->encode.pinned = RoomOf(*job, bytes);
   if (!on_device) std::memcpy(job->encode.pinned.data(), request.raw.data(), raw_bytes);
   if (const auto why = Wait(job)) return Count(*why);
-  const std::byte* from = job->encode.pinned.data();
-  frame->assign(from, from + job->encode.frame_bytes);
-  GiveRoomBack(job);
+  if (job->encode.finish) {
+    GiveRoomBack(job);
+    auto finished = job->encode.finish(options.runner);
+    if (!finished.ok()) return Count(FallbackOf(finished.status()));
+    *frame = *std::move(finished);
+  } else {
+    const std::byte* from = job->encode.pinned.data();
+    frame->assign(from, from + job->encode.frame_bytes);
+    GiveRoomBack(job);
+  }
   ++encodes_done_;
   return std::nullopt;
 }
 
 std::optional<GpuFallback> GpuExecutor::RunDecode(const GpuDecodeRequest& request) {
   const bool on_device = request.placement != nullptr;
-  if ((request.preset == PresetId::kExact && !on_device) || request.preset == PresetId::kSeed) {
-    return Count(GpuFallback::kUnsupported);
-  }
+  if (request.preset == PresetId::kExact && !on_device) return Count(GpuFallback::kUnsupported);
   const Layout& layout = *request.layout;
   const size_t raw_bytes = RawBytes(layout, request.tokens, request.first_layer, request.layers);
   if (raw_bytes < options_.min_job_bytes && !on_device) return Count(GpuFallback::kSmall);
@@ -305,6 +311,12 @@ std::optional<GpuFallback> GpuExecutor::RunDecode(const GpuDecodeRequest& reques
   job->decode.layers = request.layers;
   job->decode.raw_bytes = raw_bytes;
   job->decode.placement = request.placement;
+  if (request.preset == PresetId::kSeed) {
+    // Here, since the lanes' threads are few.
+    auto read = ReadSeedLayers(layout, request.frame, request.first_layer, request.layers);
+    if (!read.ok()) return Count(FallbackOf(read.status()));
+    job->decode.seed = std::make_shared<const SeedLayers>(*std::move(read));
+  }
   // A whole frame comes up from the ring; single layers, much smaller, from where they are.
   const bool whole = request.layers == layout.layers.size();
   const size_t out_bytes = request.out.empty() ? 0 : raw_bytes;
@@ -380,7 +392,8 @@ std::vector<GpuExecutor::JobPtr> GpuExecutor::NextBatchLocked() {
       const bool fits = batch.empty() || bytes + job.raw_bytes <= options_.batch_bytes;
       const bool alike =
           batch.empty() || (job.layout == batch[0]->layout && job.profile == batch[0]->profile &&
-                            job.preset == batch[0]->preset && job.stats == batch[0]->stats);
+                            job.preset == batch[0]->preset && job.stats == batch[0]->stats &&
+                            job.seed == batch[0]->seed);
       if (!fits || !alike) {
         ++it;
         continue;
@@ -438,6 +451,7 @@ absl::Status GpuExecutor::RunEncodes(GpuLane& lane, std::span<const JobPtr> jobs
   batch.profile = jobs.front()->profile.get();
   batch.preset = jobs.front()->preset;
   batch.stats = jobs.front()->stats;
+  batch.seed = jobs.front()->seed;
   for (const JobPtr& job : jobs) batch.jobs.push_back(&job->encode);
   return lane.Encode(batch);
 }

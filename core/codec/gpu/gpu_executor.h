@@ -54,8 +54,8 @@ struct GpuEncodeRequest {
   std::shared_ptr<const Layout> layout;
   std::shared_ptr<const ModelProfile> profile;  // may be null; options.profile is not looked at
   uint32_t tokens = 0;
-  EncodeOptions options;
-  ByteSpan raw;                                   // as RawChunkViews has it
+  EncodeOptions options;  // its runner helps with what the device leaves to CPUs
+  ByteSpan raw;           // as RawChunkViews has it
   std::shared_ptr<const GpuPlacement> placement;  // of EncodeFrom: where the chunk is
 };
 
