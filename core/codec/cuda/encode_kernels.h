@@ -16,8 +16,10 @@ extern template cudaError_t LaunchShape<true, true>(const EncodeLaunch&, int, cu
 extern template cudaError_t LaunchShape<true, false>(const EncodeLaunch&, int, cudaStream_t);
 extern template cudaError_t LaunchShape<false, true>(const EncodeLaunch&, int, cudaStream_t);
 extern template cudaError_t LaunchShape<false, false>(const EncodeLaunch&, int, cudaStream_t);
-// The fused kernel's units, before the others.
+// The fused kernels' units, before the others; LaunchFusedOwn for statistics that are not simply the
+// profile's.
 cudaError_t LaunchFused(const EncodeLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchFusedOwn(const EncodeLaunch& launch, cudaStream_t stream);
 inline cudaError_t LaunchUnits(const EncodeLaunch& launch, cudaStream_t stream) {
   cudaError_t error = LaunchFused(launch, stream);
   if (error == cudaSuccess) error = LaunchShape<true, true>(launch, kPairedSingle, stream);

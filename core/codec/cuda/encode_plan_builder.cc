@@ -41,6 +41,10 @@ void Append(const std::vector<T>& values, size_t count, ByteVector& out) {
   if (values.size() == count) std::memcpy(out.data() + at, values.data(), count * sizeof(T));
 }
 
+bool HasEnergy(const HeadProfile* profile) {
+  return profile != nullptr && !profile->query_energy.empty();
+}
+
 }  // namespace
 
 EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSettings& settings)
@@ -58,12 +62,14 @@ EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSetti
       max_dim_ = std::max<uint32_t>(max_dim_, ref.spec->head_dim);
       const HeadProfile* profile = ProfileOf(l, ref);
       if (settings.preset == PresetId::kSeed) {
-        if (!shape.task.is_key || profile == nullptr || profile->query_energy.empty()) continue;
+        if (!shape.task.is_key || !HasEnergy(profile)) continue;
         shape.energy_at = tables.size();
         Append(profile->query_energy, ref.spec->head_dim, tables);
       } else if (settings.preset != PresetId::kExact) {
         shape.task.model_at = tables.size();
         AppendModel(ref, profile, tables);
+        // Their steps come from the vectors.
+        if (shape.task.is_key && !HasEnergy(profile)) shape.can_fuse = false;
       }
     }
   }
@@ -86,8 +92,9 @@ EncodePlanBuilder::UnitShape EncodePlanBuilder::MakeShape(const PlaneSpec& spec)
   if (unit.pairs > 0) out.rope = ropes_.Add(spec.rope);
   out.slice_shape = paired ? (single ? cuda::kPairedSingle : cuda::kPairedMulti)
                            : (single ? cuda::kPlainSingle : cuda::kPlainMulti);
-  out.can_fuse = settings_.stats == StatsMode::kProfile && out.slice_shape == cuda::kPairedSingle &&
-                 unit.element_bytes == 2;
+  // Sums of own statistics hold eight rows a lane.
+  out.can_fuse = out.slice_shape == cuda::kPairedSingle && unit.element_bytes == 2 &&
+                 (settings_.stats == StatsMode::kProfile || unit.row_lanes <= 8);
   return out;
 }
 
@@ -281,7 +288,7 @@ void EncodePlanBuilder::AppendModel(const UnitRef& ref, const HeadProfile* profi
   cuda::EncodeModel model{};
   model.mean_exponent = head.mean_exponent;
   model.has_statistics = head.has_statistics();
-  model.from_energy = ref.spec->role == PlaneRole::kKey && !head.query_energy.empty();
+  model.from_energy = ref.spec->role == PlaneRole::kKey && HasEnergy(profile);
   model.spread_unit = static_cast<int16_t>(2 * Sixteenths(3 * logit_noise_));
   std::vector<int16_t> steps;
   std::vector<uint64_t> weights;

@@ -32,7 +32,7 @@ struct alignas(16) EncodeUnit {
   uint8_t is_key;
   uint8_t interleaved;
   uint8_t wide_loads;  // 16-byte loads are aligned
-  uint8_t fused;       // in a list of the fused kernel
+  uint8_t fused;       // in a list of the fused kernels
 };
 
 // How a row is dealt to lanes. Paired: a slice is 16 channels, two groups of 8 that hold whole
@@ -44,7 +44,7 @@ enum SliceShape : uint8_t {
   kPlainMulti = 3
 };
 inline constexpr int kSliceShapes = 4;
-// Of the fused kernel: values, then keys; of each f16, then bf16.
+// Of the fused kernels: values, then keys; of each f16, then bf16.
 inline constexpr int kFusedLists = 4;
 
 // What encoding knows of a head before it sees a chunk. Followed by u64 weight[dim] (of squared
@@ -129,7 +129,7 @@ struct EncodeLaunch {
   uint64_t fused_lists_at[kFusedLists];
   uint64_t results_at;  // LayerResult [layers]
   uint64_t output_at;
-  uint64_t counter_at;  // u32: next tile; u32: the fused kernel left units to others
+  uint64_t counter_at;  // u32: next tile; u32: a fused kernel left units to others
   uint32_t unit_lists[kSliceShapes];
   uint32_t fused_lists[kFusedLists];
   uint32_t units, tiles, layers, rope_tasks, gathers;

@@ -15,6 +15,11 @@ struct CodingSources {
   int statistics;  // of means and spreads alike
   int key_step;
 };
+inline constexpr CodingSources kOwnSources{kSourceOwn, kStepSent};
+inline constexpr CodingSources kDifferenceSources{kSourceDifference, kStepProfile};
+inline constexpr CodingSources kProfileSources{kSourceProfile, kStepProfile};
+// Of StatsMode.
+enum : int { kStatsOwn = 0, kStatsProfile = 1, kStatsAuto = 2 };
 
 // The arrays behind an EncodeModel.
 struct ModelArrays {
@@ -188,6 +193,12 @@ class UnitChoice {
       SetSigma(c, ProfileSigma(c));
     }
     ClearSums();
+  }
+
+  // Those of one channel, found earlier; a barrier must follow.
+  __device__ void SetStatistics(uint32_t c, int mean, int sigma) {
+    SetMean(c, mean);
+    SetSigma(c, sigma);
   }
 
   // Own means from the sums of kPassMeans; whether some mean is another than before.

@@ -14,11 +14,6 @@ namespace {
 __device__ const EncodeConstants kConstants = MakeEncodeConstants();
 extern __shared__ __align__(16) unsigned char channel_bytes[];
 
-constexpr CodingSources kOwnSources{kSourceOwn, kStepSent};
-constexpr CodingSources kDifferenceSources{kSourceDifference, kStepProfile};
-constexpr CodingSources kProfileSources{kSourceProfile, kStepProfile};
-enum : int { kStatsOwn = 0, kStatsProfile = 1 };
-
 template <bool kPaired, bool kSingle>
 struct UnitEncoder {
   UnitPasses<kPaired, kSingle>& passes;
@@ -113,11 +108,13 @@ struct UnitBlock {
 __device__ inline bool IsPending(const EncodeLaunch& launch, uint32_t index, bool one_pass) {
   const unsigned char* arena = launch.arena_dev;
   const EncodeUnit& unit = reinterpret_cast<const EncodeUnit*>(arena + launch.units_at)[index];
-  const uint8_t pending = reinterpret_cast<const UnitResult*>(arena + unit.result_at)->pending;
-  return one_pass ? !unit.fused : pending != 0;
+  if (one_pass) return !unit.fused;
+  const bool taken_before = unit.fused || launch.stats == kStatsProfile;
+  return !taken_before ||
+         reinterpret_cast<const UnitResult*>(arena + unit.result_at)->pending != 0;
 }
 
-// The units of a list that the fused kernel takes first are looked at by few blocks, which have
+// The units of a list that a fused kernel takes first are looked at by few blocks, which have
 // nothing to do when it left none.
 struct UnitList {
   uint64_t at;
@@ -165,7 +162,7 @@ __device__ void EncodeInOnePass(const EncodeLaunch& launch, uint32_t index, Unit
 
 template <bool kPaired, bool kSingle>
 __device__ void EncodeInPasses(const EncodeLaunch& launch, uint32_t index, UnitShared& shared) {
-  if (launch.stats == kStatsProfile && !IsPending(launch, index, false)) return;
+  if (!IsPending(launch, index, false)) return;
   UnitBlock<kPaired, kSingle> block(launch, index, shared);
   block.Start(shared);
   block.passes.template Run<kPassLoad>();
