@@ -68,8 +68,13 @@ EncodePlanBuilder::EncodePlanBuilder(const Layout& layout, const CudaEncodeSetti
       } else if (settings.preset != PresetId::kExact) {
         shape.task.model_at = tables.size();
         AppendModel(ref, profile, tables);
-        // Their steps come from the vectors.
-        if (shape.task.is_key && !HasEnergy(profile)) shape.can_fuse = false;
+        if (shape.task.is_key && HasEnergy(profile)) {
+          shape.fused_list = cuda::kFusedKeysByEnergy;
+        } else if (shape.task.is_key) {
+          // Their steps come from the vectors.
+          shape.fused_list = cuda::kFusedKeysBySpread;
+          if (settings.stats == StatsMode::kProfile) shape.can_fuse = false;
+        }
       }
     }
   }
@@ -276,7 +281,7 @@ void EncodePlanBuilder::AddUnit(const UnitRef& ref, const UnitShape& shape,
   unit.result_at = result_bytes_;
   result_bytes_ += ResultBytes(unit.dim);
   unit.fused = shape.can_fuse && unit.wide_loads;
-  if (unit.fused) fused_[2 * unit.is_key + unit.is_bf16].push_back(index);
+  if (unit.fused) fused_[shape.fused_list + unit.is_bf16].push_back(index);
   lists_[shape.slice_shape].push_back(index);
 }
 

@@ -31,6 +31,7 @@ class EncodePlanBuilder {
     int slice_shape = 0;
     uint32_t rope = 0;  // of keys with rotary embedding
     bool can_fuse = false;
+    uint8_t fused_list = cuda::kFusedValues;
     uint64_t energy_at = kNoEnergy;  // in the tables: query energy, for the seed stages
   };
   struct LayerShape {

@@ -44,8 +44,13 @@ enum SliceShape : uint8_t {
   kPlainMulti = 3
 };
 inline constexpr int kSliceShapes = 4;
-// Of the fused kernels: values, then keys; of each f16, then bf16.
-inline constexpr int kFusedLists = 4;
+// Of the fused kernels: of each f16, then bf16.
+enum FusedList : uint8_t {
+  kFusedValues = 0,
+  kFusedKeysByEnergy = 2,  // whose steps come from the model's query energy
+  kFusedKeysBySpread = 4   // from their own spread; not with the profile's statistics
+};
+inline constexpr int kFusedLists = 6;
 
 // What encoding knows of a head before it sees a chunk. Followed by u64 weight[dim] (of squared
 // errors in steps, keys with query energy), i32 mean[dim], i16 log2_sigma_16[dim], i16 step[dim]

@@ -25,11 +25,27 @@ struct SliceConstants {
   float4* offset;   // 64 * mean
   float4* step;     // step / 256
   float4* bound;    // largest |q2|; negative where low bits are raw, and minus it is no point then
+  // Where points are costed as they are found: the cost of 0 in the channel's table of integers, as
+  // an index into EncodeConstants::cost, and raw low bits << 16; and a copy of those costs.
+  uint4* code = nullptr;
+  uint16_t* costs = nullptr;
   __device__ SliceConstants(unsigned char* at, uint32_t dim) {
     inverse = reinterpret_cast<float4*>(at);
     offset = inverse + dim / 4;
     step = offset + dim / 4;
     bound = step + dim / 4;
+  }
+  static constexpr uint32_t Bytes(uint32_t dim) { return 16 * dim; }
+  // With code and costs; copies these. A barrier must follow.
+  static constexpr uint32_t BytesWithCosts(uint32_t dim) {
+    return Bytes(dim) + 4 * dim + sizeof(EncodeConstants::cost);
+  }
+  __device__ void AddCosts(const EncodeConstants& constants, uint32_t dim) {
+    code = reinterpret_cast<uint4*>(bound + dim / 4);
+    costs = reinterpret_cast<uint16_t*>(code + dim / 4);
+    for (uint32_t i = threadIdx.x; i < kTableIds * kSymbolSpan; i += kUnitThreads) {
+      costs[i] = (&constants.cost[0][0])[i];
+    }
   }
 };
 
@@ -72,7 +88,9 @@ __device__ float Part(const float4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-template <bool kKey, bool kBf16>
+// kByChannel: steps are the channels' own, and so are sums of errors; else they are the rows'. So
+// are those of keys whose channels all have the same.
+template <bool kKey, bool kBf16, bool kByChannel = kKey>
 class FusedRows {
  public:
   // `row_at` is where rows begin, counted from the head's first element.
@@ -112,6 +130,40 @@ class FusedRows {
     __syncthreads();
   }
 
+  // Of keys: marks the rows that have to be raw, and the bits of the others' largest number into
+  // shared.largest. A barrier must follow.
+  __device__ void FindLargest() {
+    uint32_t largest = 0;
+    ForEachRow([&](uint32_t t, const Words& words) {
+      float y[16];
+      float row_inverse = 1, row_step = 1;
+      bool raw = StartRow<false>(t, words, y, row_inverse, row_step);
+      raw = MarkNotFinite(t, y, raw);
+      if (raw || !active_) return;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) largest = max(largest, __float_as_uint(fabsf(y[i])));
+    });
+    PublishAny();
+    largest = __reduce_max_sync(kEveryLane, largest);
+    if (threadIdx.x % 32 == 0) atomicMax(&shared_.largest, largest);
+  }
+
+  // The lane's channels' sums, or sums of squares, for the spread of keys, at most eight rows a lane.
+  template <bool kSquares>
+  __device__ void AddSpread(uint32_t (&sums)[16]) {
+    const float scale = IntegerScale(ExponentOfBits(shared_.largest));
+    ForEachRow([&](uint32_t t, const Words& words) {
+      float y[16];
+      float row_inverse = 1, row_step = 1;
+      if (StartRow<false>(t, words, y, row_inverse, row_step) || !active_) return;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const auto v = static_cast<uint32_t>(RoundSmall(__fmul_rn(y[i], scale)));
+        sums[i] += kSquares ? v * v : v;
+      }
+    });
+  }
+
   // The lane's channels' sums for own means, in 1/16 step; marks keys' rows that have to be raw.
   // Needs the constants' inverse.
   __device__ void AddMeans(uint32_t (&sums)[16]) {
@@ -119,15 +171,12 @@ class FusedRows {
       float y[16];
       float row_inverse = 1, row_step = 1;
       bool raw = StartRow<false>(t, words, y, row_inverse, row_step);
-      if (kKey && RowAny(!AllFinite(y), lanes_) && !raw) {
-        raw = true;
-        if (sub_ == 0) shared_.given_raw[t] = shared_.raw[t] = 1;
-      }
+      if (kKey) raw = MarkNotFinite(t, y, raw);
       if (raw || !active_) return;
 #pragma unroll
       for (int quad = 0; quad < 4; ++quad) {
         float4 inverse = {row_inverse, row_inverse, row_inverse, row_inverse};
-        if constexpr (kKey) inverse = c_.inverse[quad * u_.slices + sub_];
+        if constexpr (kByChannel) inverse = c_.inverse[quad * u_.slices + sub_];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int n = 4 * quad + i;
@@ -167,12 +216,15 @@ class FusedRows {
   template <bool kMark>
   __device__ void Run(bool low_bits, uint32_t (&sums)[16]) {
     low_bits_ = low_bits;
-    halves_ = 0;
+    halves_ = cost_ = 0;
     ForEachRow([&](uint32_t t, const Words& words) { Row<kMark>(t, words, sums); });
     PublishAny();
     const uint32_t halves = __reduce_add_sync(kEveryLane, halves_);
     if (threadIdx.x % 32 == 0) atomicAdd(&shared_.halves, halves);
   }
+
+  // Of the lane's points in the last Run, in 1/256 bit, cosets left out; with the constants' costs.
+  __device__ uint32_t cost() const { return cost_; }
 
   // Adds the lanes' sums to those of their channels; a barrier must follow.
   __device__ void AddTo(uint32_t* of_channels, const uint32_t (&sums)[16]) const {
@@ -218,7 +270,14 @@ class FusedRows {
   // As large as rounds to the limit.
   __device__ static bool IsTooFar(float largest) { return largest >= kRoundLimitInteger - 0.5f; }
 
-  // The slice's numbers before rotary embedding, and steps of values. Returns whether the row is
+  // Marks rows of keys that have to be raw; returns whether this one is.
+  __device__ bool MarkNotFinite(uint32_t t, const float (&y)[16], bool raw) {
+    if (!RowAny(!AllFinite(y), lanes_) || raw) return raw;
+    if (sub_ == 0) shared_.given_raw[t] = shared_.raw[t] = 1;
+    return true;
+  }
+
+  // The slice's numbers before rotary embedding, and steps that are the row's. Returns whether the row is
   // raw so far.
   template <bool kMark>
   __device__ bool StartRow(uint32_t t, const Words& words, float (&y)[16], float& row_inverse,
@@ -236,6 +295,7 @@ class FusedRows {
       } else if (!raw) {
         raw = shared_.raw[t];
       }
+      if constexpr (!kByChannel) row_inverse = c_.inverse[0].x, row_step = c_.step[0].x;
     } else if (t < tokens_) {
       raw = kMark ? shared_.given_raw[t] : shared_.raw[t];
       const int step = shared_.row_step[t];
@@ -254,6 +314,8 @@ class FusedRows {
     uint32_t q2[16];
     raw = RowAny(IsTooFar(Quantise(y, row_inverse, q2)), lanes_) || raw;
     if (valid && !raw) Store(t, q2);
+    uint32_t cost = 0;
+    if (!kMark && c_.costs != nullptr) cost = low_bits_ ? CostOf<true>(q2) : CostOf<false>(q2);
     bool out = false;
     float number[16];
     Rebuild(q2, row_step, number, out);
@@ -262,7 +324,10 @@ class FusedRows {
     raw |= marks;
     if (t < tokens_ && sub_ == 0) shared_.raw[t] = raw;
     if constexpr (kKey) Rotate(t, number);
-    if (!raw && active_) halves_ += (q2[0] & 1) + (q2[8] & 1);
+    if (!raw && active_) {
+      halves_ += (q2[0] & 1) + (q2[8] & 1);
+      cost_ += cost;
+    }
     Measure(t, raw || !active_, words, number, row_inverse, sums);
   }
 
@@ -348,7 +413,7 @@ class FusedRows {
       for (int h = 0; h < 2; ++h) {
         const uint32_t at = (2 * g + h) * u_.slices + slice;
         float4 inverse = {row_inverse, row_inverse, row_inverse, row_inverse};
-        if constexpr (kKey) inverse = c_.inverse[at];
+        if constexpr (kByChannel) inverse = c_.inverse[at];
         const float4 offset = c_.offset[at];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -361,6 +426,30 @@ class FusedRows {
       NearestPoint(bits, q2 + 8 * g);
     }
     return active_ ? largest : 0;
+  }
+
+  // UnitChoice::PointCost of the slice; points beyond their tables may cost anything.
+  template <bool kLowBits>
+  __device__ uint32_t CostOf(const uint32_t (&q2)[16]) const {
+    uint32_t cost = 0;
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad) {
+      const uint4 codes = c_.code[quad * u_.slices + (active_ ? sub_ : 0)];
+      const uint32_t code[4] = {codes.x, codes.y, codes.z, codes.w};
+      const int half = static_cast<int>(q2[quad / 2 * 8] & 1);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int k = static_cast<int>(q2[4 * quad + i] - kMagicBits) >> 1;
+        const int low = kLowBits ? static_cast<int>(code[i] >> 16) : 0;
+        const bool last = quad % 2 == 1 && i == 3;
+        int id = half || low > 0 ? 3 : 0;
+        if (last && low == 0) id += kEven + (k & 1);
+        const int symbol = ClampValue(k >> low, -kSymbolOffset, kSymbolOffset);
+        cost += c_.costs[static_cast<int>(code[i] & 0xFFFF) + id * kSymbolSpan + symbol];
+        if (kLowBits && low > 0) cost += 256u * static_cast<uint32_t>(low - last);
+      }
+    }
+    return cost;
   }
 
   __device__ void Store(uint32_t t, const uint32_t (&q2)[16]) {
@@ -385,7 +474,7 @@ class FusedRows {
       const uint32_t at = quad * u_.slices + slice;
       const float4 offset = c_.offset[at], bound = c_.bound[at];
       float4 step = {row_step, row_step, row_step, row_step};
-      if constexpr (kKey) step = c_.step[at];
+      if constexpr (kByChannel) step = c_.step[at];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float q = __fsub_rn(__uint_as_float(q2[4 * quad + i]), kMagic);
@@ -430,7 +519,7 @@ class FusedRows {
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
       float4 inverse = {row_inverse, row_inverse, row_inverse, row_inverse};
-      if constexpr (kKey) inverse = c_.inverse[quad * u_.slices + slice];
+      if constexpr (kByChannel) inverse = c_.inverse[quad * u_.slices + slice];
       ThroughDtypePair<kBf16>(number[4 * quad], number[4 * quad + 1]);
       ThroughDtypePair<kBf16>(number[4 * quad + 2], number[4 * quad + 3]);
 #pragma unroll
@@ -438,14 +527,14 @@ class FusedRows {
         const int n = 4 * quad + i;
         const float e = __fmul_rn(__fsub_rn(number[n], x[n]), Part(inverse, i));
         const uint32_t bits = __float_as_uint(__fadd_rn(fminf(fabsf(e), 4095.0f), kMagic)) & 0xFFFF;
-        if constexpr (kKey) {
+        if constexpr (kByChannel) {
           if (!skip) sums[n] += bits * bits;
         } else {
           error[quad / 2] += bits * bits;
         }
       }
     }
-    if constexpr (!kKey) {
+    if constexpr (!kByChannel) {
       const auto add = [](auto a, auto b) { return a + b; };
       unsigned long long both = active_ ? static_cast<unsigned long long>(error[0]) + error[1] : 0;
       both = RowReduce(both, lanes_, add);
@@ -493,7 +582,7 @@ class FusedRows {
   uint32_t high_;             // bytes from there to the others
   const unsigned char* angles_ = reinterpret_cast<const unsigned char*>(kNoTurn);  // of token 0
   uint32_t angle_stride_ = 0;
-  uint32_t any_ = 0, halves_ = 0;
+  uint32_t any_ = 0, halves_ = 0, cost_ = 0;
 };
 
 // What a block of a fused kernel keeps of its unit beside UnitShared.
@@ -529,12 +618,12 @@ __device__ void LeaveUnit(const EncodeLaunch& launch, const EncodeUnit& unit) {
   reinterpret_cast<uint32_t*>(launch.arena_dev + launch.counter_at)[1] = 1;
 }
 
-// Enqueues a fused kernel over list `list`.
+// Enqueues a fused kernel over list `list`, with `constant_bytes` for SliceConstants.
 template <typename Kernel>
 cudaError_t LaunchFusedList(Kernel kernel, const EncodeLaunch& launch, int list,
-                            cudaStream_t stream) {
+                            uint32_t constant_bytes, cudaStream_t stream) {
   if (launch.fused_lists[list] == 0) return cudaSuccess;
-  const int bytes = static_cast<int>(ChannelArrayBytes(launch.max_dim) + 16 * launch.max_dim);
+  const int bytes = static_cast<int>(ChannelArrayBytes(launch.max_dim) + constant_bytes);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
@@ -561,6 +650,11 @@ __device__ bool FillSlices(const EncodeUnit& u, const ChannelArrays& channels,
     const float largest = static_cast<float>(bound & 0xFFFF);
     reinterpret_cast<float*>(out.bound)[at] = low ? -largest : largest;
     low_bits |= low;
+    if (out.costs == nullptr) continue;
+    const SigmaCode code = SigmaCodeOf(channels.sigma[c]);
+    reinterpret_cast<uint32_t*>(out.code)[at] =
+        static_cast<uint32_t>(TableId(code.spread, 0, kAll) * kSymbolSpan + kSymbolOffset) |
+        uint32_t{code.low_bits} << 16;
   }
   return __syncthreads_or(low_bits) != 0;
 }

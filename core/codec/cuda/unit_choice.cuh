@@ -380,7 +380,6 @@ class UnitChoice {
     return BlockSum(cost);
   }
 
- private:
   // Sum over the block's threads, which all get it.
   __device__ uint64_t BlockSum(uint64_t v) {
     if (threadIdx.x == 0) shared_.total = 0;
@@ -393,6 +392,7 @@ class UnitChoice {
     return total;
   }
 
+ private:
   __device__ void SetKeyStep(uint32_t c, int step) {
     ch_.inverse[c] = 256.0f * StepFloat(-step);
     ch_.step[c] = __fmul_rn(StepFloat(step), 0.25f);

@@ -46,10 +46,15 @@ __global__ void __launch_bounds__(kUnitThreads, kFusedBlocks<kKey>)
 
 cudaError_t LaunchFused(const EncodeLaunch& launch, cudaStream_t stream) {
   if (launch.stats != kStatsProfile) return LaunchFusedOwn(launch, stream);
-  cudaError_t error = LaunchFusedList(FusedKernel<false, false>, launch, 0, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedKernel<false, true>, launch, 1, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedKernel<true, false>, launch, 2, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedKernel<true, true>, launch, 3, stream);
+  const uint32_t bytes = SliceConstants::Bytes(launch.max_dim);
+  cudaError_t error = cudaSuccess;
+  const auto add = [&](auto kernel, int list) {
+    if (error == cudaSuccess) error = LaunchFusedList(kernel, launch, list, bytes, stream);
+  };
+  add(FusedKernel<false, false>, kFusedValues);
+  add(FusedKernel<false, true>, kFusedValues + 1);
+  add(FusedKernel<true, false>, kFusedKeysByEnergy);
+  add(FusedKernel<true, true>, kFusedKeysByEnergy + 1);
   return error;
 }
 

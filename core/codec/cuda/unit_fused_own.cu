@@ -12,14 +12,29 @@ struct KeptStatistics {
   uint8_t raw = 0;
 };
 
-template <bool kKey, bool kBf16>
+template <bool kKey, bool kBf16, bool kByChannel>
 struct OwnEncoder {
   const EncodeUnit& unit;
   UnitShared& shared;
   const ChannelArrays& channels;
   const SliceConstants& constants;
   UnitChoice& choice;
-  FusedRows<kKey, kBf16>& rows;
+  FusedRows<kKey, kBf16, kByChannel>& rows;
+
+  // Steps of keys of a model without query energy.
+  __device__ void FindKeySteps() {
+    rows.FindLargest();
+    __syncthreads();
+    uint32_t sums[16] = {};
+    rows.template AddSpread<false>(sums);
+    rows.AddTo(channels.sum32, sums);
+#pragma unroll
+    for (uint32_t& sum : sums) sum = 0;
+    rows.template AddSpread<true>(sums);
+    rows.AddTo(channels.sum64, sums);
+    __syncthreads();
+    choice.SpreadSteps();
+  }
 
   // Means and spreads of the rows that are not raw.
   __device__ void FindStatistics() {
@@ -43,7 +58,7 @@ struct OwnEncoder {
     const bool low_bits = FillSlices(unit, channels, constants);
     uint32_t sums[16] = {};
     rows.template Run<false>(low_bits, sums);
-    if (kKey) rows.AddTo(channels.sum32, sums);
+    if (kByChannel) rows.AddTo(channels.sum32, sums);
     __syncthreads();
   }
 
@@ -64,7 +79,7 @@ struct OwnEncoder {
 
   // Leaves the chosen coding in shared.result, its points in scratch and its errors summed. One call
   // of each pass, so that its code is there once.
-  __device__ void Choose(const int16_t* q2, bool also_profile) {
+  __device__ void Choose(bool also_profile) {
     enum { kFirst, kAgain, kProfile, kBack } turn = kFirst;
     uint64_t own_cost = 0;
     bool as_difference = false;
@@ -93,7 +108,7 @@ struct OwnEncoder {
       }
       if (turn == kProfile) {
         const uint64_t side = choice.MakeCandidate(kProfileSources);
-        if (own_cost >= side + choice.PointCost(q2)) return;
+        if (own_cost >= side + choice.BlockSum(rows.cost())) return;
         turn = kBack;
         continue;
       }
@@ -101,14 +116,15 @@ struct OwnEncoder {
       if (!also_profile) return;
       const uint64_t difference = choice.MakeCandidate(kDifferenceSources);
       as_difference = difference < sent;
-      own_cost = (as_difference ? difference : sent) + choice.PointCost(q2);
+      own_cost = (as_difference ? difference : sent) + choice.BlockSum(rows.cost());
       kept = Keep();
       turn = kProfile;
     }
   }
 };
 
-template <bool kKey, bool kBf16>
+// kByChannel: keys whose steps come from query energy.
+template <bool kKey, bool kBf16, bool kByChannel>
 __global__ void __launch_bounds__(kUnitThreads, 2)
     FusedOwnKernel(EncodeLaunch launch, uint64_t list_at) {
   __shared__ UnitShared shared;
@@ -116,15 +132,17 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
   StartFused(launch, list_at, fused, shared);
   const EncodeUnit& unit = fused.unit;
   const ChannelArrays channels(channel_bytes, unit.dim);
-  const SliceConstants constants(channel_bytes + ChannelArrayBytes(unit.dim), unit.dim);
+  SliceConstants constants(channel_bytes + ChannelArrayBytes(unit.dim), unit.dim);
   UnitChoice choice(kConstants, launch, unit, shared, channels);
-  if (kKey) choice.ModelSteps();
-  FusedRows<kKey, kBf16> rows(launch, unit, shared, constants, fused.row_at);
+  const bool also_profile = launch.stats == kStatsAuto && choice.has_statistics();
+  if (also_profile) constants.AddCosts(kConstants, unit.dim);
+  if (kByChannel) choice.ModelSteps();
+  FusedRows<kKey, kBf16, kByChannel> rows(launch, unit, shared, constants, fused.row_at);
   if constexpr (!kKey) rows.FindSteps(launch.value_unit_16);
   choice.ForgetOutliers();
-  OwnEncoder<kKey, kBf16> encoder{unit, shared, channels, constants, choice, rows};
-  encoder.Choose(reinterpret_cast<const int16_t*>(launch.arena_dev + unit.q2_at),
-                 launch.stats == kStatsAuto && choice.has_statistics());
+  OwnEncoder<kKey, kBf16, kByChannel> encoder{unit, shared, channels, constants, choice, rows};
+  if constexpr (kKey && !kByChannel) encoder.FindKeySteps();
+  encoder.Choose(also_profile);
   if (shared.any == 0) {
     choice.PublishZero();
   } else {
@@ -135,10 +153,17 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
 }  // namespace
 
 cudaError_t LaunchFusedOwn(const EncodeLaunch& launch, cudaStream_t stream) {
-  cudaError_t error = LaunchFusedList(FusedOwnKernel<false, false>, launch, 0, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedOwnKernel<false, true>, launch, 1, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedOwnKernel<true, false>, launch, 2, stream);
-  if (error == cudaSuccess) error = LaunchFusedList(FusedOwnKernel<true, true>, launch, 3, stream);
+  const uint32_t bytes = SliceConstants::BytesWithCosts(launch.max_dim);
+  cudaError_t error = cudaSuccess;
+  const auto add = [&](auto kernel, int list) {
+    if (error == cudaSuccess) error = LaunchFusedList(kernel, launch, list, bytes, stream);
+  };
+  add(FusedOwnKernel<false, false, false>, kFusedValues);
+  add(FusedOwnKernel<false, true, false>, kFusedValues + 1);
+  add(FusedOwnKernel<true, false, true>, kFusedKeysByEnergy);
+  add(FusedOwnKernel<true, true, true>, kFusedKeysByEnergy + 1);
+  add(FusedOwnKernel<true, false, false>, kFusedKeysBySpread);
+  add(FusedOwnKernel<true, true, false>, kFusedKeysBySpread + 1);
   return error;
 }
 
