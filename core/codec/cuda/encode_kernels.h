@@ -16,8 +16,8 @@ extern template cudaError_t LaunchShape<true, true>(const EncodeLaunch&, int, cu
 extern template cudaError_t LaunchShape<true, false>(const EncodeLaunch&, int, cudaStream_t);
 extern template cudaError_t LaunchShape<false, true>(const EncodeLaunch&, int, cudaStream_t);
 extern template cudaError_t LaunchShape<false, false>(const EncodeLaunch&, int, cudaStream_t);
-// The fused kernels' units, before the others; LaunchFusedOwn for statistics that are not simply the
-// profile's.
+// The fused kernels' units, before the others; LaunchFusedOwn for statistics that are not simply
+// the profile's.
 cudaError_t LaunchFused(const EncodeLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchFusedOwn(const EncodeLaunch& launch, cudaStream_t stream);
 inline cudaError_t LaunchUnits(const EncodeLaunch& launch, cudaStream_t stream) {
