@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdio>
 #include <set>
 
@@ -80,6 +82,8 @@ TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
     SCOPED_TRACE(layout.model);
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     const ModelProfile energy_only = MakeSampleProfile(layout, 3, false);
+    // What a daemon learns for a model of which it was told nothing.
+    const ModelProfile statistics_only = MakeSampleProfile(layout, 3, true, false);
     std::vector<SampleChunk> chunks;
     for (uint32_t tokens : {1, 33, 256}) chunks.push_back(MakeSampleChunk(layout, tokens, 7));
     const std::vector<EncodeInput> inputs = {
@@ -90,6 +94,7 @@ TEST_F(CudaEncodeTest, SameBytesForNamedLayouts) {
       }
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, nullptr}, inputs);
       ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, &energy_only}, inputs);
+      ExpectSameFrames(layout, {preset.id, StatsMode::kAuto, &statistics_only}, inputs);
     }
   }
 }
@@ -185,16 +190,39 @@ TEST_F(CudaEncodeTest, SameBytesForRandomLayouts) {
   }
 }
 
+// Of f16, what is beyond its range is infinite.
+void StoreHardElement(DType dtype, float v, std::byte* at) {
+  const auto bits = std::bit_cast<uint32_t>(v);
+  if (dtype == DType::kF32) {
+    StoreLe<float>(at, v);
+  } else if (dtype == DType::kBF16) {
+    StoreLe<uint16_t>(at, static_cast<uint16_t>(bits >> 16));
+  } else if (std::isnan(v) || std::abs(v) > 65504) {
+    StoreLe<uint16_t>(at, static_cast<uint16_t>(bits >> 16 & 0x8000) |
+                              static_cast<uint16_t>(std::isnan(v) ? 0x7E00 : 0x7C00));
+  } else {
+    StoreRow(dtype, &v, 1, at);
+  }
+}
+
 TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
-  for (const uint32_t rotary : {64u, 0u, 20u}) {
-    const RopeSpec rope = rotary ? RopeSpec{RopeStyle::kNeox, rotary, 10000.0, {}} : RopeSpec{};
-    const Layout layout = MakeUniformLayout("test", 1, 2, 64, DType::kF32, rope);
+  struct Shape {
+    DType dtype;
+    uint32_t head_dim, rotary;
+  };
+  for (const Shape& shape :
+       {Shape{DType::kF32, 64, 64}, Shape{DType::kF32, 64, 0}, Shape{DType::kF32, 64, 20},
+        Shape{DType::kF16, 64, 64}, Shape{DType::kF16, 128, 64}, Shape{DType::kBF16, 64, 64}}) {
+    const RopeSpec rope =
+        shape.rotary ? RopeSpec{RopeStyle::kNeox, shape.rotary, 10000.0, {}} : RopeSpec{};
+    const Layout layout = MakeUniformLayout("test", 1, 2, shape.head_dim, shape.dtype, rope);
+    const size_t element_bytes = DTypeBytes(shape.dtype);
     const ModelProfile profile = MakeSampleProfile(layout, 3, true);
     std::vector<SampleChunk> chunks;
     Random random(1);
     for (int kind = 0; kind < 8; ++kind) {
       SampleChunk chunk{layout, 50, ByteVector(layout.token_bytes() * 50)};
-      for (size_t i = 0; i < chunk.raw.size() / 4; ++i) {
+      for (size_t i = 0; i < chunk.raw.size() / element_bytes; ++i) {
         const float bell = random.Bell();
         const float values[] = {0.0f,
                                 -0.0f,
@@ -204,7 +232,7 @@ TEST_F(CudaEncodeTest, HardInputGivesTheSameBytes) {
                                 bell * (i % 997 == 0 ? 1e4f : 1.0f),
                                 i % 1013 == 0 ? std::numeric_limits<float>::quiet_NaN() : bell,
                                 i / 64 % 5 == 0 ? 0.0f : bell * (i % 64 == 7 ? 900.0f : 0.01f)};
-        StoreLe<float>(&chunk.raw[4 * i], values[kind]);
+        StoreHardElement(shape.dtype, values[kind], &chunk.raw[element_bytes * i]);
       }
       chunks.push_back(std::move(chunk));
     }

@@ -92,7 +92,7 @@ std::vector<float> RandomMass(size_t count, Random& random) {
   return out;
 }
 
-ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics) {
+ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics, bool energy) {
   Random random(seed);
   ProfileStatistics s;
   for (const LayerSpec& layer : layout.layers) {
@@ -100,7 +100,7 @@ ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statist
       if (plane.role == PlaneRole::kOpaque) continue;
       const bool key = plane.role == PlaneRole::kKey;
       for (uint32_t i = 0; i < plane.heads * plane.head_dim; ++i) {
-        if (key && i % 2 == 0) {
+        if (key && energy && i % 2 == 0) {
           s.query_energy.push_back(static_cast<float>(1u << random.Below(5)) * 0.25f);
         }
         if (!statistics) continue;
@@ -109,7 +109,7 @@ ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statist
       }
     }
   }
-  s.query_energy = EnergyPerChannel(layout, s.query_energy);
+  if (energy) s.query_energy = EnergyPerChannel(layout, s.query_energy);
   return *MakeProfile(layout, s);
 }
 

@@ -42,8 +42,9 @@ std::vector<SampleChunk> MakeHardChunks(const Layout& layout, uint32_t tokens);
 // Attention over six orders of magnitude, some of it none at all.
 std::vector<float> RandomMass(size_t count, Random& random);
 
-// A profile with query energy and, if asked for, rough statistics for the layout's k and v planes.
-ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics);
+// A profile with, if asked for, rough statistics and query energy for the layout's k and v planes.
+ModelProfile MakeSampleProfile(const Layout& layout, uint64_t seed, bool statistics,
+                               bool energy = true);
 
 // Whether the errors that an encoder counted in a frame are within its contract; false for what is
 // no frame.

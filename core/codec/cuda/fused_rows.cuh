@@ -302,6 +302,7 @@ class FusedRows {
       row_inverse = 256.0f * StepFloat(-step);
       row_step = 0.00390625f * StepFloat(step);
     }
+    if constexpr (!kMark) __syncwarp();  // every lane has read the mark that may be set now
     return raw;
   }
 
