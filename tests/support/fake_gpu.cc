@@ -116,7 +116,7 @@ class FakeLane final : public GpuLane {
     EncodeOptions options;
     options.preset = batch.preset;
     options.stats = batch.stats;
-    options.profile = batch.profile;
+    options.profile = batch.profile.get();
     options.seed = batch.seed;
     options.start_position = job->start_position;
     options.exact_tokens = job->exact_tokens;
@@ -150,7 +150,7 @@ class FakeLane final : public GpuLane {
   // As the real one: what the frame's headers and checksums tell refuses the whole batch.
   absl::Status DecodeOne(const GpuDecodeBatch& batch, GpuDecodeJob* job) {
     const Layout& layout = *batch.layout;
-    auto decoder = FrameDecoder::Open(job->frame, layout, batch.profile);
+    auto decoder = FrameDecoder::Open(job->frame, layout, batch.profile.get());
     if (!decoder.ok()) return decoder.status();
     job->status = absl::OkStatus();
     if (job->placement) {

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -45,6 +47,41 @@ absl::Status TooLarge(size_t device_bytes, size_t pinned_bytes) {
                                                    " bytes on the device and ", pinned_bytes,
                                                    " page-locked ones, more than its lane has"));
 }
+
+// A planner and its plan, kept for batches of the layout, profile and settings they were made for.
+template <typename Planner, typename Plan, typename Settings>
+struct KeptPlanner {
+  // Of what they are for, which may end before: another object is never taken for one of these.
+  std::weak_ptr<const Layout> layout;
+  std::weak_ptr<const ModelProfile> profile;
+  Settings settings;
+  std::optional<Planner> planner;
+  Plan plan;
+
+  bool IsFor(const std::shared_ptr<const Layout>& of_layout,
+             const std::shared_ptr<const ModelProfile>& of_profile,
+             const Settings& with_settings) const {
+    return planner && IsSame(layout, of_layout) && IsSame(profile, of_profile) &&
+           settings == with_settings;
+  }
+
+ private:
+  template <typename T>
+  static bool IsSame(const std::weak_ptr<T>& kept, const std::shared_ptr<T>& now) {
+    return !kept.owner_before(now) && !now.owner_before(kept) && kept.lock() == now;
+  }
+};
+
+// What of CudaEncodeSettings is no pointer.
+struct EncoderSettings {
+  PresetId preset = kDefaultPreset;
+  StatsMode stats = StatsMode::kAuto;
+  SeedOptions seed;
+  bool operator==(const EncoderSettings&) const = default;
+};
+struct DecoderSettings {
+  bool operator==(const DecoderSettings&) const = default;
+};
 
 class CudaLane final : public GpuLane {
  public:
@@ -88,6 +125,7 @@ class CudaLane final : public GpuLane {
     LKV_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(settings_.device), "no device"));
     const absl::Status status = work();
     if (status.ok() || *settings_.hung) return status;
+    tables_id_ = 0;
     // What is no error of the device was found out before anything was queued, or waits for it.
     const absl::Status quiet = WaitForStream();
     cudaGetLastError();
@@ -109,36 +147,60 @@ class CudaLane final : public GpuLane {
     }
   }
 
-  // What is left of the working memory behind `staging_bytes`.
-  absl::StatusOr<CudaArena> ArenaBehind(size_t staging_bytes, size_t device_bytes,
-                                        size_t pinned_bytes) const {
+  // What is left of the working memory before `staging_bytes`. The plans' tables lie at its start
+  // and are still there when a batch of the same planner follows.
+  absl::StatusOr<CudaArena> ArenaBefore(size_t staging_bytes, size_t device_bytes,
+                                        size_t pinned_bytes) {
     if (staging_bytes + device_bytes > device_.size() || pinned_bytes > pinned_.size()) {
       return TooLarge(staging_bytes + device_bytes, pinned_bytes);
     }
-    return CudaArena{device_.data() + staging_bytes, device_.size() - staging_bytes, pinned_.data(),
-                     pinned_.size()};
+    return CudaArena{device_.data(), device_.size() - staging_bytes, pinned_.data(), pinned_.size(),
+                     &tables_id_};
   }
 
   // Where the raw bytes of a batch's jobs lie: in the jobs' own memory on the device, or staged at
-  // the start of the lane's, one job behind the other.
+  // the end of the lane's, one job before the other.
   struct Staging {
     std::vector<std::byte*> at_dev;  // [job], null for those that are not staged
     size_t bytes = 0;
   };
-  // Gives `chunk`, made of the next job, its place.
+  // Gives `chunk`, made of the next job, its place; RESOURCE_EXHAUSTED when there is none.
   template <typename Job, typename Chunk>
-  void PlaceJob(const Layout& layout, const Job& job, uint32_t first_layer, uint32_t end_layer,
-                Staging& staging, Chunk& chunk) const {
+  absl::Status PlaceJob(const Layout& layout, const Job& job, uint32_t first_layer,
+                        uint32_t end_layer, Staging& staging, Chunk& chunk) const {
     if (job.placement) {
       chunk.planes = job.placement->planes;
       chunk.table = job.placement->table();
       staging.at_dev.push_back(nullptr);
-      return;
+      return absl::OkStatus();
     }
-    std::byte* const at_dev = device_.data() + staging.bytes;
+    staging.bytes += RoundUp(job.raw_bytes, kArenaAlignment);
+    if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);
+    std::byte* const at_dev = device_.data() + (device_.size() - staging.bytes);
     chunk.planes = ContiguousPlanes(layout, job.tokens, first_layer, end_layer, at_dev);
     staging.at_dev.push_back(at_dev);
-    staging.bytes += RoundUp(job.raw_bytes, kArenaAlignment);
+    return absl::OkStatus();
+  }
+
+  absl::Status PrepareEncoder(const GpuEncodeBatch& batch) {
+    const EncoderSettings own{batch.preset, batch.stats, batch.seed};
+    if (encoder_.IsFor(batch.layout, batch.profile, own)) return absl::OkStatus();
+    const CudaEncodeSettings settings{batch.preset, batch.stats, batch.profile.get(), batch.seed};
+    encoder_ = {};
+    LKV_ASSIGN_OR_RETURN(encoder_.planner, CudaEncodePlanner::Make(*batch.layout, settings));
+    encoder_.layout = batch.layout;
+    encoder_.profile = batch.profile;
+    encoder_.settings = own;
+    return absl::OkStatus();
+  }
+  absl::Status PrepareDecoder(const GpuDecodeBatch& batch) {
+    if (decoder_.IsFor(batch.layout, batch.profile, {})) return absl::OkStatus();
+    decoder_ = {};
+    LKV_ASSIGN_OR_RETURN(decoder_.planner,
+                         CudaDecodePlanner::Make(*batch.layout, batch.profile.get()));
+    decoder_.layout = batch.layout;
+    decoder_.profile = batch.profile;
+    return absl::OkStatus();
   }
 
   absl::Status EncodeNow(const GpuEncodeBatch& batch) {
@@ -152,17 +214,13 @@ class CudaLane final : public GpuLane {
       chunk.start_position = job->start_position;
       chunk.exact_tokens = job->exact_tokens;
       chunk.keep = job->keep;
-      PlaceJob(layout, *job, 0, layers, staging, chunk);
+      LKV_RETURN_IF_ERROR(PlaceJob(layout, *job, 0, layers, staging, chunk));
     }
-    if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);
-    CudaEncodeSettings settings;
-    settings.preset = batch.preset;
-    settings.stats = batch.stats;
-    settings.profile = batch.profile;
-    settings.seed = batch.seed;
-    LKV_ASSIGN_OR_RETURN(const CudaEncodePlan plan, CudaEncodePlan::Make(layout, settings, chunks));
+    LKV_RETURN_IF_ERROR(PrepareEncoder(batch));
+    LKV_RETURN_IF_ERROR(encoder_.planner->Plan(chunks, encoder_.plan));
+    const CudaEncodePlan& plan = encoder_.plan;
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
-                         ArenaBehind(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
+                         ArenaBefore(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
     for (size_t i = 0; i < batch.jobs.size(); ++i) {
       const GpuEncodeJob& job = *batch.jobs[i];
       if (job.placement) continue;
@@ -210,13 +268,14 @@ class CudaLane final : public GpuLane {
       chunk.first_layer = job->first_layer;
       chunk.layers = job->layers;
       chunk.seed = job->seed.get();
-      PlaceJob(layout, *job, job->first_layer, job->first_layer + job->layers, staging, chunk);
+      LKV_RETURN_IF_ERROR(
+          PlaceJob(layout, *job, job->first_layer, job->first_layer + job->layers, staging, chunk));
     }
-    if (staging.bytes > device_.size()) return TooLarge(staging.bytes, 0);
-    LKV_ASSIGN_OR_RETURN(const CudaDecodePlan plan,
-                         CudaDecodePlan::Make(layout, batch.profile, chunks));
+    LKV_RETURN_IF_ERROR(PrepareDecoder(batch));
+    LKV_RETURN_IF_ERROR(decoder_.planner->Plan(chunks, decoder_.plan));
+    const CudaDecodePlan& plan = decoder_.plan;
     LKV_ASSIGN_OR_RETURN(const CudaArena arena,
-                         ArenaBehind(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
+                         ArenaBefore(staging.bytes, plan.device_bytes(), plan.pinned_bytes()));
     LKV_RETURN_IF_ERROR(plan.DecodeAsync(arena, stream_, max_multiprocessors_));
     for (size_t i = 0; i < batch.jobs.size(); ++i) {
       const GpuDecodeJob& job = *batch.jobs[i];
@@ -238,6 +297,9 @@ class CudaLane final : public GpuLane {
   cudaStream_t stream_ = nullptr;
   DeviceMemory device_;
   PinnedMemory pinned_;
+  uint64_t tables_id_ = 0;  // whose tables `device_` begins with
+  KeptPlanner<CudaEncodePlanner, CudaEncodePlan, EncoderSettings> encoder_;
+  KeptPlanner<CudaDecodePlanner, CudaDecodePlan, DecoderSettings> decoder_;
 };
 
 // Another process's memory. The driver keeps it for as long as it is mapped, whatever becomes of

@@ -102,16 +102,16 @@ struct GpuDecodeJob {
 
 // What the chunks of a batch share.
 struct GpuEncodeBatch {
-  const Layout* layout = nullptr;
-  const ModelProfile* profile = nullptr;
+  std::shared_ptr<const Layout> layout;
+  std::shared_ptr<const ModelProfile> profile;  // may be null
   PresetId preset = kDefaultPreset;
   StatsMode stats = StatsMode::kAuto;
   SeedOptions seed;
   std::vector<GpuEncodeJob*> jobs;
 };
 struct GpuDecodeBatch {
-  const Layout* layout = nullptr;
-  const ModelProfile* profile = nullptr;
+  std::shared_ptr<const Layout> layout;
+  std::shared_ptr<const ModelProfile> profile;  // may be null
   std::vector<GpuDecodeJob*> jobs;
 };
 

@@ -141,7 +141,7 @@ absl::Status GpuExecutor::SelfTest() {
   if (job.pinned.size() < raw.size()) return absl::ResourceExhaustedError("the ring is too small");
   std::memcpy(job.pinned.data(), raw.data(), raw.size());
   GpuEncodeBatch batch;
-  batch.layout = &layout;
+  batch.layout = std::make_shared<const Layout>(layout);
   batch.preset = options.preset;
   batch.stats = options.stats;
   batch.jobs = {&job};
@@ -447,8 +447,8 @@ void GpuExecutor::RunBatch(GpuLane& lane, std::span<const JobPtr> jobs) {
 
 absl::Status GpuExecutor::RunEncodes(GpuLane& lane, std::span<const JobPtr> jobs) {
   GpuEncodeBatch batch;
-  batch.layout = jobs.front()->layout.get();
-  batch.profile = jobs.front()->profile.get();
+  batch.layout = jobs.front()->layout;
+  batch.profile = jobs.front()->profile;
   batch.preset = jobs.front()->preset;
   batch.stats = jobs.front()->stats;
   batch.seed = jobs.front()->seed;
@@ -458,8 +458,8 @@ absl::Status GpuExecutor::RunEncodes(GpuLane& lane, std::span<const JobPtr> jobs
 
 absl::Status GpuExecutor::RunDecodes(GpuLane& lane, std::span<const JobPtr> jobs) {
   GpuDecodeBatch batch;
-  batch.layout = jobs.front()->layout.get();
-  batch.profile = jobs.front()->profile.get();
+  batch.layout = jobs.front()->layout;
+  batch.profile = jobs.front()->profile;
   for (const JobPtr& job : jobs) batch.jobs.push_back(&job->decode);
   return lane.Decode(batch);
 }
