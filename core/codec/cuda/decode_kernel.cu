@@ -168,7 +168,6 @@ struct LaneGroup {
   }
 };
 
-
 // One round: a group of 8 a lane, as numbers in the coder's scale without their means. kAll: all
 // lanes are active. kLowBits: in the channels of the mask `low`, some lane sends lowest bits as
 // they are; words for the round are reserved unless that is so.
